@@ -1,0 +1,1 @@
+"""Pure functions: the formulas of every method, on tensors or arrays, without trainer or state."""
