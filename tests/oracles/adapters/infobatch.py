@@ -1,0 +1,60 @@
+"""Oracle adapter for InfoBatch; the stored numbers were drawn with numpy's legacy generator."""
+
+import numpy as np
+
+from dsel_trl.functional.infobatch import INITIAL_SCORE, infobatch_epoch, infobatch_prune, record_losses, well_learned
+
+
+def evaluate(oracle):
+    for i, case in enumerate(oracle.get("prune_cases", [])):
+        mean, mask = well_learned(case["scores"])
+        ids, weights = infobatch_prune(
+            case["scores"], np.random.RandomState(case["np_random_seed"]), prune_ratio=case["prune_ratio"]
+        )
+        got = {
+            "threshold_mean": mean,
+            "below_mean_indices": np.flatnonzero(mask),
+            "n_kept_below": int(mask[ids].sum()),
+            "kept_indices_shuffled": ids,
+            "weights": weights,
+            "num_pruned": len(mask) - len(ids),
+            "unbiasedness_check": {"sum_weights_over_kept": float(weights[ids].sum()), "dataset_size": len(mask)},
+        }
+        for key, value in got.items():
+            if key in case:
+                yield f"prune_cases[{i}].{key}", value, case[key]
+
+    for i, entry in enumerate(oracle.get("training_traces", [])):
+        yield from evaluate_trace(f"training_traces[{i}]", entry["trace"])
+
+
+def evaluate_trace(label, trace):
+    scores = np.full(trace["n"], INITIAL_SCORE, dtype=np.float32)
+    weights = np.ones(trace["n"], dtype=np.float32)
+    total_pruned = 0
+    for epoch in trace["epochs"]:
+        rng = np.random.RandomState(epoch["sampler_iterations_counter_at_reset"])
+        ids, weights = infobatch_epoch(
+            scores,
+            epoch["epoch"],
+            trace["num_epochs"],
+            rng,
+            prune_ratio=trace["prune_ratio"],
+            delta=trace["delta"],
+            stale_weights=weights,
+        )
+        total_pruned += trace["n"] - len(ids)
+        where = f"{label}.epochs[{epoch['epoch']}]"
+        yield f"{where}.order", ids, epoch["order"]
+        yield f"{where}.weights_in_use", weights, epoch["weights_in_use"]
+        yield f"{where}.pruned_this_epoch", trace["n"] - len(ids), epoch["pruned_this_epoch"]
+        batches = [ids[start : start + trace["batch_size"]] for start in range(0, len(ids), trace["batch_size"])]
+        yield f"{where}.batches", len(batches), len(epoch["batches"])
+        for batch, expected in zip(batches, epoch["batches"], strict=True):
+            losses = np.asarray(expected["raw_losses"], dtype=np.float32)
+            yield f"{where}.indices", batch, expected["indices"]
+            yield f"{where}.weighted_mean_loss", (weights[batch] * losses).mean(), expected["weighted_mean_loss"]
+            scores = record_losses(scores, batch, losses)
+        yield f"{where}.scores_after", scores, epoch["scores_after"]
+    if "total_pruned" in trace:
+        yield f"{label}.total_pruned", total_pruned, trace["total_pruned"]
