@@ -1,0 +1,78 @@
+"""Exact gradient weights for losses that end in a mean over examples.
+
+A per-example weight cannot be put into a loss that is already reduced. It can be put on the path back: the gate is the
+identity on the per-token log-probabilities, and its backward multiplies each row by the weight of its example. As the
+loss of a pair (or a conversation) reaches the parameters only through its own rows, the parameters receive exactly the
+gradient of the weighted loss, whatever the loss type.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _WeightedIdentity(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, gate: "Gate") -> Tensor:
+        ctx.gate = gate
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        weights = ctx.gate.weights
+        if weights is None:
+            return grad, None
+        weights = weights.to(device=grad.device, dtype=grad.dtype)
+        return grad * weights.reshape(weights.shape + (1,) * (grad.dim() - weights.dim())), None
+
+
+class Gate:
+    """
+    The holder of one micro-batch's weights, read when the backward pass arrives.
+
+    The weights are set after the forward pass, so that they may depend on this very batch. `None` leaves the gradient
+    untouched, bit for bit; so does a weight of exactly 1.
+
+    Example:
+
+    ```python
+    >>> gate = Gate()
+    >>> loss = -gate(log_probs).sum(dim=1).mean()
+    >>> gate.weights = torch.tensor([2.0, 0.0])
+    >>> loss.backward()
+    ```
+    """
+
+    def __init__(self) -> None:
+        self.weights: Tensor | None = None
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """`values` of shape `(rows, T, ...)`, unchanged; its gradient will be multiplied by `weights` `(rows,)` or `(rows, T)`."""
+        return _WeightedIdentity.apply(values, self)
+
+
+class WeightAverage:
+    """
+    Mean weight of one optimizer step: sum and count over its micro-batches, and over the ranks by `reduce`.
+
+    With one micro-batch per step the weights are divided by the mean before the backward pass. With accumulation the
+    mean is known only after the last micro-batch: the accumulated gradient, being linear in the weights, is divided
+    then. Both are the same weighted mean.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self.count = 0
+
+    def add(self, weights: Tensor) -> None:
+        self.total += float(weights.double().sum())
+        self.count += weights.numel()
+
+    def scale(self, total: float, count: float) -> float:
+        """Factor that makes `count` weights of sum `total` average 1; a step without any weight stays without gradient."""
+        return 1.0 if total == count or total <= 0.0 else count / total
+
+    def reset(self) -> None:
+        self.total, self.count = 0.0, 0

@@ -1,0 +1,243 @@
+"""The ledger: what a run knows of every example."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from safetensors.numpy import load_file, save_file
+
+FORMAT = 1
+GROWTH = 1024
+
+
+class Ledger:
+    """
+    One float32 column per score with the step at which each entry was written; NaN = not known yet.
+
+    Memory: 8 bytes per example and score, 1 to 4 bytes per example for the visits, and 1 byte once a reason to drop has
+    been recorded. Every rank holds the same ledger.
+
+    Args:
+        size (`int`, *optional*):
+            Number of examples. Without it (streams) rows are made as ids appear, and an id is any int64.
+
+    Example:
+
+    ```python
+    >>> ledger = Ledger(3)
+    >>> ledger.write("loss", [0, 2], [0.5, 0.1], step=10)
+    >>> ledger["loss"]
+    array([0.5, nan, 0.1], dtype=float32)
+    ```
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self._scores: dict[str, np.ndarray] = {}
+        self._steps: dict[str, np.ndarray] = {}
+        self._rows: dict[int, int] | None = {} if size is None else None
+        self.visits = np.zeros(size or 0, dtype=np.uint8)
+        self.reasons: list[str] = [""]
+        self._dropped: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows) if self._rows is not None else len(self.visits)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._scores
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The scores under `name`, `(N,)` float32 (the ledger's own array: copy before changing it)."""
+        if name not in self._scores:
+            raise KeyError(f"The ledger has no score {name!r}; it has {self.names}.")
+        return self._scores[name][: len(self)]
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._scores)
+
+    @property
+    def nbytes(self) -> int:
+        columns = [*self._scores.values(), *self._steps.values(), self.visits]
+        return sum(column.nbytes for column in columns) + (0 if self._dropped is None else self._dropped.nbytes)
+
+    def rows(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
+        """Row of each id; for a stream, new ids get the next free rows."""
+        ids = np.asarray(ids, dtype=np.int64)
+        if self._rows is None:
+            if ids.size and (ids.min() < 0 or ids.max() >= len(self.visits)):
+                raise IndexError(f"Example id {ids.min()}..{ids.max()} outside a dataset of {len(self.visits)} rows.")
+            return ids
+        rows = np.fromiter((self._rows.setdefault(i, len(self._rows)) for i in ids.tolist()), np.int64, len(ids))
+        if len(self._rows) > len(self.visits):
+            self._grow(max(len(self._rows), 2 * len(self.visits), GROWTH))
+        return rows
+
+    def _grow(self, capacity: int) -> None:
+        def extended(column: np.ndarray, fill: float) -> np.ndarray:
+            grown = np.full(capacity, fill, dtype=column.dtype)
+            grown[: len(column)] = column
+            return grown
+
+        self.visits = extended(self.visits, 0)
+        self._scores = {name: extended(column, np.nan) for name, column in self._scores.items()}
+        self._steps = {name: extended(column, -1) for name, column in self._steps.items()}
+        if self._dropped is not None:
+            self._dropped = extended(self._dropped, 0)
+
+    def add(self, name: str) -> None:
+        """Makes an empty column `name` if there is none."""
+        if name not in self._scores:
+            self._scores[name] = np.full(len(self.visits), np.nan, dtype=np.float32)
+            self._steps[name] = np.full(len(self.visits), -1, dtype=np.int32)
+
+    def write(self, name: str, ids: Iterable[int] | np.ndarray | None, values: Any, step: int) -> None:
+        """Writes `values` `(len(ids),)` under `name`, stamped with `step`; `ids=None` means all examples in order."""
+        values = np.asarray(values, dtype=np.float32)
+        self.add(name)
+        if ids is None:
+            if values.shape != (len(self),):
+                raise ValueError(f"{name!r}: {values.shape} values for a ledger of {len(self)} examples.")
+            self._scores[name][: len(self)] = values
+            self._steps[name][: len(self)] = step
+            return
+        rows = self.rows(ids)
+        self._scores[name][rows] = values
+        self._steps[name][rows] = step
+
+    def visit(self, ids: np.ndarray) -> None:
+        """Counts one visit per id, repeated ids as often as they appear."""
+        rows = self.rows(ids)
+        unique, counts = np.unique(rows, return_counts=True)
+        # One byte per example carries most runs; the column widens when a count would not fit.
+        highest = int(self.visits[unique].max(initial=0)) + int(counts.max(initial=0))
+        if highest > np.iinfo(self.visits.dtype).max:
+            self.visits = self.visits.astype(np.uint16 if highest <= np.iinfo(np.uint16).max else np.uint32)
+        self.visits[unique] += counts.astype(self.visits.dtype)
+
+    def steps(self, name: str) -> np.ndarray:
+        """Step at which each entry of `name` was written, `(N,)` int32; -1 = never."""
+        return self._steps[name][: len(self)]
+
+    def last_step(self) -> np.ndarray:
+        """Latest step at which anything was written of each example, `(N,)` int32; -1 = never."""
+        last = np.full(len(self), -1, dtype=np.int32)
+        for name in self._steps:
+            np.maximum(last, self.steps(name), out=last)
+        return last
+
+    def drop(self, mask: np.ndarray, reason: str) -> None:
+        """Records that the examples of the bool `mask` `(N,)` are dropped for `reason`, and that all others are not."""
+        if self._dropped is None:
+            self._dropped = np.zeros(len(self.visits), dtype=np.uint8)
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        code = self.reasons.index(reason)
+        dropped = self._dropped[: len(self)]
+        dropped[dropped == code] = 0
+        dropped[mask] = code
+
+    @property
+    def dropped(self) -> np.ndarray:
+        """Whether each example is dropped now, `(N,)` bool."""
+        return np.zeros(len(self), dtype=bool) if self._dropped is None else self._dropped[: len(self)] > 0
+
+    def to_dataset(self, ids: np.ndarray | None = None) -> Dataset:
+        """
+        The ledger as a table: `id`, one column per score, `visits`, `last_step` and `dropped_by` (empty = kept).
+
+        Args:
+            ids (`np.ndarray` of shape `(N,)`, *optional*):
+                Ids to show instead of the row numbers, such as positions in the user's own dataset.
+        """
+        rows = np.arange(len(self)) if self._rows is None else np.fromiter(self._rows, np.int64, len(self))
+        codes = np.zeros(len(self), dtype=np.uint8) if self._dropped is None else self._dropped[: len(self)]
+        table: dict[str, Any] = {"id": rows if ids is None else ids}
+        table.update({name: self[name] for name in self.names})
+        table["visits"] = self.visits[: len(self)].astype(np.int64)
+        table["last_step"] = self.last_step()
+        table["dropped_by"] = np.asarray(self.reasons, dtype=object)[codes].tolist()
+        return Dataset.from_dict(table)
+
+    def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and JSON values that `load_state_dict` takes back."""
+        arrays = {"visits": self.visits[: len(self)]}
+        for name in self.names:
+            arrays[f"score:{name}"], arrays[f"step:{name}"] = self[name], self.steps(name)
+        if self._dropped is not None:
+            arrays["dropped"] = self._dropped[: len(self)]
+        if self._rows is not None:
+            arrays["ids"] = np.fromiter(self._rows, np.int64, len(self))
+        return arrays, {"names": self.names, "reasons": self.reasons, "size": len(self)}
+
+    def load_state_dict(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave; the ledger must be of the same size (a stream's may be empty)."""
+        if self._rows is None and values["size"] != len(self):
+            raise ValueError(f"The saved ledger is of {values['size']} examples, this dataset has {len(self)}.")
+        if "ids" in arrays:
+            self._rows = {int(i): row for row, i in enumerate(arrays["ids"].tolist())}
+        self.visits = arrays["visits"].copy()
+        self._scores = {name: arrays[f"score:{name}"].copy() for name in values["names"]}
+        self._steps = {name: arrays[f"step:{name}"].copy() for name in values["names"]}
+        self.reasons = list(values["reasons"])
+        self._dropped = arrays["dropped"].copy() if "dropped" in arrays else None
+
+
+def write_sidecar(folder: str | os.PathLike, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+    """
+    Saves arrays (safetensors) and JSON values so that a reader finds either all of it or nothing.
+
+    The tensors are written under a temporary name and renamed; the JSON, which carries their checksum, follows in the
+    same way and is the last to appear.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, state = folder / "state.safetensors", folder / "state.json"
+    state.unlink(missing_ok=True)
+    temporary = folder / "state.safetensors.tmp"
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+    checksum = _sha256(temporary)
+    os.replace(temporary, tensors)
+    write_json(state, {"format": FORMAT, "sha256": checksum, **values})
+
+
+def read_sidecar(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """
+    Reads what `write_sidecar` wrote.
+
+    Raises:
+        `ValueError`: if a file is missing, cut short or changed; the message names the file.
+    """
+    folder = Path(folder)
+    tensors, state = folder / "state.safetensors", folder / "state.json"
+    for path in (state, tensors):
+        if not path.is_file():
+            raise ValueError(
+                f"{folder.parent} has no complete selection state: {path.name} is missing in {folder}. Resume from an "
+                "earlier checkpoint."
+            )
+    try:
+        values = json.loads(state.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{state} is not readable JSON ({error}). Resume from an earlier checkpoint.") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"{state} is not a selection state of format {FORMAT}. Resume from an earlier checkpoint.")
+    if values.get("sha256") != _sha256(tensors):
+        raise ValueError(f"{tensors} was cut short or changed since it was saved. Resume from an earlier checkpoint.")
+    return load_file(tensors), values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """JSON under a temporary name, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
