@@ -1,0 +1,43 @@
+"""Oracle adapter for pacing functions, competence and eligibility."""
+
+import numpy as np
+
+from dsel_trl.functional.pacing import (
+    competence,
+    difficulty_cdf,
+    eligible_by_competence,
+    eligible_by_rank,
+    pacing_size,
+)
+
+
+def evaluate(oracle):
+    for i, case in enumerate(oracle.get("pacing", [])):
+        for name, sizes in case["sizes"].items():
+            got = pacing_size(
+                name,
+                case["steps"],
+                case["total_steps_T"],
+                case["dataset_size_N"],
+                initial_fraction=case["initial_fraction_b"],
+                full_at=case["final_fraction_a"],
+                exact_end=False,
+            )
+            yield f"pacing[{i}].{name}", got, sizes
+    for i, case in enumerate(oracle.get("competence", [])):
+        got = competence(case["t"], case["T"], initial=case["c0"], power=case["p"])
+        yield f"competence[{i}]", got, case["competence"]
+    if "difficulty" in oracle:
+        difficulty = oracle["difficulty"]
+        cdf = difficulty_cdf(difficulty)
+        yield "difficulty_cdf", cdf, oracle["difficulty_cdf"]
+        for i, case in enumerate(oracle.get("eligibility", [])):
+            level = case["competence"]
+            got = {
+                "eligible_easy_first": eligible_by_competence(cdf, level, at_least_one=False),
+                "eligible_by_rank_topk": np.sort(eligible_by_rank(difficulty, level)),
+                "eligible_anti_curriculum": np.sort(eligible_by_rank(difficulty, level, hardest_first=True)),
+            }
+            for key, value in got.items():
+                if key in case:
+                    yield f"eligibility[{i}].{key}", value, case[key]
