@@ -13,13 +13,15 @@ Ids = NDArray[np.int64]
 
 
 def _polynomial(size: int, initial: float, end: float, step: Floats, power: float) -> Floats:
-    return size * initial + size * ((1 - initial) / end**power) * step**power
+    grown: Floats = size * initial + size * ((1 - initial) / end**power) * step**power
+    return grown
 
 
 def _exponential(size: int, initial: float, end: float, step: Floats, power: float) -> Floats:
     # Past the end the value is cut anyway; the cap keeps exp() finite.
     tau = np.minimum(step / end, 10.0)
-    return size * initial + size * ((1 - initial) / (math.exp(10) - 1)) * (np.exp(10 * tau) - 1)
+    grown: Floats = size * initial + size * ((1 - initial) / (math.exp(10) - 1)) * (np.exp(10 * tau) - 1)
+    return grown
 
 
 def _log(size: int, initial: float, end: float, step: Floats, power: float) -> Floats:
