@@ -78,7 +78,7 @@ def batch_beta(
     margin: Tensor, mask: Tensor, mean: float, beta: float = 0.1, a: float = 0.6, floor: float = 1e-3
 ) -> float:
     """
-    Beta of a batch, `max(beta * (1 + a * (mean of the kept margins - M)), floor)` (equation 8).
+    Beta of a batch, `max(beta * (1 + a * (mean of the kept margins - M)), floor)`.
 
     Args:
         margin (`torch.Tensor` of shape `(B,)`):
