@@ -1,0 +1,36 @@
+"""Reads the beta-DPO oracle: consecutive batches with moving averages that start at zero and the mask of the file."""
+
+import torch
+
+from dsel_trl.functional.beta_dpo import batch_beta, beta_dpo_loss, keep_weights, kept_pairs
+from dsel_trl.functional.margins import log_ratio_margin
+from dsel_trl.functional.running import EmaMoments, ema_update
+
+
+def evaluate(oracle):
+    inputs, expected = oracle["inputs"], oracle["expected"]
+    state = EmaMoments()
+    for step, (batch, wanted) in enumerate(zip(inputs["batches"], expected["steps"], strict=True)):
+        margin = log_ratio_margin(
+            torch.tensor(batch["policy_chosen"]),
+            torch.tensor(batch["policy_rejected"]),
+            torch.tensor(batch.get("reference_chosen", inputs.get("reference_chosen"))),
+            torch.tensor(batch.get("reference_rejected", inputs.get("reference_rejected"))),
+        )
+        mask = torch.tensor(batch.get("mask", wanted["mask"]))
+        state = ema_update(state, margin, inputs["ema_gamma"], init="zero")
+        beta_used = batch_beta(margin, mask, state.mean, inputs["beta"], inputs["a"])
+        loss, losses = beta_dpo_loss(margin, mask, beta_used)
+        got = {
+            "gap": margin,
+            "ema_mean": state.mean,
+            "ema_std": state.std,
+            "weights": keep_weights(margin, state.mean, state.std),
+            "mask": mask,
+            "n_kept": kept_pairs(len(margin), inputs["filter_ratio"]),
+            "beta_used": beta_used,
+            "losses": losses,
+            "loss": loss,
+        }
+        for name, value in wanted.items():
+            yield f"steps[{step}].{name}", got[name], value
