@@ -54,6 +54,7 @@ class Reading:
     gate: Gate | None = None
     policy: Forward | None = None
     reference: Forward | None = None
+    when_read: Callable[[], None] | None = None
 
 
 class Tap:
@@ -103,13 +104,15 @@ class Tap:
                 for key in ("entropy", "is_top1", "log_sum_sq_probs")
             ),
         )
-        with_gradient = getattr(output, name).requires_grad
-        if not with_gradient:
+        values = getattr(output, name)
+        if values.requires_grad:
+            reading.policy = forward
+            if reading.gate is not None:
+                setattr(output, name, reading.gate(values))
+        else:
             reading.reference = forward
-            return
-        reading.policy = forward
-        if reading.gate is not None:
-            setattr(output, name, reading.gate(getattr(output, name)))
+        if reading.when_read is not None:
+            reading.when_read()
 
 
 def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
@@ -174,6 +177,10 @@ class Batch:
 
     def row_weights(self, weights: Tensor) -> Tensor:
         """Weights in the layout of the log-probabilities: `(rows,)`, or `(rows, T)` where examples share a row."""
+        raise NotImplementedError
+
+    def example_weights(self, weights: Tensor) -> Tensor:
+        """Mean weight of each example, `(B,)`, of weights in row layout."""
         raise NotImplementedError
 
 
@@ -262,6 +269,11 @@ class PairBatch(Batch):
     def row_weights(self, weights: Tensor) -> Tensor:
         return weights if weights.dim() > 1 or weights.numel() == 2 * self.size else weights.repeat(2)
 
+    def example_weights(self, weights: Tensor) -> Tensor:
+        if weights.dim() > 1:
+            weights = (weights * self.token_mask).sum(dim=1) / self.token_mask.sum(dim=1).clamp(min=1)
+        return weights.view(2, self.size).mean(dim=0)
+
 
 @dataclass
 class SequenceBatch(Batch):
@@ -310,3 +322,8 @@ class SequenceBatch(Batch):
         if weights.dim() > 1 or self._segments is None:
             return weights
         return weights[self._segments]
+
+    def example_weights(self, weights: Tensor) -> Tensor:
+        if weights.dim() == 1:
+            return weights
+        return self._per_example(weights * self.token_mask) / self.lengths.clamp(min=1)

@@ -102,15 +102,11 @@ def pair_losses(
         return (-(1 - smooth) * F.logsigmoid(margin) + smooth * F.logsigmoid(-margin)) / (1 - 2 * smooth)
     if loss_type == "exo_pair":
         smooth_tensor = torch.as_tensor(label_smoothing, dtype=margin.dtype, device=margin.device)
-        return torch.sigmoid(margin) * (F.logsigmoid(margin) - torch.log1p(-smooth_tensor)) + torch.sigmoid(-margin) * (
-            F.logsigmoid(-margin) - torch.log(smooth_tensor)
-        )
+        return torch.sigmoid(margin) * (F.logsigmoid(margin) - torch.log1p(-smooth_tensor)) + torch.sigmoid(
+            -margin
+        ) * (F.logsigmoid(-margin) - torch.log(smooth_tensor))
     if loss_type == "nca_pair":
-        return (
-            -F.logsigmoid(reward_chosen)
-            - 0.5 * F.logsigmoid(-reward_chosen)
-            - 0.5 * F.logsigmoid(-reward_rejected)
-        )
+        return -F.logsigmoid(reward_chosen) - 0.5 * F.logsigmoid(-reward_chosen) - 0.5 * F.logsigmoid(-reward_rejected)
     if loss_type == "bco_pair":
         return -F.logsigmoid(reward_chosen) - F.logsigmoid(-reward_rejected)
     if loss_type == "sppo_hard":

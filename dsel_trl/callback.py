@@ -1,0 +1,614 @@
+"""`SelectionCallback`: joins a trainer and its methods."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from . import trainer as seams
+from .data.columns import column_names, dataset_fingerprint, list_lengths, numeric_column, original_positions
+from .functional.dpo_losses import COUPLED_LOSSES
+from .gate import Gate, WeightAverage
+from .ledger import Ledger, write_sidecar
+from .method import Composition, Method, Run, Step, create_method, refuse_truth
+from .metrics import Metrics
+from .passes import Passes
+from .sampler import PlanSampler
+from .tap import Batch, Reading, Tap
+
+logger = logging.getLogger(__name__)
+
+VERSIONED = ("dsel-trl", "trl", "transformers", "torch")
+
+
+@dataclass
+class Listening:
+    """One micro-batch between its forward and its backward."""
+
+    ids: Tensor
+    inputs: dict[str, Any]
+    columns: dict[str, Tensor]
+    gate: Gate | None
+    reading: Reading
+    batch: Batch | None = None
+
+
+class SelectionCallback(TrainerCallback):
+    """
+    Lets methods decide which examples a TRL trainer learns from, in which order and with which weight.
+
+    Args:
+        trainer ([`~trl.DPOTrainer`] or [`~trl.SFTTrainer`]):
+            The trainer, constructed and not yet trained. It is re-typed in place; [`~SelectionCallback.detach`] undoes it.
+        method ([`Method`], `str`, or a list of them):
+            What to do. A name takes its parameters from the keyword arguments; a list is composed: weights multiply,
+            kept sets intersect, at most one orders.
+        resume_across_versions (`bool`, *optional*, defaults to `False`):
+            Whether a checkpoint made with other versions of the libraries may be continued (then it need not be
+            bit-identical to an undisturbed run).
+        **parameters:
+            Parameters of a method given by name.
+
+    Raises:
+        `TypeError`: for a trainer that is not supported.
+        `ValueError`: for anything the methods cannot work with (a missing column, a loss without per-example values, a
+            dataset smaller than a batch, a mistyped parameter). Nothing has been changed then.
+
+    Example:
+
+    ```python
+    >>> trainer = DPOTrainer("my-model", args=DPOConfig("out"), train_dataset=dataset)
+    >>> trainer.add_callback(SelectionCallback(trainer, "alignment_potential", keep=0.4))
+    >>> trainer.train()
+    ```
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        method: Method | str | Sequence[Method | str],
+        *,
+        resume_across_versions: bool = False,
+        **parameters: Any,
+    ) -> None:
+        # What the user set
+        self.trainer = trainer
+        self.methods = Composition(_methods(method, parameters))
+        self.resume_across_versions = resume_across_versions
+
+        # What the run keeps
+        self.kind = seams.trainer_kind(trainer)
+        self.streaming = not seams.is_map_style(trainer)
+        self._columns_read: dict[str, np.ndarray] = {}
+        self._lengths_read: tuple[np.ndarray, np.ndarray] | None = None
+        self.sampler: PlanSampler | None = None
+        self._validate()
+        self._new_run()
+        self._attach()
+
+    # ---- Before the first step ----
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Dataset columns that the methods read."""
+        return tuple(dict.fromkeys(name for method in self.methods.methods for name in method.columns))
+
+    @property
+    def candidates(self) -> int:
+        """Candidates drawn for one trained example."""
+        return max(method.candidates for method in self.methods.methods)
+
+    @property
+    def batch_examples(self) -> int:
+        """Examples of one micro-batch over all ranks, candidates included."""
+        return self.trainer._train_batch_size * self.trainer.args.world_size * self.candidates
+
+    def _validate(self) -> None:
+        args, dataset = self.trainer.args, self.trainer.train_dataset
+        for method in self.methods.methods:
+            if self.kind not in method.trainers:
+                raise ValueError(
+                    f"{method.name!r} works with {list(method.trainers)}, not with {type(self.trainer).__name__}."
+                )
+        weighing = self.methods.using("weigh", "score", "adjust", "extra_loss", "pick")
+        if self.kind == "dpo" and weighing and (coupled := sorted(COUPLED_LOSSES & set(self.trainer.loss_types))):
+            raise ValueError(
+                f"loss_type {coupled} sorts the batch, so a pair has no loss or gradient of its own and "
+                f"{[m.name for m in weighing]} cannot score or weigh it. Use another loss_type, such as 'sigmoid'."
+            )
+        if getattr(args, "packing", False):
+            for method in self.methods.methods:
+                if not method.packed_rows:
+                    raise ValueError(
+                        f"{method.name!r} needs single examples, but packing=True puts several into one row. Set "
+                        "packing=False (padding_free=True is fine)."
+                    )
+        if self.streaming:
+            planning = self.methods.using("select", "order", "plan", "pick")
+            if planning:
+                raise ValueError(
+                    f"{[m.name for m in planning]} plan ahead, which a streaming dataset does not allow. Load the "
+                    "dataset without streaming, or use a method that only weighs."
+                )
+        else:
+            if not len(dataset):
+                raise ValueError("train_dataset is empty: there is nothing to select from.")
+            if len(dataset) < self.batch_examples:
+                raise ValueError(
+                    f"train_dataset has {len(dataset)} examples, fewer than one batch of {self.batch_examples} "
+                    f"({self.trainer._train_batch_size} x {args.world_size} processes x {self.candidates} candidates)."
+                )
+        if self.methods.plans and args.train_sampling_strategy != "random":
+            planning = self.methods.using("select", "order", "plan")
+            raise ValueError(
+                f"train_sampling_strategy={args.train_sampling_strategy!r} orders the examples, and so do "
+                f"{[m.name for m in planning]}: leave train_sampling_strategy at 'random'."
+            )
+        present = column_names(dataset)
+        for method in self.methods.methods:
+            for name in method.columns:
+                refuse_truth(name)
+                if name not in present:
+                    raise ValueError(
+                        f"{method.name!r} reads the column {name!r}, which the dataset does not have. Its columns are "
+                        f"{sorted(present)}."
+                    )
+                if not self.streaming and np.isnan(self._read_column(name)).all():
+                    raise ValueError(
+                        f"Column {name!r}, read by {method.name!r}, has no value at all: every row is NaN."
+                    )
+
+    def _new_run(self) -> None:
+        trainer, args = self.trainer, self.trainer.args
+        self.ledger = Ledger(None if self.streaming else len(trainer.train_dataset))
+        self.run = Run(
+            trainer=self.kind,
+            size=0 if self.streaming else len(trainer.train_dataset),
+            ledger=self.ledger,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            epochs=args.num_train_epochs,
+            arguments=args,
+            output_dir=args.output_dir,
+            processing_class=trainer.processing_class,
+            dataset=trainer.train_dataset,
+            read_column=None if self.streaming else self._read_column,
+            read_lengths=None if self.streaming else self._read_lengths,
+            write_log=lambda values: self.metrics_window.extra(values),
+            model=trainer.model,
+        )
+        if not self.streaming:
+            accelerator = trainer.accelerator
+            self.run.passes = Passes(
+                rows=partial(seams.collate_rows, trainer),
+                lengths=self._read_lengths()[1],
+                forward=partial(self._score_rows, reference=True),
+                rank=accelerator.process_index,
+                world=accelerator.num_processes,
+                total=lambda values: accelerator.reduce(values.to(accelerator.device), "sum"),
+            )
+        self.metrics_window = Metrics()
+        self.average = WeightAverage()
+        self.sampler = None
+        self._rows: list[dict[str, Tensor]] = []
+        self._micro_batches = 1
+        self._fingerprint: dict[str, Any] | None = None
+        self._resume: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None
+
+    def _attach(self) -> None:
+        trainer = self.trainer
+        if getattr(trainer, "selection", None) is not None:
+            raise ValueError("This trainer already has a selection: detach it first, or pass the methods as one list.")
+        self._stock = type(trainer)
+        trainer.__class__ = seams.selective_class(self._stock)
+        trainer.selection = self
+        trainer._signature_columns = None
+        names = tuple(name for method in self.methods.methods for name in method.outputs)
+        self._undo_outputs = seams.request_outputs(trainer, names)
+        self.tap = Tap(seams.base_model(trainer), getattr(trainer, "ref_model", None))
+
+    def detach(self) -> None:
+        """Gives the trainer back as it was: its class, its model's forward, its callbacks."""
+        if self.trainer.__dict__.get("selection") is not self:
+            return
+        self.tap.close()
+        self._undo_outputs()
+        self.trainer.__class__ = self._stock
+        del self.trainer.selection
+        self.trainer._signature_columns = None
+        self.trainer.remove_callback(self)
+
+    def begin_run(self, checkpoint: str | None) -> None:
+        """Sets the methods up, or takes up the checkpoint; called by `train` before anything else happens."""
+        trainer = self.trainer
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
+        self._new_run()
+        if checkpoint is not None:
+            self._resume = seams.check_checkpoint(checkpoint)
+            self._check_fingerprint(self._resume[1]["fingerprint"], checkpoint)
+            arrays, values = self._resume
+            self.ledger.load_state_dict(_part(arrays, "ledger"), values["ledger"])
+            self.run.resumed = True
+            self.run.step, self.run.epoch = values["step"], values["epoch"]
+            self.metrics_window.load_state_dict(values["metrics"])
+        self.run.proxy = partial(_train_proxy, self)
+        for method in self.methods.methods:
+            method.check(self.run)
+        for method in self.methods.using("setup"):
+            method.setup(self.run)
+        if self._resume is not None:
+            for index, method in enumerate(self.methods.methods):
+                state = dict(values["methods"][index])
+                state.update(_part(arrays, f"method{index}"))
+                method.load_state_dict(state)
+
+    def make_sampler(self) -> PlanSampler | None:
+        """The sampler that serves the methods' plan, or `None` where no method plans."""
+        if not self.methods.plans:
+            return None
+        length = self.methods.epoch_size(self.run)
+        if length < self.batch_examples:
+            raise ValueError(
+                f"Only {length} of {self.run.size} examples would be kept per epoch, fewer than one batch of "
+                f"{self.batch_examples}. Keep more, or use a smaller batch."
+            )
+        self.sampler = PlanSampler(self._plan, length, self.batch_examples, self.methods.carry_over)
+        if self._resume is not None:
+            arrays, values = self._resume
+            self.sampler.load_state_dict(
+                _part(arrays, "sampler"), values["sampler"], replay=not self.trainer.args.ignore_data_skip
+            )
+        return self.sampler
+
+    def _plan(self, served: np.ndarray, plans_made: int) -> np.ndarray:
+        self.run.served, self.run.plans_made = served, plans_made
+        ids, kept = self.methods.plan(self.run)
+        self.metrics_window.planned(kept, self.run.lengths)
+        return ids
+
+    # ---- Trainer events ----
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run.max_steps, self.run.epochs = state.max_steps, state.num_train_epochs
+        self.run.step = state.global_step
+        self.run.epoch = int(state.epoch or 0)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run.epoch += 1
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.run.step = state.global_step
+        step = self._exchange()
+        if step is None:
+            return
+        self.ledger.visit(step.ids)
+        for name, values in step.values.items():
+            if name != "length":
+                self.ledger.write(name, step.ids, values, self.run.step)
+        for method in self.methods.using("observe"):
+            method.observe(self.run, step)
+        served = 0 if self.sampler is None else len(self.sampler.history)
+        self.metrics_window.step(step, served)
+        if self.sampler is not None and self.methods.due(self.run.step):
+            self.sampler.due = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not args.should_save:
+            return
+        from .report import write_run
+
+        write_run(
+            Path(args.output_dir) / "selection",
+            self.ledger,
+            ids=None if self.streaming else original_positions(self.trainer.train_dataset),
+            summary={
+                "methods": [method.describe() for method in self.methods.methods],
+                "trainer": type(self.trainer).__name__.removeprefix("Selective"),
+                "seed": self.run.seed,
+                "steps": state.global_step,
+                **self.metrics_window.summary(self.ledger),
+            },
+            history=self.metrics_window.history,
+        )
+
+    # ---- One optimizer step ----
+
+    def begin_step(self, micro_batches: int) -> None:
+        """Called when the micro-batches of the next optimizer step have been fetched."""
+        self._micro_batches = micro_batches
+        self._rows = []
+        self.average.reset()
+
+    @contextlib.contextmanager
+    def listen(self, ids: Tensor, inputs: dict[str, Any], columns: dict[str, Tensor]) -> Iterator[Listening]:
+        """Opens tap and gate for one micro-batch; methods that adjust the loss act when its forwards are done."""
+        gate = Gate() if self.methods.using("weigh") else None
+        labels = seams.labels_of(self.trainer, inputs)
+        with contextlib.ExitStack() as stack:
+            reading = stack.enter_context(self.tap.open(labels, gate))
+            listening = Listening(ids, dict(inputs), columns, gate, reading)
+            if self.methods.using("adjust"):
+                reading.when_read = partial(self._adjust, listening, stack)
+            yield listening
+
+    def _adjust(self, listening: Listening, stack: contextlib.ExitStack) -> None:
+        reading = listening.reading
+        if reading.policy is None or (reading.reference is None and seams.expects_reference(self.trainer)):
+            return
+        listening.batch = self._batch(listening)
+        for method in self.methods.using("adjust"):
+            values = method.adjust(self.run, listening.batch)
+            if values:
+                stack.enter_context(seams.attributes(self.trainer, values))
+
+    def after_forward(self, listening: Listening) -> Tensor | None:
+        """Scores and weighs the batch whose loss was just computed; returns what is to be added to the loss."""
+        batch = listening.batch or self._batch(listening)
+        values: dict[str, Tensor] = {"loss": batch.loss}
+        if self.kind == "dpo":
+            values["implicit_margin"] = batch.implicit_margin
+        for method in self.methods.using("score"):
+            values[method.name] = method.score(batch)
+        weights = self._weigh(batch, listening.gate)
+        if weights is not None:
+            values["weight"] = weights
+        self._rows.append({"ids": batch.ids, "length": batch.lengths, **values})
+        extra: Tensor | None = None
+        for method in self.methods.using("extra_loss"):
+            term = method.extra_loss(self.run, batch)
+            if term is not None:
+                extra = term if extra is None else extra + term
+        return extra
+
+    def _weigh(self, batch: Batch, gate: Gate | None) -> Tensor | None:
+        """Puts the product of all weights on the gate; returns the weight of each example as far as it is known now."""
+        if gate is None:
+            return None
+        averaged: Tensor | None = None
+        plain: Tensor | None = None
+        for method in self.methods.using("weigh"):
+            weights = method.weigh(batch)
+            if weights is None:
+                continue
+            weights = torch.nan_to_num(batch.row_weights(weights.detach().float()), nan=0.0, posinf=0.0, neginf=0.0)
+            if method.normalize == "mean1":
+                averaged = weights if averaged is None else _times(averaged, weights)
+            else:
+                plain = weights if plain is None else _times(plain, weights)
+        if averaged is None and plain is None:
+            return None
+        per_example = torch.ones(batch.size, device=batch.ids.device)
+        if averaged is not None:
+            means = batch.example_weights(averaged)
+            per_example = per_example * means
+            if self._micro_batches == 1:
+                total, _ = batch.gather(means)
+                scale = self.average.scale(float(total.double().sum()), total.numel())
+                averaged, per_example = averaged * scale, per_example * scale
+            else:
+                self.average.add(means)
+        if plain is not None:
+            per_example = per_example * batch.example_weights(plain)
+        gate.weights = plain if averaged is None else averaged if plain is None else _times(averaged, plain)
+        return per_example
+
+    def accumulated_scale(self) -> float:
+        """Factor for the gradient accumulated over several micro-batches, so that its weights average 1."""
+        if self._micro_batches == 1 or not self.methods.using("weigh"):
+            return 1.0
+        sums = torch.tensor([self.average.total, float(self.average.count)], dtype=torch.float64)
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:
+            sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
+        if sums[1] == 0:
+            return 1.0
+        scale = self.average.scale(float(sums[0]), float(sums[1]))
+        for row in self._rows:
+            if "weight" in row:
+                row["weight"] = row["weight"] * scale
+        return scale
+
+    def pick(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Scores an oversized candidate batch without gradient and returns the rows to train on."""
+        (method,) = self.methods.using("pick")
+        own_ids = inputs[seams.EXAMPLE_ID].cpu()
+        candidates = self._score_rows(inputs, own_ids, reference=method.references)
+        positions = method.pick(self.run, candidates).cpu()
+        ids, _ = candidates.gather(candidates.ids)
+        chosen = ids.cpu()[positions]
+        rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+        share = len(chosen) // world
+        own = chosen[rank * share : (rank + 1) * share]
+        self.metrics_window.picked(len(ids), share * world)
+        # The chosen rows may lie on another rank: each rank collates its share from the dataset.
+        batch = seams.collate_rows(self.trainer, own.numpy())
+        batch[seams.EXAMPLE_ID] = own.to(inputs[seams.EXAMPLE_ID].device)
+        return batch
+
+    def metrics(self) -> dict[str, float]:
+        """What is logged beside the trainer's own values, as `selection/*`."""
+        return self.metrics_window.row(self.ledger, self.run)
+
+    # ---- Batches ----
+
+    def _context(self, columns: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        columns = columns or {}
+
+        def column(name: str, ids: Tensor) -> Tensor:
+            refuse_truth(name)
+            key = f"{seams.COLUMNS}.{name}"
+            if key in columns:
+                return columns[key]
+            return torch.from_numpy(self._read_column(name)[ids.cpu().numpy()])
+
+        return {"progress": self.run.progress, "columns": column, "gather_rows": self._gather}
+
+    def _batch(self, listening: Listening) -> Batch:
+        return seams.make_batch(
+            self.trainer, listening.ids, listening.inputs, listening.reading, **self._context(listening.columns)
+        )
+
+    def _score_rows(self, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True) -> Batch:
+        return seams.score_rows(self.trainer, inputs, ids, reference=reference, **self._context())
+
+    def _gather(self, values: Tensor) -> tuple[Tensor, slice]:
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return values, slice(0, len(values))
+        sizes = accelerator.gather(torch.tensor([len(values)], device=accelerator.device)).tolist()
+        padded = values.new_zeros((max(sizes), *values.shape[1:]))
+        padded[: len(values)] = values
+        gathered = accelerator.gather(padded.to(accelerator.device)).view(len(sizes), max(sizes), *values.shape[1:])
+        start = sum(sizes[: accelerator.process_index])
+        rows = torch.cat([gathered[rank, :size] for rank, size in enumerate(sizes)])
+        return rows, slice(start, start + len(values))
+
+    def _exchange(self) -> Step | None:
+        """All ranks' rows of this step, in one gather of int64 words (the floats travel as their bits)."""
+        rows, self._rows = self._rows, []
+        if not rows:
+            return None
+        names = [name for name in rows[0] if name != "ids"]
+        words = [torch.cat([row["ids"] for row in rows]).long()]
+        for name in names:
+            words.append(torch.cat([row[name].detach().float() for row in rows]).view(torch.int32).long())
+        table = torch.stack([word.to(words[0].device) for word in words], dim=1)
+        table = self._gather(table)[0].cpu()
+        values = table[:, 1:].to(torch.int32).contiguous().view(torch.float32)
+        return Step(table[:, 0].numpy(), {name: values[:, i].numpy() for i, name in enumerate(names)})
+
+    # ---- The dataset ----
+
+    def _read_column(self, name: str) -> np.ndarray:
+        if name not in self._columns_read:
+            self._columns_read[name] = numeric_column(self.trainer.train_dataset, name)
+        return self._columns_read[name]
+
+    def _read_lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Completion tokens and trained tokens of each example, after the trainer's truncation."""
+        if self._lengths_read is None:
+            dataset, limit = self.trainer.train_dataset, getattr(self.trainer.args, "max_length", None)
+            if self.kind == "dpo":
+                prompt, chosen, rejected = (
+                    list_lengths(dataset, f"{n}_ids") for n in ("prompt", "chosen", "rejected")
+                )
+                sides = [prompt + chosen, prompt + rejected]
+                if limit is not None:
+                    sides = [np.minimum(side, limit) for side in sides]
+                total = sides[0] + sides[1]
+                self._lengths_read = (np.maximum(total - 2 * np.minimum(prompt, total // 2), 0), total)
+            else:
+                total = list_lengths(dataset, "input_ids")
+                self._lengths_read = (self._label_counts(total), total)
+        return self._lengths_read
+
+    def _label_counts(self, total: np.ndarray) -> np.ndarray:
+        dataset = self.trainer.train_dataset
+        if "labels" not in dataset.column_names:
+            return total
+        flat = dataset.select_columns(["labels"]).with_format("arrow")[:].column("labels").combine_chunks()
+        trained = (flat.flatten().to_numpy(zero_copy_only=False) != -100).astype(np.int32)
+        starts = np.concatenate([[0], np.cumsum(total)[:-1]])
+        counts = np.add.reduceat(np.append(trained, 0), np.minimum(starts, len(trained)))
+        return np.where(total > 0, counts, 0).astype(np.int32)
+
+    # ---- Checkpoints ----
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be continued."""
+        if self._fingerprint is None:
+            dataset = "stream" if self.streaming else dataset_fingerprint(self.trainer.train_dataset, self.columns)
+            self._fingerprint = {
+                "dataset": dataset,
+                "methods": [method.describe() for method in self.methods.methods],
+                "seed": self.run.seed,
+                "examples per batch": self.batch_examples,
+                "gradient_accumulation_steps": self.trainer.args.gradient_accumulation_steps,
+                "versions": {name: _version(name) for name in VERSIONED},
+            }
+        return self._fingerprint
+
+    def _check_fingerprint(self, saved: dict[str, Any], checkpoint: str) -> None:
+        ours = self.fingerprint
+        different = [key for key in ours if saved.get(key) != ours[key]]
+        if self.resume_across_versions and "versions" in different:
+            different.remove("versions")
+            logger.warning("Resuming %s across versions: %s -> %s", checkpoint, saved["versions"], ours["versions"])
+        if different:
+            detail = "; ".join(f"{key}: saved {saved.get(key)!r}, now {ours[key]!r}" for key in different)
+            raise ValueError(f"{checkpoint} does not belong to this run. Different are {detail}.")
+
+    def save(self, checkpoint: str | os.PathLike) -> None:
+        """Writes the state of the selection into `checkpoint/selection`."""
+        arrays, ledger = self.ledger.state_dict()
+        arrays = {f"ledger/{name}": array for name, array in arrays.items()}
+        values: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "step": self.run.step,
+            "epoch": self.run.epoch,
+            "ledger": ledger,
+            "metrics": self.metrics_window.state_dict(),
+            "methods": [],
+        }
+        if self.sampler is not None:
+            mid_epoch = not float(self.trainer.state.epoch).is_integer()
+            sampler_arrays, values["sampler"] = self.sampler.state_dict(mid_epoch)
+            arrays.update({f"sampler/{name}": array for name, array in sampler_arrays.items()})
+        for index, method in enumerate(self.methods.methods):
+            state = method.state_dict()
+            arrays.update(
+                {f"method{index}/{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
+            )
+            values["methods"].append({k: v for k, v in state.items() if not isinstance(v, np.ndarray)})
+        write_sidecar(Path(checkpoint) / "selection", arrays, values)
+
+
+def _methods(method: Any, parameters: dict[str, Any]) -> list[Method]:
+    if isinstance(method, str):
+        return [create_method(method, **parameters)]
+    if parameters:
+        raise ValueError(f"Parameters {sorted(parameters)} go with a method given by name; set them on the method.")
+    if isinstance(method, Method):
+        return [method]
+    if isinstance(method, type) or not isinstance(method, Sequence):
+        raise TypeError(f"method must be a Method object, a name or a list of them, got {method!r}.")
+    return [create_method(item) if isinstance(item, str) else item for item in method]
+
+
+def _times(first: Tensor, second: Tensor) -> Tensor:
+    """Product of two weights in row layout, of which one may be per token."""
+    if first.dim() < second.dim():
+        first = first.unsqueeze(1)
+    elif second.dim() < first.dim():
+        second = second.unsqueeze(1)
+    return first * second
+
+
+def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(f"{prefix}/"): a for name, a in arrays.items() if name.startswith(f"{prefix}/")}
+
+
+def _version(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "source"
+
+
+def _train_proxy(callback: SelectionCallback, *args: Any, **kwargs: Any) -> Any:
+    from .proxy import train_proxy
+
+    return train_proxy(callback.trainer, *args, **kwargs)

@@ -1,0 +1,466 @@
+"""What a method is, where methods are registered, and how several of them work together."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from .ledger import Ledger
+from .tap import Batch, Signal
+
+if TYPE_CHECKING:
+    from .passes import Passes
+
+HOOKS = ("setup", "select", "order", "plan", "pick", "score", "weigh", "adjust", "extra_loss", "observe")
+ENTRY_POINTS = "dsel_trl.methods"
+TRUTH_PREFIX = "truth_"
+
+
+@dataclass
+class Step:
+    """
+    What happened in one optimizer step, the same on every rank.
+
+    Attributes:
+        ids (`np.ndarray` of shape `(n,)`, int64):
+            Examples trained, over all ranks and micro-batches.
+        values (`dict[str, np.ndarray]`):
+            Per-example values by name: the scores of the methods, `loss`, `implicit_margin` for pairs, `weight`.
+    """
+
+    ids: np.ndarray
+    values: dict[str, np.ndarray]
+
+
+@dataclass
+class Run:
+    """
+    What a method may use of the run it is attached to.
+
+    Attributes:
+        trainer (`str`):
+            Kind of trainer: `"dpo"`, `"sft"`, `"kto"` or `"reward"`.
+        size (`int`):
+            Number of examples; 0 for a stream.
+        ledger ([`Ledger`]):
+            What is known of every example.
+        seed (`int`):
+            Seed of every draw (TRL's `data_seed`, else `seed`).
+        epoch, step, max_steps (`int`):
+            Where the run is: epochs and optimizer steps done, steps planned.
+        epochs (`float`):
+            Epochs planned.
+        plans_made (`int`):
+            Plans made so far; with `seed` and `epoch` it keys the draws of a plan.
+        served (`np.ndarray`):
+            Ids handed out in this epoch so far.
+        resumed (`bool`):
+            Whether this run continues a checkpoint: what `setup` once computed is in the ledger already.
+        arguments:
+            The trainer's own arguments (`DPOConfig`, `SFTConfig`), to read only.
+        output_dir (`str`):
+            Where the run writes; caches belong under it.
+    """
+
+    trainer: str
+    size: int
+    ledger: Ledger
+    seed: int = 0
+    epoch: int = 0
+    epochs: float = 1.0
+    step: int = 0
+    max_steps: int = 0
+    plans_made: int = 0
+    served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    resumed: bool = False
+    arguments: Any = None
+    output_dir: str = ""
+    processing_class: Any = None
+    dataset: Any = None
+    passes: "Passes | None" = None
+    read_column: Callable[[str], np.ndarray] | None = None
+    read_lengths: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+    write_log: Callable[[dict[str, float]], None] | None = None
+    proxy: Callable[..., Any] | None = None
+    model: Any = None
+    refer: Callable[[], None] | None = None
+    generate: Callable[..., Any] | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the planned steps that are done, in [0, 1]."""
+        return min(1.0, self.step / self.max_steps) if self.max_steps else 0.0
+
+    def rng(self, *key: int) -> np.random.Generator:
+        """A generator of this run's own, the same on every rank and after a resume for the same `key`."""
+        return np.random.default_rng([self.seed, *key])
+
+    def plan_rng(self) -> np.random.Generator:
+        """The generator of the plan being made."""
+        return self.rng(self.epoch, self.plans_made)
+
+    def column(self, name: str) -> np.ndarray:
+        """A numeric dataset column, `(N,)` float64, NaN where null. Columns that hold the truth of a test are refused."""
+        refuse_truth(name)
+        if self.read_column is None:
+            raise ValueError(f"The column {name!r} cannot be read whole from a stream.")
+        return self.read_column(name)
+
+    @property
+    def completion_lengths(self) -> np.ndarray:
+        """Completion tokens per example (both sides of a pair), `(N,)` int32."""
+        if self.read_lengths is None:
+            raise ValueError("The lengths of a stream are not known in advance.")
+        return self.read_lengths()[0]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per example as it is trained (both sequences of a pair, prompts included), `(N,)` int32."""
+        if self.read_lengths is None:
+            raise ValueError("The lengths of a stream are not known in advance.")
+        return self.read_lengths()[1]
+
+    def log(self, values: dict[str, float]) -> None:
+        """Adds values to the next row the trainer logs, as `selection/<name>`."""
+        if self.write_log is not None:
+            self.write_log(values)
+
+
+def refuse_truth(name: str) -> None:
+    if name.startswith(TRUTH_PREFIX):
+        raise ValueError(f"Column {name!r} holds the answers a comparison is judged by: no method may read it.")
+
+
+class Method:
+    """
+    A named algorithm: what it measures, and what it does about it.
+
+    A subclass is a dataclass of parameters registered with [`register`]; its docstring is its card. It overrides the
+    few hooks it needs; each default does nothing.
+
+    Class attributes:
+        signals (`tuple[Signal, ...]`): what it measures.
+        trainers (`tuple[str, ...]`): which trainers it supports.
+        columns: dataset columns it reads, as a property of its parameters.
+        normalize (`str`): `"mean1"` divides its weights by their mean over the optimizer step, `"none"` leaves them.
+        packed_rows (`bool`): whether a packed row can stand for an example.
+        carry_over (`bool`): whether an unfinished plan continues in the next epoch.
+        paper, family, criterion, selector, cost: entries of the card.
+    """
+
+    name: ClassVar[str] = ""
+    signals: ClassVar[tuple[Signal, ...]] = ()
+    trainers: ClassVar[tuple[str, ...]] = ("dpo", "sft")
+    packed_rows: ClassVar[bool] = False
+    carry_over: ClassVar[bool] = False
+    outputs: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str] = ""
+    family: ClassVar[str] = "indicator"
+    criterion: ClassVar[str] = "internal"
+    selector: ClassVar[str] = ""
+    cost: ClassVar[str] = "no extra forward"
+    state: ClassVar[str] = "its score column (8 bytes per example)"
+
+    normalize: str = "mean1"
+    refresh: int | str = "epoch"
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        """The hooks this object uses: those its class overrides, less those its parameters switch off."""
+        return frozenset(hook for hook in HOOKS if getattr(type(self), hook) is not getattr(Method, hook))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Numeric dataset columns that must be there."""
+        return ()
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates are drawn for one trained example (`pick`)."""
+        return 1
+
+    @property
+    def references(self) -> bool:
+        """Whether the reference model's log-probabilities are needed when candidates are scored."""
+        return bool({Signal.REF_LOGPS, Signal.IMPLICIT_MARGIN, Signal.LOSS} & set(self.signals))
+
+    def epoch_size(self, run: Run) -> int | None:
+        """Examples per epoch, said before training starts; `None` = as many as are kept at the first plan."""
+        return None
+
+    def check(self, run: Run) -> None:
+        """Called when the run is about to start: raises `ValueError` for what this dataset or trainer cannot serve."""
+
+    def setup(self, run: Run) -> None:
+        """Once, before the first step; may make passes over the data."""
+
+    def select(self, run: Run) -> np.ndarray | None:
+        """Which examples may be trained on, `(N,)` bool, at epoch start and every `refresh` steps."""
+        return None
+
+    def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
+        """`ids`, the kept examples not yet served in this epoch, in the order they shall be served."""
+        return ids
+
+    def plan(self, run: Run, epoch: int) -> np.ndarray | None:
+        """Ids that come next, in order: for methods that keep and order in one. May repeat ids."""
+        return None
+
+    def pick(self, run: Run, candidates: Batch) -> Tensor:
+        """Positions to train on out of an oversized candidate batch (all ranks'), best first."""
+        raise NotImplementedError
+
+    def score(self, batch: Batch) -> Tensor:
+        """One score per example, `(B,)`; higher = train on it first. Written to the ledger under the method's name."""
+        raise NotImplementedError
+
+    def weigh(self, batch: Batch) -> Tensor | None:
+        """Weights of this batch's gradients: `(B,)`, `(rows,)`, or `(rows, T)` per token; `None` = untouched."""
+        return None
+
+    def adjust(self, run: Run, batch: Batch) -> dict[str, float] | None:
+        """After the forwards, before the loss: attributes of the trainer to hold other values for this loss (`beta`)."""
+        return None
+
+    def extra_loss(self, run: Run, batch: Batch) -> Tensor | None:
+        """A scalar to be added to the loss."""
+        return None
+
+    def observe(self, run: Run, step: Step) -> None:
+        """After the optimizer step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arrays and JSON values for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters as the user set them."""
+        if not dataclasses.is_dataclass(self):
+            return {}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+
+    def describe(self) -> dict[str, Any]:
+        """Name and parameters, as JSON can hold them."""
+        return {"name": self.name, **{key: _plain(value) for key, value in self.parameters().items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    return type(value).__name__
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+MethodType = TypeVar("MethodType", bound=type[Method])
+
+
+def register(name: str) -> Callable[[MethodType], MethodType]:
+    """
+    Registers a dataclass of parameters as the method `name`.
+
+    Raises:
+        `ValueError`: if the name is not lower case, is taken, or the class has no card.
+        `TypeError`: if the class is not a [`Method`].
+    """
+    if not name.isidentifier() or name != name.lower():
+        raise ValueError(f"A method's name is a lower-case identifier, got {name!r}.")
+
+    def decorate(cls: MethodType) -> MethodType:
+        if not (inspect.isclass(cls) and issubclass(cls, Method)):
+            raise TypeError(f"{cls!r} is not a Method.")
+        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"The method name {name!r} is taken by {_REGISTRY[name].__qualname__}.")
+        if not (cls.__doc__ or "").strip():
+            raise ValueError(f"{cls.__name__} needs a docstring: it is the card of the method {name!r}.")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return decorate
+
+
+@lru_cache(maxsize=1)
+def _load_methods() -> None:
+    from . import methods  # noqa: F401  (registers the built-in methods)
+
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def list_methods() -> list[str]:
+    """Names of all registered methods, those of installed third parties included."""
+    _load_methods()
+    return sorted(_REGISTRY)
+
+
+def get_method(name: str) -> type[Method]:
+    """The class registered as `name`; `ValueError` with close matches if there is none."""
+    _load_methods()
+    if name not in _REGISTRY:
+        raise ValueError(f"Unknown method {name!r}.{_did_you_mean(str(name), _REGISTRY)} See `dsel methods`.")
+    return _REGISTRY[name]
+
+
+def create_method(name: str, **parameters: Any) -> Method:
+    """
+    A method by name.
+
+    Example:
+
+    ```python
+    >>> create_method("random", keep=0.4)
+    Random(keep=0.4, refresh='never')
+    ```
+
+    Raises:
+        `ValueError`: for an unknown name or parameter (with the nearest right one), or a value the method refuses.
+    """
+    cls = get_method(name)
+    known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    for key in parameters:
+        if key not in known:
+            raise ValueError(f"Unknown parameter {key!r} of {name!r}.{_did_you_mean(key, known)} It takes {known}.")
+    return cls(**parameters)
+
+
+def get_method_card(name: str) -> str:
+    """The printable card of a method: its docstring, what it needs and does, and its parameters."""
+    cls = get_method(name)
+    hooks = [hook for hook in HOOKS if getattr(cls, hook) is not getattr(Method, hook)]
+    lines = [name, "=" * len(name), "", inspect.cleandoc(cls.__doc__ or ""), ""]
+    facts = {
+        "paper": cls.paper or "none",
+        "trainers": ", ".join(cls.trainers),
+        "signals": ", ".join(cls.signals) or "none",
+        "hooks": ", ".join(hooks) or "none",
+        "cost": cls.cost,
+        "state": cls.state,
+    }
+    lines += [f"{key + ':':<10} {value}" for key, value in facts.items()]
+    lines += ["", "parameters:"]
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.init:
+            default = "required" if f.default is dataclasses.MISSING else f"default {f.default!r}"
+            lines.append(f"  {f.name} ({default}): {f.metadata.get('help', '')}")
+    return "\n".join(lines)
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises `ValueError` naming the parameter, its value and what would be right."""
+    if value not in choices:
+        close = _did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        raise ValueError(f"{name}={value!r} is none of {list(choices)}.{close}")
+
+
+def check_range(
+    name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Raises `ValueError` if `value` is not a number in the interval; the message names parameter, value and interval."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    inside = number and low <= value <= high and not (open_low and value == low) and not (open_high and value == high)
+    if not inside:
+        interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+        raise ValueError(f"{name}={value!r} is not a number in {interval}.")
+
+
+def check_refresh(value: Any, *, also: Sequence[str] = ("epoch",)) -> None:
+    """Raises `ValueError` unless `value` is a positive number of steps or one of the words in `also`."""
+    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not steps and value not in also:
+        raise ValueError(f"refresh={value!r} is neither a positive number of steps nor one of {list(also)}.")
+
+
+class Composition:
+    """
+    Several methods as one: weights multiply, kept sets intersect, at most one of them orders and one picks.
+
+    Raises:
+        `ValueError`: if two methods order, two pick, or two carry the same name.
+    """
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        if not methods:
+            raise ValueError("No method given: pass one, such as 'uniform'.")
+        self.methods = list(methods)
+        names = [method.name for method in self.methods]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"The method {name!r} is given twice: their scores would share one column.")
+        for hooks, verb in ((("order", "plan"), "order the examples"), (("pick",), "pick from candidate batches")):
+            acting = [m.name for m in self.methods if any(hook in m.hooks for hook in hooks)]
+            if len(acting) > 1:
+                raise ValueError(f"{acting} all {verb}; only one method of a run can. Remove one of them.")
+
+    def using(self, *hooks: str) -> list[Method]:
+        """The methods that use one of `hooks`, in the user's order."""
+        return [method for method in self.methods if method.hooks & set(hooks)]
+
+    @property
+    def plans(self) -> bool:
+        """Whether the run's order is ours; otherwise the trainer's own sampler stays."""
+        return bool(self.using("select", "order", "plan"))
+
+    @property
+    def carry_over(self) -> bool:
+        return any(method.carry_over for method in self.using("plan"))
+
+    def due(self, step: int) -> bool:
+        """Whether a new plan is due after `step`."""
+        return any(isinstance(m.refresh, int) and step % m.refresh == 0 for m in self.using("select", "order", "plan"))
+
+    def kept(self, run: Run) -> np.ndarray:
+        """Intersection of the kept sets, `(N,)` bool; the reasons go to the ledger."""
+        mask = np.ones(run.size, dtype=bool)
+        for method in self.using("select"):
+            kept = method.select(run)
+            if kept is None:
+                continue
+            run.ledger.drop(mask & ~kept, method.name)
+            mask &= kept
+            if not mask.any():
+                raise ValueError(f"Nothing is left to train on after {method.name!r} chose: relax its parameters.")
+        return mask
+
+    def plan(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
+        """The ids that come next in order, and the kept set `(N,)` bool they were taken from."""
+        mask = self.kept(run)
+        for method in self.using("plan"):
+            ids = method.plan(run, run.epoch)
+            if ids is not None:
+                ids = np.asarray(ids, dtype=np.int64)
+                return ids[mask[ids]], mask
+        unserved = mask.copy()
+        unserved[run.served] = False
+        ids = np.flatnonzero(unserved if unserved.any() else mask)
+        for method in self.using("order"):
+            return np.asarray(method.order(run, ids), dtype=np.int64), mask
+        return run.plan_rng().permutation(ids), mask
+
+    def epoch_size(self, run: Run) -> int:
+        """Examples per epoch: what one method declares, else the number kept by all of them at the start."""
+        declared = [size for m in self.using("select", "order", "plan") if (size := m.epoch_size(run)) is not None]
+        if len(self.using("select", "plan")) <= 1 and declared:
+            return min(declared)
+        kept = int(self.kept(run).sum())
+        return min([kept, *declared])

@@ -1,0 +1,134 @@
+"""The `selection/*` values of a run: gathered per optimizer step, logged with the trainer's own."""
+
+from typing import Any
+
+import numpy as np
+
+from .ledger import Ledger
+from .method import Run, Step
+
+QUANTILES = (0.1, 0.5, 0.9)
+OWN_COLUMNS = {"loss", "implicit_margin", "weight", "length"}
+
+
+class Metrics:
+    """
+    Sums over the window between two log rows, counters over the run, and the log rows kept for the report.
+
+    The window's values are those of all ranks: they come from the exchanged [`Step`].
+    """
+
+    def __init__(self) -> None:
+        self.kept_fraction = 1.0
+        self.examples_skipped = 0
+        self.tokens_skipped = 0
+        self.epoch_trained = 0
+        self.trained = 0
+        self.candidates = 0
+        self.lag = 0
+        self.history: list[dict[str, float]] = []
+        self._extra: dict[str, list[float]] = {}
+        self._window: list[Step] = []
+        self._served_before = 0
+
+    def planned(self, kept: np.ndarray, lengths: np.ndarray) -> None:
+        """A plan was made from the kept set `(N,)` bool."""
+        self.kept_fraction = float(kept.mean())
+        self.examples_skipped = int((~kept).sum())
+        self.tokens_skipped = int(lengths[~kept].sum())
+
+    def picked(self, candidates: int, chosen: int) -> None:
+        """`chosen` of `candidates` examples of a candidate batch are trained on."""
+        self.candidates += candidates
+        self.examples_skipped += candidates - chosen
+        self.kept_fraction = chosen / candidates
+
+    def extra(self, values: dict[str, float]) -> None:
+        """A method's own values, averaged over the window."""
+        for name, value in values.items():
+            self._extra.setdefault(name, []).append(float(value))
+
+    def step(self, step: Step, served: int) -> None:
+        """An optimizer step is done; `served` examples have been handed out in this epoch."""
+        self.trained += len(step.ids)
+        if served < self._served_before:
+            self.epoch_trained = 0
+        self._served_before = served
+        self.epoch_trained += len(step.ids)
+        self.lag = max(0, served - self.epoch_trained) if served else 0
+        self._window.append(step)
+
+    def row(self, ledger: Ledger, run: Run) -> dict[str, float]:
+        """The log row of the window that ends now; starts a new window."""
+        row = {
+            "kept_fraction": self.kept_fraction,
+            "examples_skipped": float(self.examples_skipped),
+            "tokens_skipped": float(self.tokens_skipped),
+            "sampler_lag": float(self.lag),
+            **{name: float(np.mean(values)) for name, values in self._extra.items()},
+        }
+        if self._window:
+            row.update(self._window_values(ledger, run))
+        self._window, self._extra = [], {}
+        self.history.append({"step": float(run.step), **row})
+        return {f"selection/{name}": value for name, value in row.items()}
+
+    def _window_values(self, ledger: Ledger, run: Run) -> dict[str, float]:
+        values: dict[str, float] = {}
+        losses = _joined(self._window, "loss")
+        weights = _joined(self._window, "weight")
+        if weights is None:
+            weights = np.ones(len(losses) if losses is not None else 1, dtype=np.float32)
+        squares = [float(np.sum(np.square(w, dtype=np.float64))) for w in _each(self._window, "weight")]
+        sums = [float(np.sum(w, dtype=np.float64)) for w in _each(self._window, "weight")]
+        values["effective_sample_size"] = float(
+            np.mean([s * s / q if q else 0.0 for s, q in zip(sums, squares, strict=True)])
+        )
+        values["weight_mean"], values["weight_min"], values["weight_max"] = (
+            float(weights.mean()),
+            float(weights.min()),
+            float(weights.max()),
+        )
+        if losses is not None:
+            values["weighted_loss"] = float(np.mean(weights * losses))
+        for name in self._window[0].values.keys() - OWN_COLUMNS:
+            scores = _joined(self._window, name)
+            assert scores is not None
+            finite = scores[np.isfinite(scores)]
+            if len(finite):
+                for q, value in zip(QUANTILES, np.quantile(finite, QUANTILES), strict=True):
+                    values[f"{name}_q{round(100 * q)}"] = float(value)
+            steps = ledger.steps(name)
+            written = steps[steps >= 0]
+            values[f"{name}_age"] = float(run.step - written.mean()) if len(written) else 0.0
+        return values
+
+    def summary(self, ledger: Ledger) -> dict[str, Any]:
+        """What `summary.json` says of the whole run."""
+        return {
+            "kept_fraction": self.kept_fraction,
+            "examples": len(ledger),
+            "examples_trained": self.trained,
+            "examples_visited": int((ledger.visits[: len(ledger)] > 0).sum()),
+            "examples_dropped": int(ledger.dropped.sum()),
+            "examples_skipped": self.examples_skipped,
+            "tokens_skipped": self.tokens_skipped,
+            "candidates_scored": self.candidates,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values for the checkpoint; an unfinished window is left out."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_extra", "_window")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _each(window: list[Step], name: str) -> list[np.ndarray]:
+    return [step.values.get(name, np.ones(len(step.ids), dtype=np.float32)) for step in window]
+
+
+def _joined(window: list[Step], name: str) -> np.ndarray | None:
+    if name not in window[0].values:
+        return None
+    return np.concatenate([step.values[name] for step in window])

@@ -1,0 +1,367 @@
+"""The seams between a TRL trainer and the selection: the only file that knows the trainers' internals."""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers.trainer_utils import get_last_checkpoint
+from trl import DPOTrainer, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from .ledger import read_sidecar
+from .tap import Batch, Forward, LossSettings, PairBatch, Reading, SequenceBatch, label_log_probs
+
+if TYPE_CHECKING:
+    from .callback import SelectionCallback
+
+EXAMPLE_ID = "example_id"
+COLUMNS = "example_columns"
+CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+
+
+class IndexedRows(torch.utils.data.Dataset):
+    """A map-style dataset whose rows carry their position as `example_id`."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], EXAMPLE_ID: index}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = self.dataset.__getitems__(indices)
+        return [{**row, EXAMPLE_ID: index} for row, index in zip(rows, indices, strict=True)]
+
+
+class ExampleCollator:
+    """
+    The trainer's collator, which also keeps the id of each example and the columns that methods read of a stream.
+
+    Rows of a stream have no position: their id is a hash of their content, the same wherever they are met.
+    """
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], columns: tuple[str, ...]) -> None:
+        self.collator = collator
+        self.columns = columns
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        ids = [row[EXAMPLE_ID] if EXAMPLE_ID in row else content_id(row) for row in rows]
+        batch = self.collator(rows)
+        batch[EXAMPLE_ID] = torch.tensor(ids, dtype=torch.int64)
+        for name in self.columns:
+            values = [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
+            batch[f"{COLUMNS}.{name}"] = torch.tensor(values, dtype=torch.float32)
+        return batch
+
+
+def content_id(row: dict[str, Any]) -> int:
+    """63-bit hash of what a row holds."""
+    content = json.dumps(row, sort_keys=True, default=str).encode()
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+class SelectionMixin:
+    """
+    Joins a TRL trainer with a [`SelectionCallback`]. Put before a trainer class, or set on an instance by the callback.
+
+    Every seam is an ordinary method that calls `super()`; without a selection each of them is the trainer's own.
+    """
+
+    selection: "SelectionCallback | None" = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A class made on the spot cannot be found by name: rebuild it from the class it was made of.
+        return _rebuild, (stock_class(type(self)),), self.__dict__.copy()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if self.selection is not None:
+            if resume_from_checkpoint is True:
+                resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            self.selection.begin_run(resume_from_checkpoint or None)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        dataset = super()._remove_unused_columns(dataset, description=description)
+        if self.selection is None or description != "Training":
+            return dataset
+        return IndexedRows(dataset)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.selection is not None and self.selection.streaming:
+            missing = [name for name in self.selection.columns if name not in self._signature_columns]
+            self._signature_columns = [*self._signature_columns, *missing]
+
+    def get_train_dataloader(self) -> Any:
+        if self.selection is None:
+            return super().get_train_dataloader()
+        collator, batch_size = self.data_collator, self._train_batch_size
+        columns = self.selection.columns if self.selection.streaming else ()
+        self.data_collator = ExampleCollator(collator, columns)
+        self._train_batch_size = batch_size * self.selection.candidates
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator, self._train_batch_size = collator, batch_size
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = train_dataset.dataset if isinstance(train_dataset, IndexedRows) else train_dataset
+        sampler = None if self.selection is None or rows is None else self.selection.make_sampler()
+        return sampler if sampler is not None else super()._get_train_sampler(rows)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
+        if self.selection is not None:
+            if self.selection.candidates > 1:
+                epoch_iterator = map(self.selection.pick, epoch_iterator)
+            batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+            self.selection.begin_step(len(batches))
+            return batches, count
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.selection is not None and self.accelerator.sync_gradients:
+            scale = self.selection.accumulated_scale()
+            if scale != 1.0:
+                torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], scale)
+        return loss
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        ids = inputs.pop(EXAMPLE_ID, None)
+        columns = {key: inputs.pop(key) for key in [k for k in inputs if k.startswith(f"{COLUMNS}.")]}
+        if self.selection is None or ids is None or not self.model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self.selection.listen(ids, inputs, columns) as listening:
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        extra = self.selection.after_forward(listening)
+        if extra is None:
+            return result
+        # A loss that is normalised over the accumulation window is not divided by the steps afterwards.
+        scale = 1.0 if num_items_in_batch is None or not self.model_accepts_loss_kwargs else num_batches_share(self)
+        return (result[0] + extra * scale, result[1]) if return_outputs else result + extra * scale
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.selection is not None and self.model.training and "loss" in logs:
+            logs.update(self.selection.metrics())
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.selection is not None and self.args.should_save:
+            folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+            # `trainer_state.json` is the last file the trainer writes: without it a checkpoint counts as incomplete.
+            (folder / "trainer_state.json").unlink(missing_ok=True)
+            self.selection.save(folder)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self.selection is not None:
+            # The first process completes the checkpoint next: all others must have written their part.
+            self.accelerator.wait_for_everyone()
+
+
+def num_batches_share(trainer: Any) -> float:
+    return 1.0 / trainer.current_gradient_accumulation_steps
+
+
+def _rebuild(cls: type) -> Any:
+    selective = selective_class(cls)
+    return selective.__new__(selective)
+
+
+_CLASSES: dict[type, type] = {}
+
+
+def selective_class(cls: type) -> type:
+    """The class of trainers of type `cls` with the seams in place."""
+    if issubclass(cls, SelectionMixin):
+        return cls
+    if cls not in _CLASSES:
+        _CLASSES[cls] = type("Selective" + cls.__name__, (SelectionMixin, cls), {"__module__": __name__})
+    return _CLASSES[cls]
+
+
+def stock_class(cls: type) -> type:
+    """The class that `selective_class` was given."""
+    return next((stock for stock, selective in _CLASSES.items() if selective is cls), cls)
+
+
+def trainer_kind(trainer: Any) -> str:
+    """`"dpo"` or `"sft"`; `TypeError` for trainers whose signals are not known."""
+    for kind, cls in (("dpo", DPOTrainer), ("sft", SFTTrainer)):
+        if isinstance(trainer, cls):
+            return kind
+    raise TypeError(f"{type(trainer).__name__} is not supported: use TRL's DPOTrainer or SFTTrainer.")
+
+
+def loss_settings(trainer: Any) -> LossSettings:
+    """What decides a pair's loss, as the trainer holds it now (`beta` may change while it trains)."""
+    if trainer_kind(trainer) != "dpo":
+        return LossSettings()
+    return LossSettings(
+        beta=trainer.beta,
+        loss_types=tuple(trainer.loss_types),
+        loss_weights=tuple(trainer.loss_weights),
+        label_smoothing=trainer.label_smoothing,
+        discopop_tau=trainer.args.discopop_tau,
+        f_divergence=trainer.f_divergence_type,
+        f_alpha=trainer.f_alpha_divergence_coef,
+        ld_alpha=trainer.ld_alpha,
+    )
+
+
+def make_batch(trainer: Any, ids: Tensor, inputs: dict[str, Any], reading: Reading, **context: Any) -> Batch:
+    """The batch of a reading, in the layout of this trainer."""
+    assert reading.policy is not None
+    cls = PairBatch if trainer_kind(trainer) == "dpo" else SequenceBatch
+    return cls(ids, inputs, reading.policy, reading.reference, settings=loss_settings(trainer), **context)
+
+
+def labels_of(trainer: Any, inputs: dict[str, Any]) -> Tensor:
+    """Labels of a collated batch, -100 where there is no loss."""
+    if trainer_kind(trainer) == "dpo":
+        return inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+    return inputs["labels"]
+
+
+def expects_reference(trainer: Any) -> bool:
+    """Whether a training step runs the reference model."""
+    return trainer_kind(trainer) == "dpo" and not trainer.precompute_ref_logps
+
+
+def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
+    """Makes the fused head return more per-token fields; gives back what undoes it."""
+    if not names:
+        return lambda: None
+    model = base_model(trainer)
+    before = model.__dict__.get("forward")
+    wanted = ("log_probs", "entropy", "mean_logits", "is_top1", *names)
+    add_fused_lm_head(model, outputs=wanted)
+
+    def undo() -> None:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
+
+    return undo
+
+
+def base_model(trainer: Any) -> Any:
+    """The model that carries the fused head: under PEFT the one inside the adapter."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def collate_rows(trainer: Any, ids: np.ndarray) -> dict[str, Any]:
+    """The examples of `ids` as the trainer's collator gives them, on the training device."""
+    if "rows" not in trainer.selection.__dict__:
+        trainer.selection.rows = trainer._remove_unused_columns(trainer.train_dataset, description="Scoring")
+    rows = trainer.selection.rows.__getitems__(np.asarray(ids).tolist())
+    return trainer._prepare_inputs(trainer.data_collator(rows))
+
+
+def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True, **context: Any) -> Batch:
+    """
+    Runs a collated batch through the policy (and the reference) without gradient, in evaluation mode.
+
+    The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched.
+    """
+    labels = labels_of(trainer, inputs)
+    own = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "labels", EXAMPLE_ID}
+    kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith(f"{COLUMNS}.")}
+    model, training = trainer.model, trainer.model.training
+    model.eval()
+    try:
+        with torch.no_grad(), trainer.accelerator.autocast():
+            output = model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True)
+            policy = Forward(
+                output.log_probs if output.log_probs is not None else label_log_probs(output.logits, labels),
+                output.entropy,
+                output.is_top1,
+                output.log_sum_sq_probs,
+            )
+            ref = None
+            if reference and trainer_kind(trainer) == "dpo" and "ref_chosen_logps" not in inputs:
+                ref = Forward(_reference_token_logps(trainer, kwargs, labels))
+    finally:
+        model.train(training)
+    return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=policy, reference=ref), **context)
+
+
+def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor) -> Tensor:
+    from trl.trainer.utils import use_adapter
+
+    if trainer.ref_model is not None:
+        return trainer.ref_model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(model, "peft_config"):
+        raise ValueError(
+            "The reference model is gone (`precompute_ref_log_probs=True` without PEFT), so extra passes cannot "
+            "measure margins of examples whose reference log-probabilities are not in the dataset."
+        )
+    with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+        return trainer.model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+
+
+def last_complete_checkpoint(output_dir: str) -> str:
+    """
+    The newest checkpoint whose last file was written and whose selection state is whole.
+
+    Raises:
+        `ValueError`: if there is none.
+    """
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if CHECKPOINT.match(path.name)]
+    problems = []
+    for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            check_checkpoint(folder)
+        except ValueError as error:
+            problems.append(str(error))
+            continue
+        return str(folder)
+    newest = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+    detail = f" {problems[0]}" if newest else ""
+    raise ValueError(f"No complete checkpoint found in output directory ({output_dir}).{detail}")
+
+
+def check_checkpoint(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The selection state of a complete checkpoint; `ValueError` says what is missing or broken."""
+    folder = Path(folder)
+    state = folder / "trainer_state.json"
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder} is incomplete: {state.name} cannot be read ({error}).") from error
+    return read_sidecar(folder / "selection")
+
+
+def is_map_style(trainer: Any) -> bool:
+    return isinstance(trainer.train_dataset, Dataset)
+
+
+@contextlib.contextmanager
+def attributes(trainer: Any, values: dict[str, float]) -> Iterator[None]:
+    """Holds attributes of the trainer at other values for the `with` block."""
+    before = {name: getattr(trainer, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(trainer, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
