@@ -93,7 +93,7 @@ def rank_clusters(
     *,
     keep: str = "hard",
     rng: np.random.Generator | None = None,
-    block_size: int = 4096,
+    block_size: int = 1024,
 ) -> list[ClusterOrder]:
     """
     Orders each cluster and finds how similar every member is to the ones before it (hf.co/papers/2303.09540, Alg. 1).
@@ -113,7 +113,7 @@ def rank_clusters(
             it (`"easy"`), or a random one.
         rng (`np.random.Generator`, *optional*):
             Needed for `keep="random"`.
-        block_size (`int`, *optional*, defaults to `4096`):
+        block_size (`int`, *optional*, defaults to `1024`):
             Rows of the similarity matrix that are held in memory at once.
 
     Returns:
@@ -149,14 +149,14 @@ def rank_clusters(
     return orders
 
 
-def max_similarity_to_earlier(rows: ArrayLike, *, block_size: int = 4096) -> Floats:
+def max_similarity_to_earlier(rows: ArrayLike, *, block_size: int = 1024) -> Floats:
     """
     Largest cosine similarity of every row to the rows before it.
 
     Args:
         rows (`array` of shape `(n, d)`):
             Unit vectors in order.
-        block_size (`int`, *optional*, defaults to `4096`):
+        block_size (`int`, *optional*, defaults to `1024`):
             Rows of the similarity matrix that are held in memory at once.
 
     Returns:

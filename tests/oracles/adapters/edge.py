@@ -1,0 +1,34 @@
+"""Oracle adapter for EDGE."""
+
+import math
+
+import numpy as np
+
+from dsel_trl.functional.edge import edge_scores, guideline_effect, mean_turn_nll
+from dsel_trl.functional.ranking import bottom_k
+
+
+def evaluate(oracle):
+    samples = oracle["samples"]
+    turns = [turn for sample in samples for turn in sample["turns"]]
+    owner = np.repeat(np.arange(len(samples)), [len(sample["turns"]) for sample in samples])
+    without, _ = mean_turn_nll([turn["nll_without_guideline"] for turn in turns])
+    guided, _ = mean_turn_nll([turn["nll_with_guideline"] for turn in turns])
+    ids = [sample["id"] for sample in samples]
+    for form in ("ratio", "diff"):
+        effect = guideline_effect(without, guided, form)
+        scores = edge_scores(effect, owner, len(samples))
+        for expected in oracle["expected"]:
+            row = ids.index(expected["id"])
+            per_turn = effect[owner == row]
+            listed = expected.get(f"ge_{form}_per_turn")
+            if listed is not None:
+                # Turns without an action are either left out of the file or undefined in it.
+                per_turn = per_turn if len(listed) == len(per_turn) else per_turn[~np.isnan(per_turn)]
+                yield f"{row}.ge_{form}_per_turn", per_turn, [math.nan if x is None else x for x in listed]
+            if f"ge_{form}" in expected:
+                value = expected[f"ge_{form}"]
+                yield f"{row}.ge_{form}", scores[row], math.nan if value is None else value
+        if f"selected_lowest_{form}" in oracle:
+            lowest = [ids[row] for row in bottom_k(scores, oracle["k"])]
+            yield f"selected_lowest_{form}", lowest, oracle[f"selected_lowest_{form}"]

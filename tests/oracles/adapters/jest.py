@@ -1,0 +1,39 @@
+"""Oracle adapter for JEST and temperature sampling."""
+
+import re
+
+import numpy as np
+
+from dsel_trl.functional.jest import chunk_size, conditional_logits, learnability
+from dsel_trl.functional.ranking import gumbel_top_k, rank_order, softmax_weights
+
+
+def evaluate(oracle):
+    learner, reference = np.asarray(oracle["learner_loss"]), np.asarray(oracle["ref_loss"])
+    scores = learnability(learner, reference)
+    got = {
+        "learnability": scores,
+        "hard_learner_order": rank_order(learner),
+        "easy_reference_order": rank_order(-reference),
+        "learnability_order": rank_order(scores),
+    }
+    for key, value in got.items():
+        if key in oracle:
+            yield key, value, oracle[key]
+    for i, case in enumerate(oracle.get("temperature_cases", [])):
+        temperature = case["temperature"]
+        if "probabilities" in case:
+            yield f"temperature_cases[{i}].probabilities", softmax_weights(scores, temperature), case["probabilities"]
+        for key in case:
+            if match := re.fullmatch(r"gumbel_top(\d+)", key):
+                ids = gumbel_top_k(scores, int(match[1]), temperature, noise=case["gumbel"])
+                yield f"temperature_cases[{i}].{key}", ids, case[key]
+    for i, step in enumerate(oracle.get("joint_steps", [])):
+        logits = conditional_logits(oracle["score_matrix"], step["already_selected"])
+        yield f"joint_steps[{i}]", logits, step["conditional_logits"]
+    if "chunk_arithmetic" in oracle:
+        case = oracle["chunk_arithmetic"]
+        size = chunk_size(case["super_batch"], case["filter_ratio"], case["n_chunks"])
+        yield "draws_per_chunk", size, case["draws_per_chunk_int_floor"]
+        if "batch" in case:
+            yield "batch", size * case["n_chunks"], case["batch"]
