@@ -121,7 +121,7 @@ def fuse_margins(margins: Sequence[ArrayLike], how: str = "add") -> NDArray[np.f
 
     Args:
         margins (sequence of K array-likes of shape `(n,)`):
-            One row per source.
+            One row per source. A non-finite margin counts as 0.
         how (`str`, *optional*, defaults to `"add"`):
             `"add"`, `"max"` or `"min"`.
 
@@ -132,6 +132,7 @@ def fuse_margins(margins: Sequence[ArrayLike], how: str = "add") -> NDArray[np.f
         `ValueError`: if `how` is unknown, there is no source, or the sources have different lengths.
     """
     rows = _stack(margins)
+    rows = np.where(np.isfinite(rows), rows, 0.0)
     if how not in ("add", "max", "min"):
         raise ValueError(f'how must be "add", "max" or "min", but is {how!r}')
     if how == "add":

@@ -24,9 +24,10 @@ def evaluate(oracle):
         margin_probability(margin, lower, upper, scale="observed", missing="zero")
         for margin, upper in zip(margins, uppers, strict=True)
     ]
-    ours = [margin_probability(margin, lower, upper) for margin, upper in zip(margins, uppers, strict=True)]
-    filled = [np.nan_to_num(np.asarray(margin, dtype=float)) for margin in margins]
-    fused = {how: fuse_margins(filled, how) for how in ("add", "max", "min")}
+    ours = [
+        margin_probability(margin, lower, upper, missing="zero") for margin, upper in zip(margins, uppers, strict=True)
+    ]
+    fused = {how: fuse_margins(margins, how) for how in ("add", "max", "min")}
     fused["mul"] = fuse_probabilities(replicated, clamp=0.0)
     spec = fuse_probabilities(ours)
     got = {
@@ -39,7 +40,7 @@ def evaluate(oracle):
         **{f"fused_{how}": values for how, values in fused.items()},
     }
     if "third_margin" in inputs:
-        third = margin_probability(inputs["third_margin"], lower, inputs["third_M2"])
+        third = margin_probability(inputs["third_margin"], lower, inputs["third_M2"], missing="zero")
         got["fused_three_sources"] = fuse_probabilities([*ours, third])
     for name, value in expected.items():
         if name.endswith("_indices_worst_to_best"):

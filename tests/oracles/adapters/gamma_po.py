@@ -8,7 +8,7 @@ from dsel_trl.functional.gamma_po import gamma_po_loss, target_margins
 def evaluate(oracle):
     inputs, expected = oracle["inputs"], oracle["expected"]
     gaps = torch.tensor(inputs["reward_gaps"])
-    options = {name: inputs[name] for name in ("gamma0", "tau", "iterations", "eps")}
+    options = {name: inputs[name] for name in ("gamma0", "tau", "iterations", "eps") if name in inputs}
     margins = target_margins(gaps, **options)
     past = torch.tensor(inputs.get("queue", []), dtype=gaps.dtype)
     got = {

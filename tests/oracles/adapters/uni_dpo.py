@@ -10,7 +10,9 @@ def evaluate(oracle):
     policy = [torch.tensor(inputs[name]) for name in ("policy_chosen", "policy_rejected")]
     reference = [torch.tensor(inputs[name]) for name in ("ref_chosen", "ref_rejected")]
     scores = [torch.tensor(inputs[name]) for name in ("score_chosen", "score_rejected")]
-    options = {name: inputs[name] for name in ("beta", "eta", "tau_ref", "gamma", "nll_lambda", "tau_good")}
+    options = {
+        name: inputs[name] for name in ("beta", "eta", "tau_ref", "gamma", "nll_lambda", "tau_good") if name in inputs
+    }
     got = {
         "losses": uni_dpo_loss(*policy, *reference, *scores, **options),
         "w_qual": quality_weight(*scores, eta=inputs["eta"]),
