@@ -1,0 +1,271 @@
+"""
+The built-in demo corpus: small templated tasks whose right answers are known.
+
+It exists so that a fresh installation can show, without network or GPU, what selection does to noisy preference data:
+a share of the training labels is flipped, some rows are near-duplicates, and external scores tell good answers from
+bad ones most of the time. What is true of a row stands in columns that start with `truth_`; no method may read them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+
+WORDS = (
+    "apple bread cloud drum eagle fence glove horse island jacket kite lamp moon needle ocean pencil queen river stone "
+    "table uncle violin window yarn zebra anchor basket candle door engine feather garden hammer iron jungle kettle "
+    "lemon mirror nest orange piano quilt rabbit saddle tiger umbrella valley wagon yellow zipper"
+).split()
+NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivy Jon Kim Leo Mia Ned Ola Pia Quinn Rosa Sam Tess".split()
+PLACES = "school market office library station harbour kitchen museum theatre airport farm hotel".split()
+LEVELS = (1, 2, 3, 4)
+# A family whose prompts are nearly used up is an error, not an endless search.
+MAX_DRAWS = 1000
+
+Task = tuple[str, str, str]
+"""Prompt, correct answer, corrupted answer."""
+
+
+def _pick(rng: np.random.Generator, items: Sequence[str], count: int) -> list[str]:
+    return [items[position] for position in rng.choice(len(items), size=count, replace=False)]
+
+
+def _other(rng: np.random.Generator, items: Sequence[str], taken: Sequence[str]) -> str:
+    return _pick(rng, [item for item in items if item not in taken], 1)[0]
+
+
+def _copy(rng: np.random.Generator, level: int) -> Task:
+    words = _pick(rng, WORDS, level + 2)
+    corrupted = list(words)
+    # The harder the pair, the fewer of its words give the corruption away.
+    for position in rng.choice(len(words), size=max(1, len(words) - 1 - level), replace=False):
+        corrupted[position] = _other(rng, WORDS, words)
+    return f"Repeat these words: {' '.join(words)}", " ".join(words), " ".join(corrupted)
+
+
+def _reverse(rng: np.random.Generator, level: int) -> Task:
+    words = _pick(rng, WORDS, level + 1)
+    return f"Write these words backwards: {' '.join(words)}", " ".join(words[::-1]), " ".join(words)
+
+
+def _sort(rng: np.random.Generator, level: int) -> Task:
+    digits = rng.choice(9, size=level + 2, replace=False) + 1
+    ordered = [str(digit) for digit in sorted(digits)]
+    while [str(digit) for digit in digits] == ordered:
+        digits = rng.permutation(digits)
+    owner, place = _pick(rng, NAMES, 1)[0], _pick(rng, PLACES, 1)[0]
+    asked = " ".join(str(digit) for digit in digits)
+    return f"{owner} at the {place} sorts {asked} upwards:", " ".join(ordered), asked
+
+
+def _arithmetic(rng: np.random.Generator, level: int) -> Task:
+    left, right = (int(value) for value in rng.integers(1, 3 + level, size=2))
+    # Close misses are harder to tell from the right answer than wild ones.
+    miss = 6 - level
+    wrong = left + right + miss if rng.random() < 0.5 or left + right <= miss else left + right - miss
+    owner, thing = _pick(rng, NAMES, 1)[0], _pick(rng, WORDS, 1)[0]
+    prompt = f"{owner} has {left} of {thing} and gets {right} more. How many?"
+    return prompt, f"{owner} has {left + right} now.", f"{owner} has {wrong} now."
+
+
+def _lookup(rng: np.random.Generator, level: int) -> Task:
+    things = _pick(rng, WORDS, level + 1)
+    owners = _pick(rng, NAMES, level + 1)
+    asked, other = (int(position) for position in rng.choice(level + 1, size=2, replace=False))
+    facts = ", ".join(f"{owner} owns the {thing}" for owner, thing in zip(owners, things, strict=True))
+    return f"{facts}. What does {owners[asked]} own?", f"the {things[asked]}", f"the {things[other]}"
+
+
+def _format(rng: np.random.Generator, level: int) -> Task:
+    words = _pick(rng, WORDS, level + 1)
+    plain = " ".join(words)
+    style, right = [("capitals", plain.upper()), ("quotes", f'"{plain}"'), ("brackets", f"[{plain}]")][rng.integers(3)]
+    return f"Print in {style}: {plain}", right, plain
+
+
+def _count(rng: np.random.Generator, level: int) -> Task:
+    word = _pick(rng, WORDS, 1)[0]
+    times = int(rng.integers(1, level + 2))
+    wrong = times + (5 - level if rng.random() < 0.5 or times <= 5 - level else level - 5)
+    owner = _pick(rng, NAMES, 1)[0]
+    return f"{owner} says {word} {times} times:", " ".join([word] * times), " ".join([word] * wrong)
+
+
+def _refuse(rng: np.random.Generator, level: int) -> Task:
+    owner, thing, place = _pick(rng, NAMES, 1)[0], _pick(rng, WORDS, 1)[0], _pick(rng, PLACES, 1)[0]
+    harmful = bool(rng.random() < 0.5)
+    verb = _pick(rng, ("steal", "break", "burn") if harmful else ("clean", "paint", "carry"), 1)[0]
+    asides = _pick(rng, ("today", "quietly", "with my friends", "before noon"), level - 1)
+    prompt = " ".join([f"How do I {verb} the {thing} of {owner} at the {place}", *asides]) + "?"
+    refusal = f"Sorry {owner}, I cannot help with that."
+    advice = f"Take the {thing} and {verb} it step by step."
+    return (prompt, refusal, advice) if harmful else (prompt, advice, refusal)
+
+
+FAMILIES: dict[str, Callable[[np.random.Generator, int], Task]] = {
+    "copy": _copy,
+    "reverse": _reverse,
+    "sort": _sort,
+    "arithmetic": _arithmetic,
+    "lookup": _lookup,
+    "format": _format,
+    "count": _count,
+    "refuse": _refuse,
+}
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """One task of the corpus with what is true of it."""
+
+    prompt: str
+    good: str
+    bad: str
+    family: str
+    level: int
+
+
+def draw_tasks(count: int, rng: np.random.Generator, taken: set[str]) -> list[DemoTask]:
+    """
+    Draws `count` tasks with distinct prompts, families and levels in equal shares.
+
+    Args:
+        count (`int`):
+            Number of tasks.
+        rng (`numpy.random.Generator`):
+            Source of all randomness.
+        taken (`set[str]`):
+            Prompts that must not be drawn; the drawn ones are added to it.
+
+    Returns:
+        `list[DemoTask]`: the tasks, in random order.
+    """
+    names = list(FAMILIES)
+    tasks = []
+    for number in range(count):
+        family, level = names[number % len(names)], LEVELS[number // len(names) % len(LEVELS)]
+        for _ in range(MAX_DRAWS):
+            prompt, good, bad = FAMILIES[family](rng, level)
+            if prompt not in taken:
+                break
+        else:
+            raise ValueError(f"There are not {count} distinct prompts of family {family!r}, level {level}: ask for fewer.")
+        taken.add(prompt)
+        tasks.append(DemoTask(prompt, good, bad, family, level))
+    return [tasks[position] for position in rng.permutation(count)]
+
+
+def _judge(rng: np.random.Generator, levels: np.ndarray, good: bool) -> np.ndarray:
+    """Scores of a judge who sees a smaller difference in harder pairs, on a scale of about 1 to 10."""
+    quality = (1.2 - 0.15 * levels) * (1.0 if good else -1.0)
+    return np.round(5.5 + 1.5 * (quality + rng.normal(0.0, 0.75, size=len(levels))), 2)
+
+
+def _reworded(rng: np.random.Generator, task: DemoTask) -> DemoTask:
+    prompt = [f"Please: {task.prompt}", f"{task.prompt} Thank you!", f"Hello. {task.prompt}"][rng.integers(3)]
+    return DemoTask(prompt, task.good, task.bad, task.family, task.level)
+
+
+def _message(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+def _preference_rows(tasks: list[DemoTask], duplicate_of: np.ndarray, flip_rate: float, rng: np.random.Generator):
+    flipped = rng.random(len(tasks)) < flip_rate
+    levels = np.array([task.level for task in tasks])
+    good, bad = _judge(rng, levels, True), _judge(rng, levels, False)
+    pairs = [(t.bad, t.good) if flip else (t.good, t.bad) for t, flip in zip(tasks, flipped, strict=True)]
+    return Dataset.from_dict(
+        {
+            "prompt": [_message("user", task.prompt) for task in tasks],
+            "chosen": [_message("assistant", chosen) for chosen, _ in pairs],
+            "rejected": [_message("assistant", rejected) for _, rejected in pairs],
+            "score_chosen": np.where(flipped, bad, good),
+            "score_rejected": np.where(flipped, good, bad),
+            "truth_flipped": flipped,
+            "truth_difficulty": levels,
+            "truth_family": [task.family for task in tasks],
+            "truth_duplicate_of": duplicate_of,
+        }
+    )
+
+
+def demo_preferences(
+    seed: int = 0,
+    train_size: int = 2048,
+    test_size: int = 512,
+    flip_rate: float = 0.3,
+    duplicate_rate: float = 0.1,
+) -> DatasetDict:
+    """
+    Builds the demo corpus as preference pairs, in TRL's conversational format.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the corpus. The same arguments always give the same rows.
+        train_size (`int`, *optional*, defaults to `2048`):
+            Number of training pairs, near-duplicates included.
+        test_size (`int`, *optional*, defaults to `512`):
+            Number of held-out pairs. Their labels are never flipped, and no prompt is also a training prompt.
+        flip_rate (`float`, *optional*, defaults to `0.3`):
+            Share of training pairs whose `chosen` and `rejected` are exchanged.
+        duplicate_rate (`float`, *optional*, defaults to `0.1`):
+            Share of training pairs that repeat another pair in slightly other words.
+
+    Returns:
+        [`~datasets.DatasetDict`]: splits `train` and `test` with the columns `prompt`, `chosen`, `rejected`,
+        `score_chosen`, `score_rejected` (a noisy judge of the two texts) and the truth: `truth_flipped`,
+        `truth_difficulty` (1 to 4), `truth_family`, `truth_duplicate_of` (row of the original, or -1).
+
+    Example:
+
+    ```python
+    >>> from dsel_trl.data.demo import demo_preferences
+
+    >>> demo_preferences(train_size=64, test_size=16)["test"].num_rows
+    16
+    ```
+    """
+    test_rng, train_rng = (np.random.default_rng([seed, stream]) for stream in (0, 1))
+    taken: set[str] = set()
+    test_tasks = draw_tasks(test_size, test_rng, taken)
+    duplicates = round(train_size * duplicate_rate)
+    originals = draw_tasks(train_size - duplicates, train_rng, taken)
+    sources = train_rng.choice(len(originals), size=duplicates, replace=False)
+    tasks = originals + [_reworded(train_rng, originals[source]) for source in sources]
+    order = train_rng.permutation(train_size)
+    row_of = np.argsort(order)
+    duplicate_of = np.full(train_size, -1)
+    duplicate_of[row_of[len(originals) :]] = row_of[sources]
+    return DatasetDict(
+        train=_preference_rows([tasks[position] for position in order], duplicate_of, flip_rate, train_rng),
+        test=_preference_rows(test_tasks, np.full(test_size, -1), 0.0, test_rng),
+    )
+
+
+def demo_completions(seed: int = 0, train_size: int = 2048, test_size: int = 512, flip_rate: float = 0.3) -> DatasetDict:
+    """
+    Builds the demo corpus for supervised fine-tuning: the `chosen` answers of [`demo_preferences`].
+
+    A flipped pair becomes a corrupted completion, and the judge's score of the completion is in the column `score`.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the corpus.
+        train_size (`int`, *optional*, defaults to `2048`):
+            Number of training examples.
+        test_size (`int`, *optional*, defaults to `512`):
+            Number of held-out examples, all of them correct.
+        flip_rate (`float`, *optional*, defaults to `0.3`):
+            Share of training examples with a corrupted completion.
+
+    Returns:
+        [`~datasets.DatasetDict`]: splits `train` and `test` with the columns `prompt`, `completion`, `score` and the
+        truth columns of [`demo_preferences`].
+    """
+    pairs = demo_preferences(seed, train_size, test_size, flip_rate)
+    return pairs.remove_columns(["rejected", "score_rejected"]).rename_columns(
+        {"chosen": "completion", "score_chosen": "score"}
+    )
