@@ -1,0 +1,41 @@
+"""Fixtures of all tests: the tiny model, and trainers on it that leave nothing behind."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+torch.set_num_threads(1)
+
+# `tests.tiny` is imported where it is used: tests of pure functions need not wait for the trainers.
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Llama and its tokenizer."""
+    from tests import tiny
+
+    return tiny.build_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def make_trainer(model: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`make_trainer(kind, **config)`: a stock trainer that writes below `tmp_path`."""
+    from tests import tiny
+
+    def make(kind: str, **config: Any) -> Any:
+        output_dir = config.pop("output_dir", tmp_path / "out")
+        return tiny.make_trainer(kind, config.pop("model", model), output_dir, **config)
+
+    return make
+
+
+@pytest.fixture
+def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without drawing: a picture takes longer than the run."""
+    monkeypatch.setattr("dsel_trl.report.draw_run", lambda *args: None)
