@@ -299,7 +299,7 @@ class SelectionCallback(TrainerCallback):
             method.observe(self.run, step)
         served = 0 if self.sampler is None else len(self.sampler.history)
         self.metrics_window.step(step, served)
-        if self.sampler is not None and self.methods.due(self.run.step):
+        if self.sampler is not None and self.methods.due(self.run):
             self.sampler.due = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -358,7 +358,8 @@ class SelectionCallback(TrainerCallback):
         if self.kind == "dpo":
             values["implicit_margin"] = batch.implicit_margin
         for method in self.methods.using("score"):
-            values[method.name] = method.score(batch)
+            scores = method.score(batch)
+            values.update(scores if isinstance(scores, dict) else {method.name: scores})
         weights = self._weigh(batch, listening.gate)
         if weights is not None:
             values["weight"] = weights

@@ -195,6 +195,10 @@ class Method:
         """Examples per epoch, said before training starts; `None` = as many as are kept at the first plan."""
         return None
 
+    def due(self, run: Run) -> bool:
+        """Whether a new plan is wanted after the step that was just done."""
+        return isinstance(self.refresh, int) and run.step % self.refresh == 0
+
     def check(self, run: Run) -> None:
         """Called when the run is about to start: raises `ValueError` for what this dataset or trainer cannot serve."""
 
@@ -217,8 +221,12 @@ class Method:
         """Positions to train on out of an oversized candidate batch (all ranks'), best first."""
         raise NotImplementedError
 
-    def score(self, batch: Batch) -> Tensor:
-        """One score per example, `(B,)`; higher = train on it first. Written to the ledger under the method's name."""
+    def score(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """
+        One score per example, `(B,)`; higher = train on it first. Written to the ledger under the method's name.
+
+        A mapping writes further columns, each under its key.
+        """
         raise NotImplementedError
 
     def weigh(self, batch: Batch) -> Tensor | None:
@@ -425,9 +433,9 @@ class Composition:
     def carry_over(self) -> bool:
         return any(method.carry_over for method in self.using("plan"))
 
-    def due(self, step: int) -> bool:
-        """Whether a new plan is due after `step`."""
-        return any(isinstance(m.refresh, int) and step % m.refresh == 0 for m in self.using("select", "order", "plan"))
+    def due(self, run: Run) -> bool:
+        """Whether a new plan is due after the step that was just done."""
+        return any([method.due(run) for method in self.using("select", "order", "plan")])
 
     def kept(self, run: Run) -> np.ndarray:
         """Intersection of the kept sets, `(N,)` bool; the reasons go to the ledger."""

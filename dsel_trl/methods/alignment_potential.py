@@ -1,0 +1,97 @@
+"""Pairs whose external margin is large and not yet reached by the model."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..functional.alignment_potential import alignment_potential
+from ..functional.margins import average_logps, simpo_margin
+from ..method import Run, check_choice, check_range, register
+from ..selection import ByScore, known_scores
+from ..tap import Batch, PairBatch, Signal
+
+
+@register("alignment_potential")
+@dataclass
+class AlignmentPotential(ByScore):
+    """
+    Keeps the pairs with the largest alignment potential: external margin minus the margin the model already has.
+
+    What: `z(|d|) - weight * z(|m|)` with d the difference of two score columns and m the implicit margin
+    (hf.co/papers/2503.01864). `form: simpo` takes the length-normalised, reference-free margin of the released code,
+    measured once over the whole dataset before training; `form: dpo` takes the reward margin of the run. Both follow
+    the model: margins of trained pairs are renewed for free, and count from the next plan on.
+    When: pairs with trustworthy external scores.
+    When not: `form: dpo` without `prescore` knows no implicit margin at the start, so the first plan is by |d| alone.
+    """
+
+    keep: float | None = field(default=0.4, metadata={"help": "fraction to keep, in (0, 1]"})
+    form: str = field(default="simpo", metadata={"help": '"simpo" (mean log-probabilities) or "dpo" (reward margin)'})
+    weight: float = field(default=1.0, metadata={"help": "weight of the implicit term (2.5 in the paper's self-play)"})
+    normalize_margins: str = field(default="zscore", metadata={"help": '"zscore", or "none" for raw |d| - |m|'})
+    prescore: bool = field(default=True, metadata={"help": "measure all implicit margins once before training"})
+    score_chosen_column: str = field(default="score_chosen", metadata={"help": "score of the chosen response"})
+    score_rejected_column: str = field(default="score_rejected", metadata={"help": "score of the rejected response"})
+
+    signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
+    trainers = ("dpo",)
+    paper = "hf.co/papers/2503.01864"
+    criterion = "external_continuous and internal"
+    selector = "top_k"
+    cost = "prescore: one forward per example once (form dpo: two), else no extra forward"
+    state = "two columns (16 bytes per example)"
+    MARGIN: ClassVar[str] = "alignment_potential_implicit"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("form", self.form, ("simpo", "dpo"))
+        check_choice("normalize_margins", self.normalize_margins, ("zscore", "none"))
+        check_range("weight", self.weight, 0, float("inf"))
+        self._live: np.ndarray | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.score_chosen_column, self.score_rejected_column)
+
+    def implicit(self, batch: Batch) -> Tensor:
+        """Implicit margin of each pair in the chosen form, `(B,)`."""
+        assert isinstance(batch, PairBatch)
+        if self.form == "dpo":
+            return batch.implicit_margin
+        return simpo_margin(
+            average_logps(batch.policy_chosen_logps, batch.chosen_lengths),
+            average_logps(batch.policy_rejected_logps, batch.rejected_lengths),
+            batch.settings.beta,
+        )
+
+    def setup(self, run: Run) -> None:
+        run.ledger.add(self.MARGIN)
+        if self.prescore and not run.resumed:
+            assert run.passes is not None
+            values = run.passes.measure(self.implicit, description="Scoring implicit margins")
+            run.ledger.write(self.MARGIN, None, values, step=0)
+
+    def scores(self, run: Run) -> np.ndarray:
+        explicit = run.column(self.score_chosen_column) - run.column(self.score_rejected_column)
+        implicit = known_scores(run, self.MARGIN)
+        # A pair whose margin is not known yet stands at the mean of the known ones.
+        known = np.isfinite(implicit)
+        filled = np.where(known, np.abs(implicit), np.abs(implicit[known]).mean() if known.any() else 0.0)
+        potential = alignment_potential(
+            np.where(np.isfinite(explicit), explicit, np.nan), filled, self.weight, self.normalize_margins
+        )
+        return np.where(np.isfinite(potential), potential, -np.inf).astype(np.float32)
+
+    def select(self, run: Run) -> np.ndarray:
+        mask = super().select(run)
+        run.ledger.write(self.name, None, self.scores(run), run.step)
+        return mask
+
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        explicit = batch.column(self.score_chosen_column) - batch.column(self.score_rejected_column)
+        implicit = self.implicit(batch)
+        raw = torch.abs(explicit) - self.weight * torch.abs(implicit)
+        return {self.MARGIN: implicit} if self.action != "weight" else {self.MARGIN: implicit, self.name: raw}

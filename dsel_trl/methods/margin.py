@@ -1,0 +1,87 @@
+"""Rank, keep, weigh or order pairs by a margin."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..functional.ranking import zscore
+from ..method import Run, check_choice, register
+from ..selection import ByScore, known_scores
+from ..tap import Batch, PairBatch, Signal
+
+SOURCES = ("implicit", "explicit", "disagreement")
+
+
+@register("margin")
+@dataclass
+class Margin(ByScore):
+    """
+    Chooses preference pairs by how far apart their two responses are.
+
+    What: `source: implicit` is the run's own reward margin `beta * (log-ratio chosen - log-ratio rejected)`, free from
+    the training forward; `explicit` is `score_chosen - score_rejected` of two dataset columns; `disagreement` is the
+    distance of the two after z-scoring both (large = the model and the scores see the pair differently).
+    `action` says what to do about it: keep_top, keep_bottom, band, weight, sample or curriculum.
+    When: large explicit margins are the cleaner labels; small implicit margins are what the model has not learned.
+    When not: implicit margins are all zero until the policy has moved, so the first epoch's choice is random then.
+    """
+
+    source: str = field(default="implicit", metadata={"help": f"one of {', '.join(SOURCES)}"})
+    score_chosen_column: str = field(default="score_chosen", metadata={"help": "score of the chosen response"})
+    score_rejected_column: str = field(default="score_rejected", metadata={"help": "score of the rejected response"})
+
+    signals = (Signal.IMPLICIT_MARGIN, Signal.EXPLICIT_MARGIN)
+    trainers = ("dpo",)
+    criterion = "internal or external_continuous"
+    selector = "top_k, band, weight, sample, curriculum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("source", self.source, SOURCES)
+        # Mean and deviation of both margins at the last plan: the yardstick of a live disagreement.
+        self._scales = np.array([0.0, 1.0, 0.0, 1.0])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return () if self.source == "implicit" else (self.score_chosen_column, self.score_rejected_column)
+
+    def explicit(self, run: Run) -> np.ndarray:
+        """Explicit margins of all pairs, `(N,)`; -inf (never chosen) where a score is missing."""
+        margin = run.column(self.score_chosen_column) - run.column(self.score_rejected_column)
+        return np.where(np.isfinite(margin), margin, -np.inf).astype(np.float32)
+
+    def scores(self, run: Run) -> np.ndarray:
+        if self.source == "implicit":
+            return known_scores(run, self.name)
+        explicit = self.explicit(run)
+        if self.source == "explicit":
+            return explicit
+        implicit = known_scores(run, "implicit_margin")
+        self._scales = np.concatenate([_scale(explicit), _scale(implicit)])
+        distance = np.abs(zscore(explicit) - zscore(implicit))
+        return np.where(np.isinf(explicit), -np.inf, distance).astype(np.float32)
+
+    def score(self, batch: Batch) -> Tensor:
+        assert isinstance(batch, PairBatch)
+        if self.source == "implicit":
+            return batch.implicit_margin
+        explicit = batch.column(self.score_chosen_column) - batch.column(self.score_rejected_column)
+        if self.source == "explicit":
+            return explicit
+        mean, deviation, implicit_mean, implicit_deviation = self._scales.tolist()
+        return torch.abs((explicit - mean) / deviation - (batch.implicit_margin - implicit_mean) / implicit_deviation)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        return {**super().state_dict(), "scales": self._scales}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        super().load_state_dict(state)
+        self._scales = state["scales"]
+
+
+def _scale(values: np.ndarray) -> np.ndarray:
+    finite = values[np.isfinite(values)].astype(np.float64)
+    deviation = finite.std() if len(finite) else 0.0
+    return np.array([finite.mean() if len(finite) else 0.0, deviation if deviation > 0 else 1.0])

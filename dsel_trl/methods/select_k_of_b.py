@@ -1,0 +1,88 @@
+"""Train on the best k of a larger candidate batch."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..functional.select_k_of_b import select_k_of_b
+from ..method import Method, Run, check_choice, check_range, register
+from ..tap import Batch, PairBatch, Signal
+
+SCORES = ("loss", "implicit_margin", "explicit_margin", "length")
+MODES = ("top_k", "bottom_k", "gumbel_top_k", "epsilon_mix")
+
+
+@register("select_k_of_b")
+@dataclass
+class SelectKOfB(Method):
+    """
+    Draws `factor` times as many candidates as are trained, scores them without gradient, and trains on the best.
+
+    What: the score is the current loss, the implicit margin, an explicit margin of two columns, or the length; `mode`
+    says how to choose. The choice is over the candidates of all processes and acts at once, without sampler lag. Rows
+    that are not chosen count as seen: an epoch has `1 / factor` of the steps.
+    When: the choice must follow the model closely. When not: it costs `factor` extra forwards per trained example
+    (twice that with a reference model that is not precomputed); a plan costs none.
+    """
+
+    by: str = field(default="loss", metadata={"help": f"score: one of {', '.join(SCORES)}"})
+    mode: str = field(default="top_k", metadata={"help": f"one of {', '.join(MODES)}"})
+    factor: int = field(default=2, metadata={"help": "candidates drawn for one trained example, at least 2"})
+    temperature: float = field(default=0.5, metadata={"help": "gumbel_top_k: draws from softmax(score / temperature)"})
+    epsilon: float = field(default=0.1, metadata={"help": "epsilon_mix: chance of a random candidate per slot"})
+    score_chosen_column: str = field(default="score_chosen", metadata={"help": "explicit_margin: column"})
+    score_rejected_column: str = field(default="score_rejected", metadata={"help": "explicit_margin: column"})
+
+    signals = (Signal.LOSS,)
+    selector = "top_k, gumbel_top_k"
+    cost = "factor forwards per trained example (twice with a reference model)"
+    state = "none"
+
+    def __post_init__(self) -> None:
+        check_choice("by", self.by, SCORES)
+        check_choice("mode", self.mode, MODES)
+        check_range("factor", self.factor, 2, 1024)
+        if not isinstance(self.factor, int):
+            raise ValueError(f"factor={self.factor!r} is not a whole number.")
+        check_range("temperature", self.temperature, 0, float("inf"))
+        check_range("epsilon", self.epsilon, 0, 1)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.score_chosen_column, self.score_rejected_column) if self.by == "explicit_margin" else ()
+
+    @property
+    def candidates(self) -> int:
+        return self.factor
+
+    @property
+    def references(self) -> bool:
+        return self.by in ("loss", "implicit_margin")
+
+    def check(self, run: Run) -> None:
+        if self.by.endswith("margin") and run.trainer != "dpo":
+            raise ValueError(f"by={self.by!r} needs preference pairs, but the trainer is {run.trainer!r}.")
+
+    def value(self, batch: Batch) -> Tensor:
+        """The score of each candidate, `(B,)`."""
+        if self.by == "explicit_margin":
+            return batch.column(self.score_chosen_column) - batch.column(self.score_rejected_column)
+        if self.by == "implicit_margin":
+            assert isinstance(batch, PairBatch)
+            return batch.implicit_margin
+        return batch.loss if self.by == "loss" else batch.lengths.float()
+
+    def pick(self, run: Run, candidates: Batch) -> Tensor:
+        scores, _ = candidates.gather(self.value(candidates).float())
+        count = len(scores) // self.factor
+        positions = select_k_of_b(
+            scores.cpu().numpy(),
+            count,
+            self.mode,
+            temperature=self.temperature,
+            epsilon=self.epsilon,
+            fill=True,
+            rng=run.rng(run.step, len(scores)),
+        )
+        return torch.as_tensor(positions[:count].copy())
