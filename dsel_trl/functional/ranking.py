@@ -79,7 +79,7 @@ def keep_count(fraction: float, n_valid: int) -> int:
 
 def _guarded_floor(value: float) -> int:
     # 0.29 * 100 is 28.999999999999996 in binary: a product this close below an integer means that integer.
-    return math.floor(value + 1e-9 * max(1.0, abs(value)))
+    return math.floor(value + 1e-12 * max(1.0, abs(value)))
 
 
 def zscore(values: ArrayLike) -> NDArray[np.float64]:

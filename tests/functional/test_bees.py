@@ -33,6 +33,13 @@ def test_upper_bound_follows_the_definition(seed):
     assert upper_bound(margins, 2.0) == bound_by_definition(margins.tolist(), 2.0)
 
 
+def test_the_tail_needs_thirty_margins():
+    # int(8 / 2) = 4; 30 margins in (5, 8] are enough to move on to 6, where nothing is left but the 20 at 8.
+    margins = [5.5] * 10 + [8.0] * 20 + [0.0] * 50
+    assert upper_bound(margins, 2.0) == 6
+    assert upper_bound(margins[1:], 2.0) == 4
+
+
 def test_upper_bound_of_few_or_no_margins():
     assert upper_bound([9.0, 1.0, NAN], 2.0) == 4
     assert upper_bound([-3.0, -4.0], 2.0) == -1

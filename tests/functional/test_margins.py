@@ -35,6 +35,7 @@ def test_empty_completion_has_average_zero_and_is_invalid():
     lengths = torch.tensor([4, 0])
     assert average_logps(torch.tensor([-8.0, 0.0]), lengths).tolist() == [-2.0, 0.0]
     assert valid_pairs(lengths, torch.tensor([1, 1])).tolist() == [True, False]
+    assert valid_pairs(torch.tensor([1, 1]), lengths).tolist() == [True, False]
 
 
 def test_loss_is_stable_far_out():

@@ -47,6 +47,11 @@ def test_keep_count_floors_without_float_error(fraction, n, expected):
     assert keep_count(fraction, n) == expected
 
 
+def test_keep_count_is_exact_for_large_data():
+    assert keep_count(0.29, 100_000_000) == 29_000_000
+    assert keep_count(0.28999999999, 100_000_000) == 28_999_999
+
+
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.5, NAN])
 def test_keep_count_names_a_wrong_fraction(fraction):
     with pytest.raises(ValueError, match=str(fraction)):

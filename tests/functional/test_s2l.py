@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dsel_trl.functional.s2l import balanced_quotas, loss_trajectories, s2l_select
+from dsel_trl.functional.s2l import balanced_quotas, cluster_trajectories, loss_trajectories, s2l_select
 
 
 def test_trajectories_thin_and_fill():
@@ -13,6 +13,36 @@ def test_trajectories_thin_and_fill():
     assert loss_trajectories(losses, num_checkpoints=50).shape == (1, 6)
     with pytest.raises(ValueError, match=r"\(2,\)"):
         loss_trajectories([1.0, 2.0])
+
+
+def test_clusters_are_those_that_are_far_apart():
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], 40)
+    rows = np.array([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0]])[truth] + rng.normal(scale=0.1, size=(120, 2))
+    for seed in range(5):
+        labels = cluster_trajectories(rows + 1000, np.random.default_rng(seed), n_clusters=30)
+        assert all(len(set(truth[labels == label])) == 1 for label in set(labels.tolist()))
+    labels = cluster_trajectories(rows, np.random.default_rng(1), n_clusters=2, iterations=50)
+    assert len(set(labels.tolist())) == 2
+
+
+def test_refinement_lowers_the_spread():
+    rows = np.random.default_rng(1).normal(size=(300, 4))
+
+    def spread(iterations):
+        labels = cluster_trajectories(rows, np.random.default_rng(2), n_clusters=8, iterations=iterations)
+        return sum(((rows[labels == c] - rows[labels == c].mean(0)) ** 2).sum() for c in set(labels.tolist()))
+
+    assert spread(20) < spread(1) < spread(0)
+
+
+def test_equal_trajectories_are_one_cluster():
+    rng = np.random.default_rng(0)
+    assert cluster_trajectories(np.ones((50, 3)), rng).tolist() == [0] * 50
+    assert cluster_trajectories(np.empty((0, 3)), rng).tolist() == []
+    assert len(set(cluster_trajectories([[0.0], [1.0], [1.0]], rng, n_clusters=3).tolist())) == 2
+    with pytest.raises(ValueError, match="0"):
+        cluster_trajectories([[0.0]], rng, n_clusters=0)
 
 
 def test_quotas_by_hand():
