@@ -111,7 +111,6 @@ def train_proxy(
         proxy.train()
         recorder.finish()
         values = np.stack(recorder.values)
-        proxy.accelerator.gradient_state._remove_dataloader(None)
         del proxy, recorder
         gc.collect()
     return values

@@ -10,9 +10,9 @@ class PlanSampler(Sampler[int]):
     """
     Serves ids in planned order, asks again when the plan is due or used up, and remembers what it has handed out.
 
-    An epoch always has `length` ids, so that the learning-rate schedule stays right. A plan that is shorter is asked for
-    again; one that is longer is cut. The ids of one global micro-batch (`block`) are drawn together: they are in the
-    history as soon as the first of them is handed out.
+    An epoch always has `length` ids, so that the learning-rate schedule stays right. A plan that is shorter is asked
+    for again; one that is longer is cut. The ids of one global micro-batch (`block`) are drawn together: they are in
+    the history as soon as the first of them is handed out.
 
     Args:
         plan (`Callable[[np.ndarray, int], np.ndarray]`):

@@ -27,8 +27,8 @@ def with_unseen(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """
     Live scores with the unknown ones filled in: an example not seen yet counts as a random seen one.
 
-    So it is kept as often as the examples known so far, and neither crowds them out nor is shut out. Before anything is
-    known (or while all known scores are equal, as the margins of an untrained policy are) the order is random.
+    So it is kept as often as the examples known so far, and neither crowds them out nor is shut out. Before anything
+    is known (or while all known scores are equal, as the margins of an untrained policy are) the order is random.
     """
     known = selectable(scores)
     values = scores[known]

@@ -1,8 +1,8 @@
 """Per-example signals out of the forwards a trainer makes anyway.
 
 TRL's trainers run the model through a fused LM head whose output carries per-token log-probabilities. A forward hook
-keeps them while a training step is open; `PairBatch` and `SequenceBatch` turn them into the quantities that methods ask
-for, computed only when asked.
+keeps them while a training step is open; `PairBatch` and `SequenceBatch` turn them into the quantities that methods
+ask for, computed only when asked.
 """
 
 from collections.abc import Callable, Iterator

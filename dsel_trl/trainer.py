@@ -74,7 +74,7 @@ def content_id(row: dict[str, Any]) -> int:
 
 class SelectionMixin:
     """
-    Joins a TRL trainer with a [`SelectionCallback`]. Put before a trainer class, or set on an instance by the callback.
+    Joins a TRL trainer with a [`SelectionCallback`]: put before a trainer class, or set on an instance by the callback.
 
     Every seam is an ordinary method that calls `super()`; without a selection each of them is the trainer's own.
     """
