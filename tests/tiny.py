@@ -134,13 +134,20 @@ def make_trainer(
     *,
     dataset: Any = None,
     lora: bool = False,
+    lora_dropout: float = 0.0,
     eval_dataset: Any = None,
     callbacks: Any = None,
     **config: Any,
 ) -> DPOTrainer | SFTTrainer:
     """A stock trainer on the tiny model: `kind` is `"dpo"`, `"sft"` (prompt-completion) or `"lm"` (plain text)."""
     peft_config = (
-        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+        LoraConfig(
+            r=4,
+            lora_alpha=8,
+            lora_dropout=lora_dropout,
+            target_modules=["q_proj", "v_proj", "down_proj"],
+            task_type="CAUSAL_LM",
+        )
         if lora
         else None
     )
