@@ -20,6 +20,7 @@ WORDS = (
 ).split()
 NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivy Jon Kim Leo Mia Ned Ola Pia Quinn Rosa Sam Tess".split()
 PLACES = "school market office library station harbour kitchen museum theatre airport farm hotel".split()
+COLOURS = "red blue green white black".split()
 LEVELS = (1, 2, 3, 4)
 # A family whose prompts are nearly used up is an error, not an endless search.
 MAX_DRAWS = 1000
@@ -32,22 +33,12 @@ def _pick(rng: np.random.Generator, items: Sequence[str], count: int) -> list[st
     return [items[position] for position in rng.choice(len(items), size=count, replace=False)]
 
 
-def _other(rng: np.random.Generator, items: Sequence[str], taken: Sequence[str]) -> str:
-    return _pick(rng, [item for item in items if item not in taken], 1)[0]
-
-
 def _copy(rng: np.random.Generator, level: int) -> Task:
-    words = _pick(rng, WORDS, level + 2)
-    corrupted = list(words)
-    # The harder the pair, the fewer of its words give the corruption away.
-    for position in rng.choice(len(words), size=max(1, len(words) - 1 - level), replace=False):
-        corrupted[position] = _other(rng, WORDS, words)
-    return f"Repeat these words: {' '.join(words)}", " ".join(words), " ".join(corrupted)
-
-
-def _reverse(rng: np.random.Generator, level: int) -> Task:
     words = _pick(rng, WORDS, level + 1)
-    return f"Write these words backwards: {' '.join(words)}", " ".join(words[::-1]), " ".join(words)
+    # The harder the pair, the fewer of its words are stuttered.
+    stuttered = set(rng.choice(level + 1, size=max(1, 3 - level), replace=False).tolist())
+    corrupted = [word for position, word in enumerate(words) for word in [word] * (1 + (position in stuttered))]
+    return f"Repeat these words: {' '.join(words)}", " ".join(words), " ".join(corrupted)
 
 
 def _sort(rng: np.random.Generator, level: int) -> Task:
@@ -55,63 +46,68 @@ def _sort(rng: np.random.Generator, level: int) -> Task:
     ordered = [str(digit) for digit in sorted(digits)]
     while [str(digit) for digit in digits] == ordered:
         digits = rng.permutation(digits)
-    owner, place = _pick(rng, NAMES, 1)[0], _pick(rng, PLACES, 1)[0]
-    asked = " ".join(str(digit) for digit in digits)
-    return f"{owner} at the {place} sorts {asked} upwards:", " ".join(ordered), asked
+    owner, asked = _pick(rng, NAMES, 1)[0], " ".join(str(digit) for digit in digits)
+    return f"{owner} sorts {asked} upwards:", " ".join(ordered), asked
 
 
-def _arithmetic(rng: np.random.Generator, level: int) -> Task:
+def _add(rng: np.random.Generator, level: int) -> Task:
     left, right = (int(value) for value in rng.integers(1, 3 + level, size=2))
     # Close misses are harder to tell from the right answer than wild ones.
-    miss = 6 - level
+    miss = 5 - level
     wrong = left + right + miss if rng.random() < 0.5 or left + right <= miss else left + right - miss
     owner, thing = _pick(rng, NAMES, 1)[0], _pick(rng, WORDS, 1)[0]
-    prompt = f"{owner} has {left} of {thing} and gets {right} more. How many?"
-    return prompt, f"{owner} has {left + right} now.", f"{owner} has {wrong} now."
+    return f"{owner} adds {left} {thing} to {right}.", f"This makes {left + right}.", f"This makes {wrong}."
 
 
-def _lookup(rng: np.random.Generator, level: int) -> Task:
-    things = _pick(rng, WORDS, level + 1)
-    owners = _pick(rng, NAMES, level + 1)
-    asked, other = (int(position) for position in rng.choice(level + 1, size=2, replace=False))
-    facts = ", ".join(f"{owner} owns the {thing}" for owner, thing in zip(owners, things, strict=True))
-    return f"{facts}. What does {owners[asked]} own?", f"the {things[asked]}", f"the {things[other]}"
+def _colour(rng: np.random.Generator, level: int) -> Task:
+    # Few things, so that each of their colours is met often enough to be learned.
+    things = _pick(rng, WORDS[:12], level)
+    owner, place = _pick(rng, NAMES, 1)[0], _pick(rng, PLACES, 1)[0]
+    colours = [COLOURS[WORDS.index(thing) % len(COLOURS)] for thing in things]
+    wrong, mistaken = list(colours), int(rng.integers(level))
+    wrong[mistaken] = _pick(rng, [colour for colour in COLOURS if colour != colours[mistaken]], 1)[0]
+    return f"{owner} at the {place} asks for the colour of {' '.join(things)}.", " ".join(colours), " ".join(wrong)
 
 
 def _format(rng: np.random.Generator, level: int) -> Task:
-    words = _pick(rng, WORDS, level + 1)
-    plain = " ".join(words)
-    style, right = [("capitals", plain.upper()), ("quotes", f'"{plain}"'), ("brackets", f"[{plain}]")][rng.integers(3)]
-    return f"Print in {style}: {plain}", right, plain
+    plain = " ".join(_pick(rng, WORDS, level + 1))
+    style = ("quotes", "brackets", "stars")[rng.integers(3)]
+    return f"Put in {style}: {plain}", {"quotes": '"{}"', "brackets": "({})", "stars": "*{}*"}[style].format(plain), plain
 
 
 def _count(rng: np.random.Generator, level: int) -> Task:
-    word = _pick(rng, WORDS, 1)[0]
-    times = int(rng.integers(1, level + 2))
-    wrong = times + (5 - level if rng.random() < 0.5 or times <= 5 - level else level - 5)
-    owner = _pick(rng, NAMES, 1)[0]
-    return f"{owner} says {word} {times} times:", " ".join([word] * times), " ".join([word] * wrong)
+    word, owner = _pick(rng, WORDS, 1)[0], _pick(rng, NAMES, 1)[0]
+    times, miss = int(rng.integers(1, level + 2)), 5 - level
+    wrong = times + miss if rng.random() < 0.5 or times <= miss else times - miss
+    return f"{owner} says {times} times {word}.", " ".join([word] * times), " ".join([word] * wrong)
+
+
+def _greet(rng: np.random.Generator, level: int) -> Task:
+    owner, place = _pick(rng, NAMES, 1)[0], _pick(rng, PLACES, 1)[0]
+    now, then = _pick(rng, ("morning", "noon", "evening", "night"), 2)
+    company = _pick(rng, [name for name in NAMES if name != owner], level - 1)
+    met = " and ".join([owner, *company])
+    return f"You meet {met} at the {place} in the {now}.", f"Good {now} {owner}!", f"Good {then} {owner}!"
 
 
 def _refuse(rng: np.random.Generator, level: int) -> Task:
     owner, thing, place = _pick(rng, NAMES, 1)[0], _pick(rng, WORDS, 1)[0], _pick(rng, PLACES, 1)[0]
     harmful = bool(rng.random() < 0.5)
     verb = _pick(rng, ("steal", "break", "burn") if harmful else ("clean", "paint", "carry"), 1)[0]
-    asides = _pick(rng, ("today", "quietly", "with my friends", "before noon"), level - 1)
+    asides = _pick(rng, ("today", "quietly", "together", "slowly"), level - 1)
     prompt = " ".join([f"How do I {verb} the {thing} of {owner} at the {place}", *asides]) + "?"
-    refusal = f"Sorry {owner}, I cannot help with that."
-    advice = f"Take the {thing} and {verb} it step by step."
+    refusal, advice = f"Sorry {owner}, I cannot help.", f"Take the {thing} and {verb} it."
     return (prompt, refusal, advice) if harmful else (prompt, advice, refusal)
 
 
 FAMILIES: dict[str, Callable[[np.random.Generator, int], Task]] = {
     "copy": _copy,
-    "reverse": _reverse,
     "sort": _sort,
-    "arithmetic": _arithmetic,
-    "lookup": _lookup,
+    "add": _add,
+    "colour": _colour,
     "format": _format,
     "count": _count,
+    "greet": _greet,
     "refuse": _refuse,
 }
 
@@ -160,7 +156,7 @@ def draw_tasks(count: int, rng: np.random.Generator, taken: set[str]) -> list[De
 def _judge(rng: np.random.Generator, levels: np.ndarray, good: bool) -> np.ndarray:
     """Scores of a judge who sees a smaller difference in harder pairs, on a scale of about 1 to 10."""
     quality = (1.2 - 0.15 * levels) * (1.0 if good else -1.0)
-    return np.round(5.5 + 1.5 * (quality + rng.normal(0.0, 0.75, size=len(levels))), 2)
+    return np.round(5.5 + 1.5 * (quality + rng.normal(0.0, 0.95, size=len(levels))), 2)
 
 
 def _reworded(rng: np.random.Generator, task: DemoTask) -> DemoTask:

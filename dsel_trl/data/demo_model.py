@@ -24,9 +24,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-VOCABULARY = 640
-WARMUP_TASKS = 6144
-BATCH = 64
+VOCABULARY = 512
+WARMUP_TASKS = 3072
+BATCH = 32
 
 
 def _warmup_tasks(seed: int) -> list[DemoTask]:
@@ -119,7 +119,7 @@ def build_demo_model(folder: str | os.PathLike, seed: int = 0, steps: int = 400)
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=352,
-        num_hidden_layers=4,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=512,
