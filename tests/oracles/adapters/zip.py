@@ -1,0 +1,78 @@
+"""Oracle adapter for ZIP.
+
+The published code breaks ties as `torch.topk` happens to: finalists of (nearly) equal ratio may stand in any order.
+"""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+
+from dsel_trl.functional.zip import serialize, zip_rounds, zip_select
+from dsel_trl.functional.zip_engine import CompressionEngine
+
+
+def in_tie_order(ids, ratio_of):
+    """Ids with those of equal ratio (within 1e-6) put in ascending order."""
+    groups, last = [], None
+    for example_id in map(int, ids):
+        ratio = ratio_of.get(example_id)
+        if last is None or ratio is None or abs(ratio - last) > 1e-6:
+            groups.append([])
+        groups[-1].append(example_id)
+        last = ratio
+    return list(itertools.chain.from_iterable(map(sorted, groups)))
+
+
+def evaluate(oracle):
+    data = oracle["data"]
+    pieces, frame = serialize(data, "repr")
+    with CompressionEngine(pieces, frame) as engine:
+        initial = engine.ratios("single", [], list(range(len(data))))
+        yield "initial_ratio", initial, oracle["initial_ratio"]
+        if "min_gap_initial" in oracle:
+            yield "min_gap_initial", np.diff(np.sort(initial)).min(), oracle["min_gap_initial"]
+        for i, case in enumerate(oracle.get("group_ratio_examples", [])):
+            got = engine.ratios("all", case["anchor"], [case["candidate"]])[0]
+            yield f"group_ratio_examples[{i}]", got, case["ratio"]
+    for i, case in enumerate(oracle["cases"]):
+        sizes = {key: case[key] for key in ("budget", "k1", "k2", "k3")}
+        yield from evaluate_reference(f"cases[{i}].reference", data, sizes, case)
+        for rejected in ("burn", "restore"):
+            expected = case.get(f"independent_{rejected}_rejected")
+            if expected:
+                yield from evaluate_independent(f"cases[{i}].{rejected}", data, sizes, rejected, expected)
+
+
+def evaluate_reference(label, data, sizes, case):
+    reference = case["reference"]
+    rounds = list(zip_rounds(data, **sizes))
+    comparable = case.get("rounds_comparable", len(reference["rounds"]))
+    for r, expected in enumerate(reference["rounds"][:comparable]):
+        yield from compare_round(f"{label}.rounds[{r}]", rounds[r], expected)
+    if comparable >= len(reference["rounds"]):
+        selected = np.concatenate([step.chosen for step in rounds])
+        yield f"{label}.selected_indices", selected, reference["selected_indices"]
+        yield f"{label}.n_selected", len(selected), reference["n_selected"]
+        repeated = max(Counter(selected.tolist()).values()) > 1
+        yield f"{label}.has_duplicates", repeated, reference["has_duplicates"]
+
+
+def evaluate_independent(label, data, sizes, rejected, expected):
+    rounds = list(zip_rounds(data, rejected=rejected, **sizes))
+    selected = zip_select(data, rejected=rejected, truncate=False, **sizes)
+    yield f"{label}.selected_indices", selected, expected["selected_indices"]
+    listed = expected.get("rounds")
+    if listed is not None:
+        yield f"{label}.rounds", len(rounds), len(listed)
+        for r, step in enumerate(listed):
+            yield from compare_round(f"{label}.rounds[{r}]", rounds[r], step)
+
+
+def compare_round(label, step, expected):
+    ratio_of = dict(zip(step.finalists.tolist(), step.ratios.tolist(), strict=True))
+    want = in_tie_order(expected["stage2_indices"], ratio_of)
+    yield f"{label}.stage2_indices", in_tie_order(step.finalists, ratio_of), want
+    yield f"{label}.stage3_indices", step.chosen, expected["stage3_indices"]
+    if "state_after" in expected:
+        yield f"{label}.state_after", step.state, expected["state_after"]
