@@ -38,5 +38,6 @@ def test_stages_and_the_global_order():
 def test_equal_stages_of_single_pairs():
     stages = split_stages([0.5, 3.0, 0.0, 1.0, NAN, 2.0, -1.0, 4.0], n_stages=3)
     assert [stage.tolist() for stage in stages] == [[7, 1], [5, 3], [0]]
+    assert split_stages([1.0, 2.0], n_stages=1)[0].tolist() == [1, 0]
     with pytest.raises(ValueError, match="0"):
         split_stages([1.0], n_stages=0)

@@ -19,6 +19,7 @@ def test_prefix_is_a_floored_share(length, ratio, expected):
 def test_fixed_prefix_is_cut_to_the_response():
     assert prefix_length(100, tokens=64) == 64
     assert prefix_length(10, tokens=64) == 10
+    assert prefix_length(10, tokens=0) == 0
 
 
 @pytest.mark.parametrize(("length", "ratio"), [(5, 1.1), (5, -0.1), (-1, 0.5)])
