@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from . import trainer as seams
+from .batching import BatchPlanSampler
 from .data.columns import column_names, dataset_fingerprint, list_lengths, numeric_column, original_positions
 from .functional.dpo_losses import COUPLED_LOSSES
 from .gate import Gate, WeightAverage
@@ -49,7 +50,7 @@ class SelectionCallback(TrainerCallback):
 
     Args:
         trainer ([`~trl.DPOTrainer`] or [`~trl.SFTTrainer`]):
-            The trainer, constructed and not yet trained. It is re-typed in place; [`~SelectionCallback.detach`] undoes it.
+            The trainer, constructed and not yet trained. It is re-typed in place; `detach()` undoes it.
         method ([`Method`], `str`, or a list of them):
             What to do. A name takes its parameters from the keyword arguments; a list is composed: weights multiply,
             kept sets intersect, at most one orders.
@@ -89,9 +90,12 @@ class SelectionCallback(TrainerCallback):
         # What the run keeps
         self.kind = seams.trainer_kind(trainer)
         self.streaming = not seams.is_map_style(trainer)
+        self._user_dataset: Any = None
+        self.rows: Any = None
+        self.served_rows: Any = None
         self._columns_read: dict[str, np.ndarray] = {}
         self._lengths_read: tuple[np.ndarray, np.ndarray] | None = None
-        self.sampler: PlanSampler | None = None
+        self.sampler: PlanSampler | BatchPlanSampler | None = None
         self._validate()
         self._new_run()
         self._attach()
@@ -134,7 +138,7 @@ class SelectionCallback(TrainerCallback):
                         "packing=False (padding_free=True is fine)."
                     )
         if self.streaming:
-            planning = self.methods.using("select", "order", "plan", "pick")
+            planning = self.methods.using("select", "order", "plan", "pick", "batch", "rebuild")
             if planning:
                 raise ValueError(
                     f"{[m.name for m in planning]} plan ahead, which a streaming dataset does not allow. Load the "
@@ -149,7 +153,7 @@ class SelectionCallback(TrainerCallback):
                     f"({self.trainer._train_batch_size} x {args.world_size} processes x {self.candidates} candidates)."
                 )
         if self.methods.plans and args.train_sampling_strategy != "random":
-            planning = self.methods.using("select", "order", "plan")
+            planning = self.methods.using("select", "order", "plan", "batch")
             raise ValueError(
                 f"train_sampling_strategy={args.train_sampling_strategy!r} orders the examples, and so do "
                 f"{[m.name for m in planning]}: leave train_sampling_strategy at 'random'."
@@ -185,6 +189,8 @@ class SelectionCallback(TrainerCallback):
             read_lengths=None if self.streaming else self._read_lengths,
             write_log=lambda values: self.metrics_window.extra(values),
             model=trainer.model,
+            world=trainer.accelerator.num_processes,
+            generate=partial(_generate, trainer),
         )
         if not self.streaming:
             accelerator = trainer.accelerator
@@ -222,6 +228,8 @@ class SelectionCallback(TrainerCallback):
             return
         self.tap.close()
         self._undo_outputs()
+        if self._user_dataset is not None:
+            self.trainer.train_dataset = self._user_dataset
         self.trainer.__class__ = self._stock
         del self.trainer.selection
         self.trainer._signature_columns = None
@@ -232,9 +240,11 @@ class SelectionCallback(TrainerCallback):
         trainer = self.trainer
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
+        resume = None if checkpoint is None else seams.check_checkpoint(checkpoint)
+        self._rebuild(0 if resume is None else resume[1]["epoch"], resumed=resume is not None)
         self._new_run()
-        if checkpoint is not None:
-            self._resume = seams.check_checkpoint(checkpoint)
+        if resume is not None and checkpoint is not None:
+            self._resume = resume
             self._check_fingerprint(self._resume[1]["fingerprint"], checkpoint)
             arrays, values = self._resume
             self.ledger.load_state_dict(_part(arrays, "ledger"), values["ledger"])
@@ -252,17 +262,11 @@ class SelectionCallback(TrainerCallback):
                 state.update(_part(arrays, f"method{index}"))
                 method.load_state_dict(state)
 
-    def make_sampler(self) -> PlanSampler | None:
+    def make_sampler(self) -> PlanSampler | BatchPlanSampler | None:
         """The sampler that serves the methods' plan, or `None` where no method plans."""
         if not self.methods.plans:
             return None
-        length = self.methods.epoch_size(self.run)
-        if length < self.batch_examples:
-            raise ValueError(
-                f"Only {length} of {self.run.size} examples would be kept per epoch, fewer than one batch of "
-                f"{self.batch_examples}. Keep more, or use a smaller batch."
-            )
-        self.sampler = PlanSampler(self._plan, length, self.batch_examples, self.methods.carry_over)
+        self.sampler = self._batch_sampler() if self.methods.using("batch") else self._id_sampler()
         if self._resume is not None:
             arrays, values = self._resume
             self.sampler.load_state_dict(
@@ -270,11 +274,58 @@ class SelectionCallback(TrainerCallback):
             )
         return self.sampler
 
+    @property
+    def _saved_length(self) -> int | None:
+        """Epoch length of the run that is continued: measured anew, live scores would give another."""
+        return None if self._resume is None else int(self._resume[1]["sampler"]["length"])
+
+    def _batch_sampler(self) -> BatchPlanSampler:
+        length = self._saved_length
+        if length is None:
+            # The epoch is as long as its first plan; later plans that are longer or shorter run over its end.
+            length = len(self.methods.plan_batches(self.run)[0]) // self.run.world
+        accelerator = self.trainer.accelerator
+        return BatchPlanSampler(self._plan_batches, length, accelerator.process_index, self.run.world)
+
+    def _id_sampler(self) -> PlanSampler:
+        length = self._saved_length
+        if length is None:
+            length = self.methods.epoch_size(self.run)
+        if length < self.batch_examples:
+            raise ValueError(
+                f"Only {length} of {self.run.size} examples would be kept per epoch, fewer than one batch of "
+                f"{self.batch_examples}. Keep more, or use a smaller batch."
+            )
+        return PlanSampler(self._plan, length, self.batch_examples, self.methods.carry_over)
+
     def _plan(self, served: np.ndarray, plans_made: int) -> np.ndarray:
         self.run.served, self.run.plans_made = served, plans_made
         ids, kept = self.methods.plan(self.run)
         self.metrics_window.planned(kept, self.run.lengths)
         return ids
+
+    def _plan_batches(self, served: np.ndarray, plans_made: int) -> list[np.ndarray]:
+        self.run.served, self.run.plans_made = served, plans_made
+        batches, kept = self.methods.plan_batches(self.run)
+        self.metrics_window.planned(kept, self.run.lengths)
+        return batches
+
+    def _rebuild(self, epoch: int, resumed: bool) -> None:
+        """Lets a method build the dataset of an epoch; what it built is kept on disk, for a resume."""
+        for method in self.methods.using("rebuild"):
+            stage = epoch if method.rebuilds_each_epoch else 0
+            file = Path(self.trainer.args.output_dir) / "selection" / f"rebuilt-{method.name}-{stage}.parquet"
+            if self._user_dataset is None:
+                self._user_dataset = self.trainer.train_dataset
+            before = len(self.trainer.train_dataset)
+            dataset = seams.rebuilt(self.trainer, partial(method.rebuild, self.run, self._user_dataset), file, resumed)
+            if dataset is None:
+                continue
+            if epoch and len(dataset) != before:
+                raise ValueError(f"{method.name!r} built {len(dataset)} rows for epoch {epoch}, but {before} before.")
+            seams.replace_dataset(self.trainer, dataset)
+            self._columns_read, self._lengths_read = {}, None
+            self.run.dataset = dataset
 
     # ---- Trainer events ----
 
@@ -285,6 +336,8 @@ class SelectionCallback(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.epoch += 1
+        if self.run.epoch < self.run.epochs and any(m.rebuilds_each_epoch for m in self.methods.using("rebuild")):
+            self._rebuild(self.run.epoch, resumed=False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.step = state.global_step
@@ -372,7 +425,7 @@ class SelectionCallback(TrainerCallback):
         return extra
 
     def _weigh(self, batch: Batch, gate: Gate | None) -> Tensor | None:
-        """Puts the product of all weights on the gate; returns the weight of each example as far as it is known now."""
+        """Puts the product of all weights on the gate; returns each example's weight as far as it is known now."""
         if gate is None:
             return None
         averaged: Tensor | None = None
@@ -607,6 +660,12 @@ def _version(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return "source"
+
+
+def _generate(trainer: Any, *args: Any, **kwargs: Any) -> list[list[str]]:
+    from .generation import generate
+
+    return generate(trainer, *args, **kwargs)
 
 
 def _train_proxy(callback: SelectionCallback, *args: Any, **kwargs: Any) -> Any:

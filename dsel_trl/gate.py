@@ -49,7 +49,7 @@ class Gate:
         self.weights: Tensor | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
-        """`values` of shape `(rows, T, ...)`, unchanged; its gradient will be multiplied by `weights` `(rows,)` or `(rows, T)`."""
+        """`values` `(rows, T, ...)`, unchanged; its gradient is multiplied by `weights` `(rows,)` or `(rows, T)`."""
         return _WeightedIdentity.apply(values, self)
 
 
@@ -71,7 +71,7 @@ class WeightAverage:
         self.count += weights.numel()
 
     def scale(self, total: float, count: float) -> float:
-        """Factor that makes `count` weights of sum `total` average 1; a step without any weight stays without gradient."""
+        """Factor that makes `count` weights of sum `total` average 1; a step without weight stays without gradient."""
         return 1.0 if total == count or total <= 0.0 else count / total
 
     def reset(self) -> None:

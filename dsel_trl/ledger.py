@@ -19,8 +19,8 @@ class Ledger:
     """
     One float32 column per score with the step at which each entry was written; NaN = not known yet.
 
-    Memory: 8 bytes per example and score, 1 to 4 bytes per example for the visits, and 1 byte once a reason to drop has
-    been recorded. Every rank holds the same ledger.
+    Memory: 8 bytes per example and score, 1 to 4 bytes per example for the visits, and 1 byte once a reason to drop
+    has been recorded. Every rank holds the same ledger.
 
     Args:
         size (`int`, *optional*):
@@ -131,7 +131,7 @@ class Ledger:
         return last
 
     def drop(self, mask: np.ndarray, reason: str) -> None:
-        """Records that the examples of the bool `mask` `(N,)` are dropped for `reason`, and that all others are not."""
+        """Records that the examples of the bool `mask` `(N,)` are dropped for `reason`, and no others."""
         if self._dropped is None:
             self._dropped = np.zeros(len(self.visits), dtype=np.uint8)
         if reason not in self.reasons:

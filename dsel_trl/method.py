@@ -18,7 +18,20 @@ from .tap import Batch, Signal
 if TYPE_CHECKING:
     from .passes import Passes
 
-HOOKS = ("setup", "select", "order", "plan", "pick", "score", "weigh", "adjust", "extra_loss", "observe")
+HOOKS = (
+    "rebuild",
+    "setup",
+    "select",
+    "order",
+    "plan",
+    "batch",
+    "pick",
+    "score",
+    "weigh",
+    "adjust",
+    "extra_loss",
+    "observe",
+)
 ENTRY_POINTS = "dsel_trl.methods"
 TRUTH_PREFIX = "truth_"
 
@@ -67,6 +80,16 @@ class Run:
             The trainer's own arguments (`DPOConfig`, `SFTConfig`), to read only.
         output_dir (`str`):
             Where the run writes; caches belong under it.
+        dataset:
+            The dataset as the trainer holds it: the user's columns and the token columns.
+        passes ([`Passes`]):
+            Extra forwards over the data.
+        proxy (`Callable`):
+            Trains a helper model: see [`~dsel_trl.proxy.train_proxy`], without its first argument.
+        generate (`Callable`):
+            Samples from the policy: see [`~dsel_trl.generation.generate`], without its first argument.
+        world (`int`):
+            Number of processes.
     """
 
     trainer: str
@@ -91,7 +114,8 @@ class Run:
     proxy: Callable[..., Any] | None = None
     model: Any = None
     refer: Callable[[], None] | None = None
-    generate: Callable[..., Any] | None = None
+    generate: Callable[..., list[list[str]]] | None = None
+    world: int = 1
 
     @property
     def progress(self) -> float:
@@ -107,7 +131,7 @@ class Run:
         return self.rng(self.epoch, self.plans_made)
 
     def column(self, name: str) -> np.ndarray:
-        """A numeric dataset column, `(N,)` float64, NaN where null. Columns that hold the truth of a test are refused."""
+        """A numeric dataset column, `(N,)` float64, NaN where null. Columns with the truth of a test are refused."""
         refuse_truth(name)
         if self.read_column is None:
             raise ValueError(f"The column {name!r} cannot be read whole from a stream.")
@@ -161,6 +185,7 @@ class Method:
     packed_rows: ClassVar[bool] = False
     carry_over: ClassVar[bool] = False
     outputs: ClassVar[tuple[str, ...]] = ()
+    rebuilds_each_epoch: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     family: ClassVar[str] = "indicator"
     criterion: ClassVar[str] = "internal"
@@ -202,6 +227,15 @@ class Method:
     def check(self, run: Run) -> None:
         """Called when the run is about to start: raises `ValueError` for what this dataset or trainer cannot serve."""
 
+    def rebuild(self, run: Run, dataset: Any) -> Any:
+        """
+        Before training, and after each epoch where `rebuilds_each_epoch`: another dataset to train on, or `None`.
+
+        The result has the user's columns; the trainer prepares it as it prepared the first one. After an epoch it must
+        have as many rows as before.
+        """
+        return None
+
     def setup(self, run: Run) -> None:
         """Once, before the first step; may make passes over the data."""
 
@@ -216,6 +250,15 @@ class Method:
     def plan(self, run: Run, epoch: int) -> np.ndarray | None:
         """Ids that come next, in order: for methods that keep and order in one. May repeat ids."""
         return None
+
+    def batch(self, run: Run, ids: np.ndarray) -> list[np.ndarray]:
+        """
+        The planned `ids` as micro-batches of varying size: `run.world` consecutive ones make one micro-step.
+
+        Batches of one micro-step should be of like length; their number must be a multiple of `run.world`
+        ([`~dsel_trl.batching.even_over_ranks`]).
+        """
+        raise NotImplementedError
 
     def pick(self, run: Run, candidates: Batch) -> Tensor:
         """Positions to train on out of an oversized candidate batch (all ranks'), best first."""
@@ -234,7 +277,7 @@ class Method:
         return None
 
     def adjust(self, run: Run, batch: Batch) -> dict[str, float] | None:
-        """After the forwards, before the loss: attributes of the trainer to hold other values for this loss (`beta`)."""
+        """After the forwards, before the loss: attributes of the trainer to hold other values for it (`beta`)."""
         return None
 
     def extra_loss(self, run: Run, batch: Batch) -> Tensor | None:
@@ -384,7 +427,7 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 def check_range(
     name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False
 ) -> None:
-    """Raises `ValueError` if `value` is not a number in the interval; the message names parameter, value and interval."""
+    """Raises `ValueError`, naming parameter, value and interval, if `value` is not a number in the interval."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     inside = number and low <= value <= high and not (open_low and value == low) and not (open_high and value == high)
     if not inside:
@@ -415,7 +458,13 @@ class Composition:
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"The method {name!r} is given twice: their scores would share one column.")
-        for hooks, verb in ((("order", "plan"), "order the examples"), (("pick",), "pick from candidate batches")):
+        exclusive = (
+            (("order", "plan"), "order the examples"),
+            (("batch",), "form the batches"),
+            (("batch", "pick"), "form the batches or pick from them"),
+            (("rebuild",), "build the dataset"),
+        )
+        for hooks, verb in exclusive:
             acting = [m.name for m in self.methods if any(hook in m.hooks for hook in hooks)]
             if len(acting) > 1:
                 raise ValueError(f"{acting} all {verb}; only one method of a run can. Remove one of them.")
@@ -427,7 +476,7 @@ class Composition:
     @property
     def plans(self) -> bool:
         """Whether the run's order is ours; otherwise the trainer's own sampler stays."""
-        return bool(self.using("select", "order", "plan"))
+        return bool(self.using("select", "order", "plan", "batch"))
 
     @property
     def carry_over(self) -> bool:
@@ -435,7 +484,7 @@ class Composition:
 
     def due(self, run: Run) -> bool:
         """Whether a new plan is due after the step that was just done."""
-        return any([method.due(run) for method in self.using("select", "order", "plan")])
+        return any(method.due(run) for method in self.using("select", "order", "plan", "batch"))
 
     def kept(self, run: Run) -> np.ndarray:
         """Intersection of the kept sets, `(N,)` bool; the reasons go to the ledger."""
@@ -464,6 +513,12 @@ class Composition:
         for method in self.using("order"):
             return np.asarray(method.order(run, ids), dtype=np.int64), mask
         return run.plan_rng().permutation(ids), mask
+
+    def plan_batches(self, run: Run) -> tuple[list[np.ndarray], np.ndarray]:
+        """The plan in micro-batches, and the kept set it was taken from."""
+        ids, mask = self.plan(run)
+        (method,) = self.using("batch")
+        return method.batch(run, ids), mask
 
     def epoch_size(self, run: Run) -> int:
         """Examples per epoch: what one method declares, else the number kept by all of them at the start."""

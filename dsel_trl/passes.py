@@ -95,7 +95,7 @@ class Passes:
 
 def cut_by_tokens(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
     """
-    Positions of `lengths` `(n,)` in batches of at most `tokens` padded tokens (at least one example each), longest first.
+    Positions of `lengths` `(n,)` in batches of at most `tokens` padded tokens (at least one example), longest first.
     """
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
     batches, start = [], 0

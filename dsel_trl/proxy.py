@@ -39,7 +39,13 @@ SHARED_ARGUMENTS = (
     "max_grad_norm",
     "dataloader_num_workers",
 )
-LORA = {"r": 16, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+LORA: dict[str, Any] = {
+    "r": 16,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "target_modules": "all-linear",
+    "task_type": "CAUSAL_LM",
+}
 
 
 def train_proxy(
@@ -60,7 +66,7 @@ def train_proxy(
 
     Args:
         trainer ([`~trl.DPOTrainer`] or [`~trl.SFTTrainer`]):
-            The run's trainer; its class, loss, precision and data preparation are used, its model is copied and left alone.
+            The run's trainer; its class, loss, precision and data are used, its model is copied and left alone.
         train_ids, score_ids (`np.ndarray`):
             Examples to train on and to measure.
         measure (`Callable[[Batch], Tensor]`):

@@ -175,6 +175,21 @@ class Batch:
             return values, slice(0, values.shape[0])
         return self.gather_rows(values)
 
+    @property
+    def loss(self) -> Tensor:
+        """Loss of each example, `(B,)`."""
+        raise NotImplementedError
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each example, `(B,)`."""
+        raise NotImplementedError
+
+    @property
+    def implicit_margin(self) -> Tensor:
+        """Reward margin of each pair, `(B,)`; batches without pairs have none."""
+        raise NotImplementedError("Only preference pairs have an implicit margin.")
+
     def row_weights(self, weights: Tensor) -> Tensor:
         """Weights in the layout of the log-probabilities: `(rows,)`, or `(rows, T)` where examples share a row."""
         raise NotImplementedError

@@ -13,15 +13,21 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
+from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from .batching import BatchPlanSampler
 from .ledger import read_sidecar
 from .tap import Batch, Forward, LossSettings, PairBatch, Reading, SequenceBatch, label_log_probs
 
 if TYPE_CHECKING:
     from .callback import SelectionCallback
+
+    _Trainer = Any
+else:
+    _Trainer = object
 
 EXAMPLE_ID = "example_id"
 COLUMNS = "example_columns"
@@ -43,6 +49,26 @@ class IndexedRows(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         rows = self.dataset.__getitems__(indices)
         return [{**row, EXAMPLE_ID: index} for row, index in zip(rows, indices, strict=True)]
+
+
+class PlannedBatches(BatchRebalanceSampler):
+    """
+    Planned batches of varying size, as the trainer takes them: it passes on only its own kind of batch sampler.
+
+    That kind is aware of its rank, so nothing shards it again.
+    """
+
+    def __init__(self, sampler: BatchPlanSampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The plan follows the run, not the loader's count of epochs."""
 
 
 class ExampleCollator:
@@ -72,9 +98,9 @@ def content_id(row: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
-class SelectionMixin:
+class SelectionMixin(_Trainer):
     """
-    Joins a TRL trainer with a [`SelectionCallback`]: put before a trainer class, or set on an instance by the callback.
+    Joins a TRL trainer with a [`SelectionCallback`]: before a trainer class, or set on an instance by the callback.
 
     Every seam is an ordinary method that calls `super()`; without a selection each of them is the trainer's own.
     """
@@ -96,7 +122,8 @@ class SelectionMixin:
         dataset = super()._remove_unused_columns(dataset, description=description)
         if self.selection is None or description != "Training":
             return dataset
-        return IndexedRows(dataset)
+        self.selection.served_rows = IndexedRows(dataset)
+        return self.selection.served_rows
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -119,7 +146,9 @@ class SelectionMixin:
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = train_dataset.dataset if isinstance(train_dataset, IndexedRows) else train_dataset
         sampler = None if self.selection is None or rows is None else self.selection.make_sampler()
-        return sampler if sampler is not None else super()._get_train_sampler(rows)
+        if sampler is None:
+            return super()._get_train_sampler(rows)
+        return PlannedBatches(sampler) if isinstance(sampler, BatchPlanSampler) else sampler
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
         if self.selection is not None:
@@ -179,7 +208,7 @@ def num_batches_share(trainer: Any) -> float:
 
 
 def _rebuild(cls: type) -> Any:
-    selective = selective_class(cls)
+    selective: Any = selective_class(cls)
     return selective.__new__(selective)
 
 
@@ -269,10 +298,44 @@ def base_model(trainer: Any) -> Any:
 
 def collate_rows(trainer: Any, ids: np.ndarray) -> dict[str, Any]:
     """The examples of `ids` as the trainer's collator gives them, on the training device."""
-    if "rows" not in trainer.selection.__dict__:
+    if trainer.selection.rows is None:
         trainer.selection.rows = trainer._remove_unused_columns(trainer.train_dataset, description="Scoring")
     rows = trainer.selection.rows.__getitems__(np.asarray(ids).tolist())
     return trainer._prepare_inputs(trainer.data_collator(rows))
+
+
+def rebuilt(trainer: Any, build: Callable[[], Any], file: Path, resumed: bool) -> Any:
+    """
+    The dataset that `build` gives, prepared by the trainer; `None` where it gives none.
+
+    It is written to `file` by the first process and read back by all, so that every rank trains on the same rows and a
+    resumed run finds what it was trained on.
+    """
+    if not (resumed and file.is_file()):
+        dataset = build()
+        if dataset is None:
+            return None
+        if trainer.accelerator.is_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(file.name + ".tmp")
+            dataset.to_parquet(str(temporary))
+            os.replace(temporary, file)
+        trainer.accelerator.wait_for_everyone()
+    dataset = Dataset.from_parquet(str(file), keep_in_memory=True)
+    if "prompt_ids" in dataset.column_names or "input_ids" in dataset.column_names:
+        return dataset
+    arguments = [dataset, trainer.processing_class, trainer.args]
+    if trainer_kind(trainer) == "sft":
+        arguments += [trainer.args.packing, trainer._formatting_func]
+    return trainer._prepare_dataset(*arguments, "train")
+
+
+def replace_dataset(trainer: Any, dataset: Any) -> None:
+    """Makes the trainer train on `dataset`, also where its loader is made already."""
+    trainer.train_dataset = dataset
+    trainer.selection.rows = None
+    if trainer.selection.served_rows is not None:
+        trainer.selection.served_rows.dataset = trainer._remove_unused_columns(dataset, description="Rebuilt")
 
 
 def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True, **context: Any) -> Batch:

@@ -37,8 +37,8 @@ class SelectiveDpo(Method):
     pairs that the run itself has not seen yet, `refreshes` times in the first epoch; `column` and `table` read a
     difficulty that exists already (a dataset column, or a CSV/JSON table id -> difficulty).
     When: noisy or too difficult preference data; one epoch.
-    When not: easy pairs are shorter, so lengths shrink (`length_buckets` ranks within lengths); what is hard but right,
-    like mathematics, is dropped too.
+    When not: easy pairs are shorter, so lengths shrink (`length_buckets` ranks within lengths); what is hard but
+    right, like mathematics, is dropped too.
     """
 
     source: str = field(default="cross_fit", metadata={"help": f"one of {', '.join(SOURCES)}"})
@@ -59,7 +59,7 @@ class SelectiveDpo(Method):
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.09650"
     selector = "top_k, curriculum"
-    cost = "cross_fit: helpers/2 epochs of training and 2.5 x helpers forwards per pair; online: up to 2 forwards per pair"
+    cost = "cross_fit: helpers/2 epochs of training, 2.5 x helpers forwards a pair; online: up to 2 forwards a pair"
     state = "its score column (8 bytes per example), online also a count"
     LEARNED_STEP: ClassVar[str] = "selective_dpo_learned_step"
 
