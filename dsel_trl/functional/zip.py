@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsel_trl.functional.ranking import bottom_k
-from dsel_trl.functional.zip_engine import CompressionEngine, Frame
+from dsel_trl.functional.zip_engine import CompressionEngine
+from dsel_trl.functional.zip_worker import Frame
 
 Ids = NDArray[np.int64]
 Serializer = str | Callable[[Any], str]
@@ -55,10 +56,11 @@ def serialize(examples: Sequence[Any], serializer: Serializer = "repr") -> tuple
     """
     if isinstance(serializer, str) and serializer not in FRAMES:
         raise ValueError(f'`serializer` must be "repr", "text" or a function, got {serializer!r}')
-    write: Callable[[Any], str] = (
-        {"repr": repr, "text": str}[serializer] if isinstance(serializer, str) else serializer
-    )
-    frame = FRAMES[serializer] if isinstance(serializer, str) else FRAMES["text"]
+    if isinstance(serializer, str):
+        frame = FRAMES[serializer]
+        write: Callable[[Any], str] = repr if serializer == "repr" else str
+    else:
+        frame, write = FRAMES["text"], serializer
     return [write(example).encode("utf-8", "surrogatepass") for example in examples], frame
 
 
@@ -146,8 +148,7 @@ def zip_rounds(
         anchor_ids (`Sequence[int]`, *optional*):
             Examples that count as selected before the first round, for example those of the epoch before.
         workers (`int`, *optional*, defaults to `1`):
-            Processes that compress. The result does not depend on it. Processes are spawned: a script that uses them
-            needs the `if __name__ == "__main__":` guard.
+            Processes that compress; the result does not depend on it.
 
     Yields:
         `ZipRound`.

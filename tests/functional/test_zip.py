@@ -1,3 +1,4 @@
+import os
 import zlib
 
 import numpy as np
@@ -11,8 +12,10 @@ from dsel_trl.functional.zip import (
     zip_rounds,
     zip_select,
 )
-from dsel_trl.functional.zip_engine import Anchor, CompressionEngine, Frame
+from dsel_trl.functional.zip_engine import CompressionEngine
+from dsel_trl.functional.zip_worker import Anchor, Frame
 
+FRAME = Frame(b"[", b", ", b"]")
 RNG = np.random.default_rng(0)
 WORDS = ["".join(RNG.choice(list("abcdefghijklmnop"), size=6)) for _ in range(400)]
 
@@ -58,8 +61,7 @@ def test_equals_the_plain_loop(sizes):
 
 def test_incremental_size_equals_one_shot():
     rng = np.random.default_rng(1)
-    frame = Frame(b"[", b", ", b"]")
-    anchor, pieces = Anchor(frame), []
+    anchor, pieces = Anchor(FRAME), []
     for i in range(60):
         piece = rng.integers(97, 105, size=int(rng.integers(0, 6000))).astype(np.uint8).tobytes()
         raw = b"[" + b", ".join([*pieces, piece]) + b"]"
@@ -141,6 +143,17 @@ def test_workers_change_nothing():
     for a, b in zip(one, two, strict=True):
         for left, right in zip(a, b, strict=True):
             np.testing.assert_array_equal(left, right)
+
+
+def test_a_dead_worker_is_an_error_and_leaves_no_file():
+    with CompressionEngine([b"a", b"b"], FRAME, workers=2) as engine:
+        path = engine._path
+        assert os.path.exists(path)
+        engine._processes[0].kill()
+        engine._processes[0].wait()
+        with pytest.raises(RuntimeError, match="ended early"):
+            engine.ratios("all", [], [0, 1])
+    assert not os.path.exists(path)
 
 
 def test_serialisation():

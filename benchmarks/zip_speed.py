@@ -1,0 +1,110 @@
+"""ZIP: the same selection as a plain re-implementation of the published loop, and how much faster.
+
+    python benchmarks/zip_speed.py --data documents.parquet --out zip_speed.json
+
+The plain loop serialises and compresses "everything selected so far + candidate" anew for every candidate. The package
+serialises each example once, keeps the compressor of what is selected, and copies it for each candidate.
+"""
+
+import argparse
+import json
+import platform
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dsel_trl.functional.zip import canonical_example, zip_select
+
+
+def plain_ratio(examples):
+    raw = str(examples).encode()
+    return len(raw) / len(zlib.compress(raw, level=9))
+
+
+def plain_zip(data, budget, k1, k2, k3):
+    """The published loop, with ties broken by id. The pool must be large enough to never come back to burnt examples."""
+    state = np.array([plain_ratio([example]) for example in data], dtype=np.float32)
+    selected = []
+    while len(selected) < budget:
+        anchor = [data[i] for i in selected]
+        pool = np.argsort(state, kind="stable")[:k1]
+        state[pool] = [plain_ratio([*anchor, data[i]]) for i in pool]
+        finalists = pool[np.lexsort((pool, state[pool]))][:k2]
+        state[finalists] = 1_000_000
+        chosen, remaining = [], finalists.tolist()
+        for _ in range(k3):
+            anchor = [data[i] for i in chosen]
+            ratios = np.array([plain_ratio([*anchor, data[i]]) for i in remaining], dtype=np.float32)
+            chosen.append(remaining.pop(int(np.lexsort((remaining, ratios))[0])))
+        selected += chosen
+    return selected
+
+
+def timed(function, *args, **kwargs):
+    start = time.perf_counter()
+    result = function(*args, **kwargs)
+    return result, time.perf_counter() - start
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="parquet file with a column of documents")
+    parser.add_argument("--column", default="text", help="name of that column")
+    parser.add_argument("--documents", type=int, default=2000, help="documents to select from, drawn at random")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[100, 200, 400])
+    parser.add_argument("--k1", type=int, default=1000)
+    parser.add_argument("--k2", type=int, default=40)
+    parser.add_argument("--k3", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=2, help="processes of the last column")
+    parser.add_argument("--skip-plain", action="store_true", help="time the package only")
+    parser.add_argument("--out", type=Path, default=Path("zip_speed.json"))
+    args = parser.parse_args()
+
+    texts = pq.read_table(args.data, columns=[args.column]).column(0).to_pylist()
+    drawn = np.random.default_rng(0).permutation(len(texts))[: args.documents]
+    data = [canonical_example(int(i), [("text", texts[i])], "documents") for i in drawn]
+    stages = {"k1": args.k1, "k2": args.k2, "k3": args.k3}
+    rows = []
+    print(
+        f"{'documents':>9} {'budget':>6} {'plain s':>9} {'package s':>9} {'ratio':>6} {'workers s':>9} {'ratio':>6}  same"
+    )
+    # Growth with the budget on the whole pool, then growth with the pool at the smallest budget.
+    runs = [(len(data), budget) for budget in args.budgets]
+    runs += [(len(data) // part, args.budgets[0]) for part in (4, 2)]
+    for size, budget in runs:
+        pool = data[:size]
+        ids, fast = timed(zip_select, pool, budget, truncate=False, **stages)
+        parallel_ids, parallel = timed(zip_select, pool, budget, truncate=False, workers=args.workers, **stages)
+        row = {"documents": size, "budget": budget, **stages, "package_seconds": fast}
+        row |= {
+            "workers": args.workers,
+            "workers_seconds": parallel,
+            "workers_same": bool((ids == parallel_ids).all()),
+        }
+        comparable = size - budget / args.k3 * args.k2 >= args.k1
+        if not args.skip_plain and comparable:
+            plain_ids, plain = timed(plain_zip, pool, budget, **stages)
+            row |= {"plain_seconds": plain, "same": plain_ids == ids.tolist()}
+            row |= {"speed_ratio": plain / fast, "workers_speed_ratio": plain / parallel}
+        rows.append(row)
+        values = [row.get(key, float("nan")) for key in ("plain_seconds", "package_seconds", "speed_ratio")]
+        values += [row["workers_seconds"], row.get("workers_speed_ratio", float("nan"))]
+        cells = "{:9.1f} {:9.2f} {:6.1f} {:9.2f} {:6.1f}".format(*values)
+        print(f"{size:9d} {budget:6d} {cells}  {row.get('same', '-')}", flush=True)
+
+    report = {
+        "source": args.data.name,
+        "mean_bytes": float(np.mean([len(repr(example).encode()) for example in data])),
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
+        "python": platform.python_version(),
+        "rows": rows,
+    }
+    args.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
