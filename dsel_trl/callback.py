@@ -479,8 +479,12 @@ class SelectionCallback(TrainerCallback):
         candidates = self._score_rows(inputs, own_ids, reference=method.references)
         positions = method.pick(self.run, candidates).cpu()
         ids, _ = candidates.gather(candidates.ids)
-        chosen = ids.cpu()[positions]
         rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+        if len(positions) < world:
+            # The last candidates of an epoch may be too few to choose from: every rank still trains one of them.
+            rest = np.setdiff1d(np.arange(len(ids)), positions.numpy())
+            positions = torch.cat([positions, torch.from_numpy(rest)])[:world]
+        chosen = ids.cpu()[positions]
         share = len(chosen) // world
         own = chosen[rank * share : (rank + 1) * share]
         self.metrics_window.picked(len(ids), share * world)
