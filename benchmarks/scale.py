@@ -14,7 +14,9 @@ import numpy as np
 
 from dsel_trl.functional.ranking import keep_count
 from dsel_trl.ledger import Ledger
-from dsel_trl.method import Composition, Run, create_method
+from dsel_trl.composition import Composition
+from dsel_trl.method import create_method
+from dsel_trl.run import Run
 from dsel_trl.sampler import PlanSampler
 from dsel_trl.selection import keep_top, with_unseen
 

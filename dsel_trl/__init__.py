@@ -2,7 +2,8 @@
 
 from .callback import SelectionCallback
 from .ledger import Ledger
-from .method import Method, Run, Step, create_method, get_method, get_method_card, list_methods, register
+from .method import Method, create_method, get_method, get_method_card, list_methods, register
+from .run import Run, Step
 from .tap import Batch, PairBatch, SequenceBatch, Signal
 from .trainer import SelectionMixin
 

@@ -1,47 +1,29 @@
 """`SelectionCallback`: joins a trainer and its methods."""
 
-import contextlib
-import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import TrainerCallback
 
 from . import trainer as seams
 from .batching import BatchPlanSampler
-from .data.columns import column_names, dataset_fingerprint, list_lengths, numeric_column, original_positions
-from .functional.dpo_losses import COUPLED_LOSSES
-from .gate import Gate, WeightAverage
-from .ledger import Ledger, write_sidecar
-from .method import Composition, Method, Run, Step, create_method, refuse_truth
+from .checks import check_run
+from .composition import Composition
+from .data.columns import dataset_fingerprint, numeric_column, original_positions, pair_lengths, sequence_lengths
+from .ledger import Ledger
+from .method import Method, create_method
 from .metrics import Metrics
 from .passes import Passes
+from .run import Run
 from .sampler import PlanSampler
-from .tap import Batch, Reading, Tap
-
-logger = logging.getLogger(__name__)
-
-VERSIONED = ("dsel-trl", "trl", "transformers", "torch")
-
-
-@dataclass
-class Listening:
-    """One micro-batch between its forward and its backward."""
-
-    ids: Tensor
-    inputs: dict[str, Any]
-    columns: dict[str, Tensor]
-    gate: Gate | None
-    reading: Reading
-    batch: Batch | None = None
+from .sidecar import check_fingerprint, part, versions, write_sidecar
+from .steps import OptimizerStep
+from .tap import Tap
 
 
 class SelectionCallback(TrainerCallback):
@@ -96,9 +78,9 @@ class SelectionCallback(TrainerCallback):
         self._columns_read: dict[str, np.ndarray] = {}
         self._lengths_read: tuple[np.ndarray, np.ndarray] | None = None
         self.sampler: PlanSampler | BatchPlanSampler | None = None
-        self._validate()
-        self._new_run()
+        check_run(trainer, self.kind, self.methods, None if self.streaming else self._read_column)
         self._attach()
+        self._new_run()
 
     # ---- Before the first step ----
 
@@ -110,67 +92,12 @@ class SelectionCallback(TrainerCallback):
     @property
     def candidates(self) -> int:
         """Candidates drawn for one trained example."""
-        return max(method.candidates for method in self.methods.methods)
+        return self.methods.candidates
 
     @property
     def batch_examples(self) -> int:
         """Examples of one micro-batch over all ranks, candidates included."""
         return self.trainer._train_batch_size * self.trainer.args.world_size * self.candidates
-
-    def _validate(self) -> None:
-        args, dataset = self.trainer.args, self.trainer.train_dataset
-        for method in self.methods.methods:
-            if self.kind not in method.trainers:
-                raise ValueError(
-                    f"{method.name!r} works with {list(method.trainers)}, not with {type(self.trainer).__name__}."
-                )
-        weighing = self.methods.using("weigh", "score", "adjust", "extra_loss", "pick")
-        if self.kind == "dpo" and weighing and (coupled := sorted(COUPLED_LOSSES & set(self.trainer.loss_types))):
-            raise ValueError(
-                f"loss_type {coupled} sorts the batch, so a pair has no loss or gradient of its own and "
-                f"{[m.name for m in weighing]} cannot score or weigh it. Use another loss_type, such as 'sigmoid'."
-            )
-        if getattr(args, "packing", False):
-            for method in self.methods.methods:
-                if not method.packed_rows:
-                    raise ValueError(
-                        f"{method.name!r} needs single examples, but packing=True puts several into one row. Set "
-                        "packing=False (padding_free=True is fine)."
-                    )
-        if self.streaming:
-            planning = self.methods.using("select", "order", "plan", "pick", "batch", "rebuild")
-            if planning:
-                raise ValueError(
-                    f"{[m.name for m in planning]} plan ahead, which a streaming dataset does not allow. Load the "
-                    "dataset without streaming, or use a method that only weighs."
-                )
-        else:
-            if not len(dataset):
-                raise ValueError("train_dataset is empty: there is nothing to select from.")
-            if len(dataset) < self.batch_examples:
-                raise ValueError(
-                    f"train_dataset has {len(dataset)} examples, fewer than one batch of {self.batch_examples} "
-                    f"({self.trainer._train_batch_size} x {args.world_size} processes x {self.candidates} candidates)."
-                )
-        if self.methods.plans and args.train_sampling_strategy != "random":
-            planning = self.methods.using("select", "order", "plan", "batch")
-            raise ValueError(
-                f"train_sampling_strategy={args.train_sampling_strategy!r} orders the examples, and so do "
-                f"{[m.name for m in planning]}: leave train_sampling_strategy at 'random'."
-            )
-        present = column_names(dataset)
-        for method in self.methods.methods:
-            for name in method.columns:
-                refuse_truth(name)
-                if name not in present:
-                    raise ValueError(
-                        f"{method.name!r} reads the column {name!r}, which the dataset does not have. Its columns are "
-                        f"{sorted(present)}."
-                    )
-                if not self.streaming and np.isnan(self._read_column(name)).all():
-                    raise ValueError(
-                        f"Column {name!r}, read by {method.name!r}, has no value at all: every row is NaN."
-                    )
 
     def _new_run(self) -> None:
         trainer, args = self.trainer, self.trainer.args
@@ -197,16 +124,14 @@ class SelectionCallback(TrainerCallback):
             self.run.passes = Passes(
                 rows=partial(seams.collate_rows, trainer),
                 lengths=self._read_lengths()[1],
-                forward=partial(self._score_rows, reference=True),
+                forward=lambda inputs, ids: self.steps.score_rows(inputs, ids),
                 rank=accelerator.process_index,
                 world=accelerator.num_processes,
                 total=lambda values: accelerator.reduce(values.to(accelerator.device), "sum"),
             )
+        self.steps = OptimizerStep(trainer, self.methods, self.run, self.tap)
         self.metrics_window = Metrics()
-        self.average = WeightAverage()
         self.sampler = None
-        self._rows: list[dict[str, Tensor]] = []
-        self._micro_batches = 1
         self._fingerprint: dict[str, Any] | None = None
         self._resume: tuple[dict[str, np.ndarray], dict[str, Any]] | None = None
 
@@ -245,9 +170,11 @@ class SelectionCallback(TrainerCallback):
         self._new_run()
         if resume is not None and checkpoint is not None:
             self._resume = resume
-            self._check_fingerprint(self._resume[1]["fingerprint"], checkpoint)
+            check_fingerprint(
+                resume[1]["fingerprint"], self.fingerprint, checkpoint, across_versions=self.resume_across_versions
+            )
             arrays, values = self._resume
-            self.ledger.load_state_dict(_part(arrays, "ledger"), values["ledger"])
+            self.ledger.load_state_dict(part(arrays, "ledger"), values["ledger"])
             self.run.resumed = True
             self.run.step, self.run.epoch = values["step"], values["epoch"]
             self.metrics_window.load_state_dict(values["metrics"])
@@ -259,7 +186,7 @@ class SelectionCallback(TrainerCallback):
         if self._resume is not None:
             for index, method in enumerate(self.methods.methods):
                 state = dict(values["methods"][index])
-                state.update(_part(arrays, f"method{index}"))
+                state.update(part(arrays, f"method{index}"))
                 method.load_state_dict(state)
 
     def make_sampler(self) -> PlanSampler | BatchPlanSampler | None:
@@ -270,7 +197,7 @@ class SelectionCallback(TrainerCallback):
         if self._resume is not None:
             arrays, values = self._resume
             self.sampler.load_state_dict(
-                _part(arrays, "sampler"), values["sampler"], replay=not self.trainer.args.ignore_data_skip
+                part(arrays, "sampler"), values["sampler"], replay=not self.trainer.args.ignore_data_skip
             )
         return self.sampler
 
@@ -341,7 +268,7 @@ class SelectionCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.step = state.global_step
-        step = self._exchange()
+        step = self.steps.exchange()
         if step is None:
             return
         self.ledger.visit(step.ids)
@@ -374,109 +301,11 @@ class SelectionCallback(TrainerCallback):
             history=self.metrics_window.history,
         )
 
-    # ---- One optimizer step ----
-
-    def begin_step(self, micro_batches: int) -> None:
-        """Called when the micro-batches of the next optimizer step have been fetched."""
-        self._micro_batches = micro_batches
-        self._rows = []
-        self.average.reset()
-
-    @contextlib.contextmanager
-    def listen(self, ids: Tensor, inputs: dict[str, Any], columns: dict[str, Tensor]) -> Iterator[Listening]:
-        """Opens tap and gate for one micro-batch; methods that adjust the loss act when its forwards are done."""
-        gate = Gate() if self.methods.using("weigh") else None
-        labels = seams.labels_of(self.trainer, inputs)
-        with contextlib.ExitStack() as stack:
-            reading = stack.enter_context(self.tap.open(labels, gate))
-            listening = Listening(ids, dict(inputs), columns, gate, reading)
-            if self.methods.using("adjust"):
-                reading.when_read = partial(self._adjust, listening, stack)
-            yield listening
-
-    def _adjust(self, listening: Listening, stack: contextlib.ExitStack) -> None:
-        reading = listening.reading
-        if reading.policy is None or (reading.reference is None and seams.expects_reference(self.trainer)):
-            return
-        listening.batch = self._batch(listening)
-        for method in self.methods.using("adjust"):
-            values = method.adjust(self.run, listening.batch)
-            if values:
-                stack.enter_context(seams.attributes(self.trainer, values))
-
-    def after_forward(self, listening: Listening) -> Tensor | None:
-        """Scores and weighs the batch whose loss was just computed; returns what is to be added to the loss."""
-        batch = listening.batch or self._batch(listening)
-        values: dict[str, Tensor] = {"loss": batch.loss}
-        if self.kind == "dpo":
-            values["implicit_margin"] = batch.implicit_margin
-        for method in self.methods.using("score"):
-            scores = method.score(batch)
-            values.update(scores if isinstance(scores, dict) else {method.name: scores})
-        weights = self._weigh(batch, listening.gate)
-        if weights is not None:
-            values["weight"] = weights
-        self._rows.append({"ids": batch.ids, "length": batch.lengths, **values})
-        extra: Tensor | None = None
-        for method in self.methods.using("extra_loss"):
-            term = method.extra_loss(self.run, batch)
-            if term is not None:
-                extra = term if extra is None else extra + term
-        return extra
-
-    def _weigh(self, batch: Batch, gate: Gate | None) -> Tensor | None:
-        """Puts the product of all weights on the gate; returns each example's weight as far as it is known now."""
-        if gate is None:
-            return None
-        averaged: Tensor | None = None
-        plain: Tensor | None = None
-        for method in self.methods.using("weigh"):
-            weights = method.weigh(batch)
-            if weights is None:
-                continue
-            weights = torch.nan_to_num(batch.row_weights(weights.detach().float()), nan=0.0, posinf=0.0, neginf=0.0)
-            if method.normalize == "mean1":
-                averaged = weights if averaged is None else _times(averaged, weights)
-            else:
-                plain = weights if plain is None else _times(plain, weights)
-        if averaged is None and plain is None:
-            return None
-        per_example = torch.ones(batch.size, device=batch.ids.device)
-        if averaged is not None:
-            means = batch.example_weights(averaged)
-            per_example = per_example * means
-            if self._micro_batches == 1:
-                total, _ = batch.gather(means)
-                scale = self.average.scale(float(total.double().sum()), total.numel())
-                averaged, per_example = averaged * scale, per_example * scale
-            else:
-                self.average.add(means)
-        if plain is not None:
-            per_example = per_example * batch.example_weights(plain)
-        gate.weights = plain if averaged is None else averaged if plain is None else _times(averaged, plain)
-        return per_example
-
-    def accumulated_scale(self) -> float:
-        """Factor for the gradient accumulated over several micro-batches, so that its weights average 1."""
-        if self._micro_batches == 1 or not self.methods.using("weigh"):
-            return 1.0
-        sums = torch.tensor([self.average.total, float(self.average.count)], dtype=torch.float64)
-        accelerator = self.trainer.accelerator
-        if accelerator.num_processes > 1:
-            sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
-        if sums[1] == 0:
-            return 1.0
-        scale = self.average.scale(float(sums[0]), float(sums[1]))
-        for row in self._rows:
-            if "weight" in row:
-                row["weight"] = row["weight"] * scale
-        return scale
-
     def pick(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Scores an oversized candidate batch without gradient and returns the rows to train on."""
         (method,) = self.methods.using("pick")
         own_ids = inputs[seams.EXAMPLE_ID].cpu()
-        candidates = self._score_rows(inputs, own_ids, reference=method.references)
+        candidates = self.steps.score_rows(inputs, own_ids, reference=method.references)
         positions = method.pick(self.run, candidates).cpu()
         ids, _ = candidates.gather(candidates.ids)
         rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
@@ -497,54 +326,6 @@ class SelectionCallback(TrainerCallback):
         """What is logged beside the trainer's own values, as `selection/*`."""
         return self.metrics_window.row(self.ledger, self.run)
 
-    # ---- Batches ----
-
-    def _context(self, columns: dict[str, Tensor] | None = None) -> dict[str, Any]:
-        columns = columns or {}
-
-        def column(name: str, ids: Tensor) -> Tensor:
-            refuse_truth(name)
-            key = f"{seams.COLUMNS}.{name}"
-            if key in columns:
-                return columns[key]
-            return torch.from_numpy(self._read_column(name)[ids.cpu().numpy()])
-
-        return {"progress": self.run.progress, "columns": column, "gather_rows": self._gather}
-
-    def _batch(self, listening: Listening) -> Batch:
-        return seams.make_batch(
-            self.trainer, listening.ids, listening.inputs, listening.reading, **self._context(listening.columns)
-        )
-
-    def _score_rows(self, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True) -> Batch:
-        return seams.score_rows(self.trainer, inputs, ids, reference=reference, **self._context())
-
-    def _gather(self, values: Tensor) -> tuple[Tensor, slice]:
-        accelerator = self.trainer.accelerator
-        if accelerator.num_processes == 1:
-            return values, slice(0, len(values))
-        sizes = accelerator.gather(torch.tensor([len(values)], device=accelerator.device)).tolist()
-        padded = values.new_zeros((max(sizes), *values.shape[1:]))
-        padded[: len(values)] = values
-        gathered = accelerator.gather(padded.to(accelerator.device)).view(len(sizes), max(sizes), *values.shape[1:])
-        start = sum(sizes[: accelerator.process_index])
-        rows = torch.cat([gathered[rank, :size] for rank, size in enumerate(sizes)])
-        return rows, slice(start, start + len(values))
-
-    def _exchange(self) -> Step | None:
-        """All ranks' rows of this step, in one gather of int64 words (the floats travel as their bits)."""
-        rows, self._rows = self._rows, []
-        if not rows:
-            return None
-        names = [name for name in rows[0] if name != "ids"]
-        words = [torch.cat([row["ids"] for row in rows]).long()]
-        for name in names:
-            words.append(torch.cat([row[name].detach().float() for row in rows]).view(torch.int32).long())
-        table = torch.stack([word.to(words[0].device) for word in words], dim=1)
-        table = self._gather(table)[0].cpu()
-        values = table[:, 1:].to(torch.int32).contiguous().view(torch.float32)
-        return Step(table[:, 0].numpy(), {name: values[:, i].numpy() for i, name in enumerate(names)})
-
     # ---- The dataset ----
 
     def _read_column(self, name: str) -> np.ndarray:
@@ -556,29 +337,9 @@ class SelectionCallback(TrainerCallback):
         """Completion tokens and trained tokens of each example, after the trainer's truncation."""
         if self._lengths_read is None:
             dataset, limit = self.trainer.train_dataset, getattr(self.trainer.args, "max_length", None)
-            if self.kind == "dpo":
-                prompt, chosen, rejected = (
-                    list_lengths(dataset, f"{n}_ids") for n in ("prompt", "chosen", "rejected")
-                )
-                sides = [prompt + chosen, prompt + rejected]
-                if limit is not None:
-                    sides = [np.minimum(side, limit) for side in sides]
-                total = sides[0] + sides[1]
-                self._lengths_read = (np.maximum(total - 2 * np.minimum(prompt, total // 2), 0), total)
-            else:
-                total = list_lengths(dataset, "input_ids")
-                self._lengths_read = (self._label_counts(total), total)
+            pairs = self.kind == "dpo"
+            self._lengths_read = pair_lengths(dataset, limit) if pairs else sequence_lengths(dataset)
         return self._lengths_read
-
-    def _label_counts(self, total: np.ndarray) -> np.ndarray:
-        dataset = self.trainer.train_dataset
-        if "labels" not in dataset.column_names:
-            return total
-        flat = dataset.select_columns(["labels"]).with_format("arrow")[:].column("labels").combine_chunks()
-        trained = (flat.flatten().to_numpy(zero_copy_only=False) != -100).astype(np.int32)
-        starts = np.concatenate([[0], np.cumsum(total)[:-1]])
-        counts = np.add.reduceat(np.append(trained, 0), np.minimum(starts, len(trained)))
-        return np.where(total > 0, counts, 0).astype(np.int32)
 
     # ---- Checkpoints ----
 
@@ -593,19 +354,9 @@ class SelectionCallback(TrainerCallback):
                 "seed": self.run.seed,
                 "examples per batch": self.batch_examples,
                 "gradient_accumulation_steps": self.trainer.args.gradient_accumulation_steps,
-                "versions": {name: _version(name) for name in VERSIONED},
+                "versions": versions(),
             }
         return self._fingerprint
-
-    def _check_fingerprint(self, saved: dict[str, Any], checkpoint: str) -> None:
-        ours = self.fingerprint
-        different = [key for key in ours if saved.get(key) != ours[key]]
-        if self.resume_across_versions and "versions" in different:
-            different.remove("versions")
-            logger.warning("Resuming %s across versions: %s -> %s", checkpoint, saved["versions"], ours["versions"])
-        if different:
-            detail = "; ".join(f"{key}: saved {saved.get(key)!r}, now {ours[key]!r}" for key in different)
-            raise ValueError(f"{checkpoint} does not belong to this run. Different are {detail}.")
 
     def save(self, checkpoint: str | os.PathLike) -> None:
         """Writes the state of the selection into `checkpoint/selection`."""
@@ -642,28 +393,6 @@ def _methods(method: Any, parameters: dict[str, Any]) -> list[Method]:
     if isinstance(method, type) or not isinstance(method, Sequence):
         raise TypeError(f"method must be a Method object, a name or a list of them, got {method!r}.")
     return [create_method(item) if isinstance(item, str) else item for item in method]
-
-
-def _times(first: Tensor, second: Tensor) -> Tensor:
-    """Product of two weights in row layout, of which one may be per token."""
-    if first.dim() < second.dim():
-        first = first.unsqueeze(1)
-    elif second.dim() < first.dim():
-        second = second.unsqueeze(1)
-    return first * second
-
-
-def _part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(f"{prefix}/"): a for name, a in arrays.items() if name.startswith(f"{prefix}/")}
-
-
-def _version(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "source"
 
 
 def _generate(trainer: Any, *args: Any, **kwargs: Any) -> list[list[str]]:

@@ -1,22 +1,18 @@
-"""What a method is, where methods are registered, and how several of them work together."""
+"""What a method is, and where methods are registered."""
 
 import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from .ledger import Ledger
+from .run import Run, Step
 from .tap import Batch, Signal
-
-if TYPE_CHECKING:
-    from .passes import Passes
 
 HOOKS = (
     "rebuild",
@@ -33,133 +29,6 @@ HOOKS = (
     "observe",
 )
 ENTRY_POINTS = "dsel_trl.methods"
-TRUTH_PREFIX = "truth_"
-
-
-@dataclass
-class Step:
-    """
-    What happened in one optimizer step, the same on every rank.
-
-    Attributes:
-        ids (`np.ndarray` of shape `(n,)`, int64):
-            Examples trained, over all ranks and micro-batches.
-        values (`dict[str, np.ndarray]`):
-            Per-example values by name: the scores of the methods, `loss`, `implicit_margin` for pairs, `weight`.
-    """
-
-    ids: np.ndarray
-    values: dict[str, np.ndarray]
-
-
-@dataclass
-class Run:
-    """
-    What a method may use of the run it is attached to.
-
-    Attributes:
-        trainer (`str`):
-            Kind of trainer: `"dpo"`, `"sft"`, `"kto"` or `"reward"`.
-        size (`int`):
-            Number of examples; 0 for a stream.
-        ledger ([`Ledger`]):
-            What is known of every example.
-        seed (`int`):
-            Seed of every draw (TRL's `data_seed`, else `seed`).
-        epoch, step, max_steps (`int`):
-            Where the run is: epochs and optimizer steps done, steps planned.
-        epochs (`float`):
-            Epochs planned.
-        plans_made (`int`):
-            Plans made so far; with `seed` and `epoch` it keys the draws of a plan.
-        served (`np.ndarray`):
-            Ids handed out in this epoch so far.
-        resumed (`bool`):
-            Whether this run continues a checkpoint: what `setup` once computed is in the ledger already.
-        arguments:
-            The trainer's own arguments (`DPOConfig`, `SFTConfig`), to read only.
-        output_dir (`str`):
-            Where the run writes; caches belong under it.
-        dataset:
-            The dataset as the trainer holds it: the user's columns and the token columns.
-        passes ([`Passes`]):
-            Extra forwards over the data.
-        proxy (`Callable`):
-            Trains a helper model: see [`~dsel_trl.proxy.train_proxy`], without its first argument.
-        generate (`Callable`):
-            Samples from the policy: see [`~dsel_trl.generation.generate`], without its first argument.
-        world (`int`):
-            Number of processes.
-    """
-
-    trainer: str
-    size: int
-    ledger: Ledger
-    seed: int = 0
-    epoch: int = 0
-    epochs: float = 1.0
-    step: int = 0
-    max_steps: int = 0
-    plans_made: int = 0
-    served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    resumed: bool = False
-    arguments: Any = None
-    output_dir: str = ""
-    processing_class: Any = None
-    dataset: Any = None
-    passes: "Passes | None" = None
-    read_column: Callable[[str], np.ndarray] | None = None
-    read_lengths: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
-    write_log: Callable[[dict[str, float]], None] | None = None
-    proxy: Callable[..., Any] | None = None
-    model: Any = None
-    refer: Callable[[], None] | None = None
-    generate: Callable[..., list[list[str]]] | None = None
-    world: int = 1
-
-    @property
-    def progress(self) -> float:
-        """Share of the planned steps that are done, in [0, 1]."""
-        return min(1.0, self.step / self.max_steps) if self.max_steps else 0.0
-
-    def rng(self, *key: int) -> np.random.Generator:
-        """A generator of this run's own, the same on every rank and after a resume for the same `key`."""
-        return np.random.default_rng([self.seed, *key])
-
-    def plan_rng(self) -> np.random.Generator:
-        """The generator of the plan being made."""
-        return self.rng(self.epoch, self.plans_made)
-
-    def column(self, name: str) -> np.ndarray:
-        """A numeric dataset column, `(N,)` float64, NaN where null. Columns with the truth of a test are refused."""
-        refuse_truth(name)
-        if self.read_column is None:
-            raise ValueError(f"The column {name!r} cannot be read whole from a stream.")
-        return self.read_column(name)
-
-    @property
-    def completion_lengths(self) -> np.ndarray:
-        """Completion tokens per example (both sides of a pair), `(N,)` int32."""
-        if self.read_lengths is None:
-            raise ValueError("The lengths of a stream are not known in advance.")
-        return self.read_lengths()[0]
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Tokens per example as it is trained (both sequences of a pair, prompts included), `(N,)` int32."""
-        if self.read_lengths is None:
-            raise ValueError("The lengths of a stream are not known in advance.")
-        return self.read_lengths()[1]
-
-    def log(self, values: dict[str, float]) -> None:
-        """Adds values to the next row the trainer logs, as `selection/<name>`."""
-        if self.write_log is not None:
-            self.write_log(values)
-
-
-def refuse_truth(name: str) -> None:
-    if name.startswith(TRUTH_PREFIX):
-        raise ValueError(f"Column {name!r} holds the answers a comparison is judged by: no method may read it.")
 
 
 class Method:
@@ -440,90 +309,3 @@ def check_refresh(value: Any, *, also: Sequence[str] = ("epoch",)) -> None:
     steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if not steps and value not in also:
         raise ValueError(f"refresh={value!r} is neither a positive number of steps nor one of {list(also)}.")
-
-
-class Composition:
-    """
-    Several methods as one: weights multiply, kept sets intersect, at most one of them orders and one picks.
-
-    Raises:
-        `ValueError`: if two methods order, two pick, or two carry the same name.
-    """
-
-    def __init__(self, methods: Sequence[Method]) -> None:
-        if not methods:
-            raise ValueError("No method given: pass one, such as 'uniform'.")
-        self.methods = list(methods)
-        names = [method.name for method in self.methods]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"The method {name!r} is given twice: their scores would share one column.")
-        exclusive = (
-            (("order", "plan"), "order the examples"),
-            (("batch",), "form the batches"),
-            (("batch", "pick"), "form the batches or pick from them"),
-            (("rebuild",), "build the dataset"),
-        )
-        for hooks, verb in exclusive:
-            acting = [m.name for m in self.methods if any(hook in m.hooks for hook in hooks)]
-            if len(acting) > 1:
-                raise ValueError(f"{acting} all {verb}; only one method of a run can. Remove one of them.")
-
-    def using(self, *hooks: str) -> list[Method]:
-        """The methods that use one of `hooks`, in the user's order."""
-        return [method for method in self.methods if method.hooks & set(hooks)]
-
-    @property
-    def plans(self) -> bool:
-        """Whether the run's order is ours; otherwise the trainer's own sampler stays."""
-        return bool(self.using("select", "order", "plan", "batch"))
-
-    @property
-    def carry_over(self) -> bool:
-        return any(method.carry_over for method in self.using("plan"))
-
-    def due(self, run: Run) -> bool:
-        """Whether a new plan is due after the step that was just done."""
-        return any(method.due(run) for method in self.using("select", "order", "plan", "batch"))
-
-    def kept(self, run: Run) -> np.ndarray:
-        """Intersection of the kept sets, `(N,)` bool; the reasons go to the ledger."""
-        mask = np.ones(run.size, dtype=bool)
-        for method in self.using("select"):
-            kept = method.select(run)
-            if kept is None:
-                continue
-            run.ledger.drop(mask & ~kept, method.name)
-            mask &= kept
-            if not mask.any():
-                raise ValueError(f"Nothing is left to train on after {method.name!r} chose: relax its parameters.")
-        return mask
-
-    def plan(self, run: Run) -> tuple[np.ndarray, np.ndarray]:
-        """The ids that come next in order, and the kept set `(N,)` bool they were taken from."""
-        mask = self.kept(run)
-        for method in self.using("plan"):
-            ids = method.plan(run, run.epoch)
-            if ids is not None:
-                ids = np.asarray(ids, dtype=np.int64)
-                return ids[mask[ids]], mask
-        unserved = mask.copy()
-        unserved[run.served] = False
-        ids = np.flatnonzero(unserved if unserved.any() else mask)
-        for method in self.using("order"):
-            return np.asarray(method.order(run, ids), dtype=np.int64), mask
-        return run.plan_rng().permutation(ids), mask
-
-    def plan_batches(self, run: Run) -> tuple[list[np.ndarray], np.ndarray]:
-        """The plan in micro-batches, and the kept set it was taken from."""
-        ids, mask = self.plan(run)
-        (method,) = self.using("batch")
-        return method.batch(run, ids), mask
-
-    def epoch_size(self, run: Run) -> int:
-        """Examples per epoch: what one method declares, else the number kept by all of them at the start."""
-        declared = [size for m in self.using("select", "order", "plan") if (size := m.epoch_size(run)) is not None]
-        if len(self.using("select", "plan")) <= 1 and declared:
-            return min(declared)
-        kept = int(self.kept(run).sum())
-        return min([kept, *declared])

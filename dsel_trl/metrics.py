@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .ledger import Ledger
-from .method import Run, Step
+from .run import Run, Step
 
 QUANTILES = (0.1, 0.5, 0.9)
 OWN_COLUMNS = {"loss", "implicit_margin", "weight", "length"}

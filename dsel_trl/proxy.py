@@ -154,7 +154,7 @@ class _Recorder(TrainerCallback):
         values = self.trainer.selection.run.passes.measure(
             self.measure,
             self.ids,
-            forward=partial(seams.score_rows, self.proxy, **self.trainer.selection._context()),
+            forward=partial(seams.score_rows, self.proxy, **self.trainer.selection.steps.context()),
             description=f"{self.description} {len(self.values) + 1}/{self.evaluations}",
         )
         self.values.append(values)

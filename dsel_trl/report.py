@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .ledger import Ledger, write_json
+from .ledger import Ledger
+from .sidecar import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from trl import DPOTrainer, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from .batching import BatchPlanSampler
-from .ledger import read_sidecar
+from .sidecar import read_sidecar
 from .tap import Batch, Forward, LossSettings, PairBatch, Reading, SequenceBatch, label_log_probs
 
 if TYPE_CHECKING:
@@ -155,14 +155,14 @@ class SelectionMixin(_Trainer):
             if self.selection.candidates > 1:
                 epoch_iterator = map(self.selection.pick, epoch_iterator)
             batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-            self.selection.begin_step(len(batches))
+            self.selection.steps.begin(len(batches))
             return batches, count
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
         if self.selection is not None and self.accelerator.sync_gradients:
-            scale = self.selection.accumulated_scale()
+            scale = self.selection.steps.accumulated_scale()
             if scale != 1.0:
                 torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], scale)
         return loss
@@ -174,9 +174,9 @@ class SelectionMixin(_Trainer):
         columns = {key: inputs.pop(key) for key in [k for k in inputs if k.startswith(f"{COLUMNS}.")]}
         if self.selection is None or ids is None or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with self.selection.listen(ids, inputs, columns) as listening:
+        with self.selection.steps.listen(ids, inputs, columns) as listening:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        extra = self.selection.after_forward(listening)
+        extra = self.selection.steps.after_forward(listening)
         if extra is None:
             return result
         # A loss that is normalised over the accumulation window is not divided by the steps afterwards.

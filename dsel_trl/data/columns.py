@@ -95,3 +95,29 @@ def _row_sizes(dataset: Dataset, name: str) -> np.ndarray:
     if pa.types.is_list(column_type) or pa.types.is_large_list(column_type):
         return list_lengths(dataset, name)
     return np.ones(len(dataset), dtype=np.int32)
+
+
+def pair_lengths(dataset: Dataset, max_length: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Completion tokens and trained tokens of each tokenised pair, both sides together, after truncation to `max_length`.
+
+    Returns:
+        Two `int32` arrays of shape `(N,)`.
+    """
+    prompt, chosen, rejected = (list_lengths(dataset, f"{name}_ids") for name in ("prompt", "chosen", "rejected"))
+    sides = [prompt + chosen, prompt + rejected]
+    if max_length is not None:
+        sides = [np.minimum(side, max_length) for side in sides]
+    completion = sum(np.maximum(side - prompt, 0) for side in sides)
+    return np.asarray(completion, dtype=np.int32), sides[0] + sides[1]
+
+
+def sequence_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that carry loss and all tokens of each tokenised sequence; two `int32` arrays of shape `(N,)`."""
+    total = list_lengths(dataset, "input_ids")
+    if "labels" not in dataset.column_names:
+        return total, total
+    labels = _arrow_column(dataset, "labels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    ends = np.cumsum(total, dtype=np.int64)
+    trained = np.concatenate([[0], np.cumsum(labels != -100)])
+    return (trained[ends] - trained[ends - total]).astype(np.int32), total

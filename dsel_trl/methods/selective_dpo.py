@@ -14,9 +14,9 @@ from torch import Tensor
 from ..data.columns import dataset_fingerprint
 from ..functional.ranking import keep_count
 from ..functional.selective_dpo import half_split, learned_step, pool_fraction, rank_in_length_buckets
-from ..ledger import write_json
 from ..method import Method, Run, Step, check_choice, check_range, register
 from ..selection import in_order, keep_top, known_scores, paced, with_unseen
+from ..sidecar import write_json
 from ..tap import Batch, PairBatch, Signal
 
 SOURCES = ("cross_fit", "online", "column", "table")
