@@ -24,7 +24,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-VOCABULARY = 512
+VOCABULARY = 1024
 WARMUP_TASKS = 3072
 BATCH = 32
 

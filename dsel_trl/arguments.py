@@ -1,0 +1,291 @@
+"""What a run is told: the YAML file and the command line, through TRL's own parser, with a clear error for each slip."""
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+
+RUNS = ("stock", "selection", "random")
+CONFIGS = {"dpo": DPOConfig, "sft": SFTConfig}
+
+
+@dataclass
+class SelectionArguments:
+    """
+    What `dsel dpo` and `dsel sft` take beside TRL's own arguments.
+
+    Args:
+        selection (`str`, *optional*):
+            The methods: in the YAML file a list of mappings with `name` and parameters, on the command line the same as
+            YAML or JSON text. Without it the run is TRL's own.
+        compare (`list[str]`, *optional*):
+            Runs to compare on the evaluation data, out of `stock`, `selection` and `random` (which keeps as large a
+            share as `selection` did). Each starts from the same model with the same seed and takes the same steps.
+        eval_dataset_name (`str`, *optional*):
+            Evaluation data: a file, a folder or a hub id. Defaults to the split `dataset_test_split` of the dataset.
+    """
+
+    selection: str | None = field(
+        default=None,
+        metadata={"help": "Methods as YAML or JSON, such as '[{name: random, keep: 0.4}]'. In a file: a list."},
+    )
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Runs to compare on the evaluation data: any of {', '.join(RUNS)}."},
+    )
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Evaluation data: a file, a folder or a hub id. Defaults to `dataset_test_split`."},
+    )
+
+
+@dataclass
+class Arguments:
+    """Everything a run was told; `notes` are lines for the log about what was filled in."""
+
+    kind: str
+    script: ScriptArguments
+    training: Any
+    model: ModelConfig
+    mixture: DatasetMixtureConfig
+    selection: list[dict[str, Any]]
+    compare: list[str]
+    eval_dataset_name: str | None
+    notes: list[str]
+
+
+class _Parser(TrlParser):
+    """TRL's parser; errors are exceptions instead of two hundred lines of usage and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-6` is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean ...?` with the closest of the known words, or nothing."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def read_yaml(text: str, origin: str) -> Any:
+    """Parses YAML; a mistake becomes a `ValueError` that says where in `origin` it is."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"{origin}{place}: {getattr(error, 'problem', None) or error}.") from error
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """
+    Reads a YAML file of arguments and sets the environment variables of its block `env`, as TRL does.
+
+    Raises:
+        `FileNotFoundError`: if there is no such file.
+        `ValueError`: if it is not a YAML mapping.
+    """
+    if not Path(path).is_file():
+        beside = [str(p) for p in Path(path).parent.glob("*.y*ml")] if Path(path).parent.is_dir() else []
+        raise FileNotFoundError(f"There is no config file {path!r}.{nearest(path, beside)}")
+    config = read_yaml(Path(path).read_text(encoding="utf-8"), path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds {type(config).__name__}, but must hold a YAML mapping (`key: value` lines).")
+    environment = config.pop("env", None) or {}
+    if not isinstance(environment, dict):
+        raise ValueError(f"`env` in {path} must be a mapping of variables to values, got {environment!r}.")
+    os.environ.update({str(key): str(value) for key, value in environment.items()})
+    return config
+
+
+def read_selection(value: Any) -> list[dict[str, Any]]:
+    """
+    The block `selection` as a list of mappings, each with a `name`.
+
+    Raises:
+        `ValueError`: for anything else; the message shows the offending entry.
+    """
+    if isinstance(value, str):
+        value = read_yaml(value, "--selection")
+    if value is None:
+        return []
+    entries = value if isinstance(value, list) else [value]
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise ValueError(
+                f"Each entry of `selection` is a mapping with a `name`, such as {{name: random, keep: 0.4}}, got {entry!r}."
+            )
+        if wrong := [key for key in entry if not isinstance(key, str)]:
+            raise ValueError(f"The parameters in `selection` have names, but {entry['name']!r} is given {wrong[0]!r}.")
+    return [dict(entry) for entry in entries]
+
+
+def make_parser(kind: str) -> TrlParser:
+    """The parser of `dsel dpo` or `dsel sft`: all of TRL's arguments and ours."""
+    parser = _Parser(
+        (ScriptArguments, CONFIGS[kind], ModelConfig, DatasetMixtureConfig, SelectionArguments),
+        prog=f"dsel {kind}",
+        # An abbreviation would let a misspelt option pass as another one.
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="YAML file of arguments; the command line overrides it.")
+    return parser
+
+
+def _apply_config(parser: TrlParser, config: dict[str, Any], path: str) -> None:
+    """Makes the values of the file the parser's defaults, checked as if they had been typed."""
+    actions: dict[str, list[argparse.Action]] = {}
+    for action in parser._actions:
+        actions.setdefault(action.dest, []).append(action)
+    known = set(actions) - {"help", "config"}
+    if unknown := [key for key in config if key not in known]:
+        hints = " ".join(f"Unknown key {key!r}.{nearest(key, known)}" for key in unknown)
+        raise ValueError(f"{path}: {hints}")
+    defaults = {}
+    for key, value in config.items():
+        # YAML reads the word `no` as false, and `eval_strategy: no` is how everybody writes it.
+        if value is False and key.endswith("_strategy"):
+            value = "no"
+        choices = actions[key][0].choices
+        if choices is not None and isinstance(value, str) and value not in choices:
+            raise ValueError(
+                f"{path}: {key}: {value!r} is none of {list(choices)}.{nearest(value, map(str, choices))}"
+            )
+        # argparse converts and checks defaults that are strings.
+        defaults[key] = str(value) if isinstance(value, bool | int | float) else value
+    parser.set_defaults_with_config(**defaults)
+
+
+def _resume(value: str | None) -> str | bool | None:
+    """`resume_from_checkpoint` as the trainer wants it: a folder, `True` for the last one, or `None`."""
+    if value is None or value.lower() in ("false", "no", "none", ""):
+        return None
+    if value.lower() in ("true", "yes"):
+        return True
+    if not Path(value).is_dir():
+        raise FileNotFoundError(f"resume_from_checkpoint: there is no folder {value!r}.")
+    return value
+
+
+def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
+    """
+    Reads the arguments of `dsel dpo` or `dsel sft`.
+
+    Args:
+        kind (`str`):
+            `"dpo"` or `"sft"`.
+        argv (`Sequence[str]`):
+            The words after it.
+
+    Returns:
+        `Arguments`: checked and complete.
+
+    Raises:
+        `ValueError`: for an unknown key or a value that cannot be; the message names it and the nearest right one.
+        `FileNotFoundError`: if the config file or a checkpoint does not exist.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", nargs="?")
+    config_path = first.parse_known_args(argv)[0].config
+    if any(word == "--config" or word.startswith("--config=") for word in argv) and not config_path:
+        raise ValueError("--config needs the path of a YAML file.")
+    # Read before the parser is made: its block `env` must be in force when the configuration classes look around.
+    config = read_config(config_path) if config_path else {}
+    parser = make_parser(kind)
+    _apply_config(parser, config, config_path or "")
+    given, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        word = unknown[0]
+        if word.startswith("-"):
+            word = word.split("=")[0]
+            raise ValueError(f"Unknown option {word!r}.{nearest(word, options)} See `dsel {kind} --help`.")
+        hint = f" Did you mean `--config {word}`?" if word.endswith((".yaml", ".yml")) and not config_path else ""
+        raise ValueError(f"Unexpected word {word!r}.{hint}")
+    notes = []
+    if given.bf16 is None and not given.fp16 and (given.use_cpu or not is_torch_bf16_gpu_available()):
+        parser.set_defaults(bf16=False)
+        notes.append("No accelerator with bfloat16 is used: training in float32 (bf16=False).")
+    try:
+        parsed = parser.parse_args_into_dataclasses(args=list(argv), look_for_args_file=False)
+    except TypeError as error:
+        # `DatasetConfig(**entry)` in TRL's mixture says which key of `datasets:` it does not know.
+        raise ValueError(str(error)) from error
+    script, training, model, mixture, own = parsed[:5]
+    training.resume_from_checkpoint = _resume(training.resume_from_checkpoint)
+    compare = [own.compare] if isinstance(own.compare, str) else list(own.compare)
+    for run in compare:
+        if run not in RUNS:
+            raise ValueError(f"compare: {run!r} is none of {list(RUNS)}.{nearest(run, RUNS)}")
+    return Arguments(
+        kind=kind,
+        script=script,
+        training=training,
+        model=model,
+        mixture=mixture,
+        selection=read_selection(own.selection),
+        compare=list(dict.fromkeys(compare)),
+        eval_dataset_name=own.eval_dataset_name,
+        notes=notes,
+    )
+
+
+def check_arguments(arguments: Arguments) -> None:
+    """
+    Checks what goes together and what does not, before anything is loaded or written.
+
+    Raises:
+        `ValueError`: with the offending key and what would be right.
+    """
+    script, training, compare = arguments.script, arguments.training, arguments.compare
+    if arguments.model.model_name_or_path is None:
+        raise ValueError("model_name_or_path is missing: a folder with a model, a hub id, or `demo`.")
+    if script.dataset_name and arguments.mixture.datasets:
+        raise ValueError("Both `dataset_name` and `datasets` are given: which one is the training data? Give one.")
+    if not script.dataset_name and not arguments.mixture.datasets:
+        raise ValueError("dataset_name is missing: a parquet/jsonl/json/csv file, a folder, a hub id, or `demo`.")
+    if getattr(training, "trust_remote_code", False):
+        raise ValueError("trust_remote_code is not supported: code from a hub repository is never run.")
+    if {"selection", "random"} & set(compare) and not arguments.selection:
+        raise ValueError(f"compare: {compare} needs a block `selection:` that says what to compare.")
+    if "random" in compare and "selection" not in compare:
+        raise ValueError("compare: `random` keeps as large a share as `selection`, so list `selection` as well.")
+    if compare and training.resume_from_checkpoint:
+        raise ValueError("A comparison starts every run anew: it cannot be used with resume_from_checkpoint.")
+    folders = [Path(training.output_dir) / run for run in compare] or [Path(training.output_dir)]
+    for folder in folders:
+        found = sorted(path.name for path in folder.glob("checkpoint-*"))
+        if found and not training.resume_from_checkpoint:
+            raise ValueError(
+                f"{str(folder)!r} holds {found[-1]} of an earlier run. Continue it with --resume_from_checkpoint true, "
+                "or give another --output_dir."
+            )
