@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from .functional.dpo_losses import pair_losses
 from .gate import Gate
 
+# Key of a collated batch that says how long each example is where all of them lie in one row.
+ROW_LENGTHS = "example_lengths"
+
 
 class Signal(StrEnum):
     """What a run can measure of an example."""
@@ -302,9 +305,12 @@ class SequenceBatch(Batch):
     @cached_property
     def _segments(self) -> Tensor | None:
         """Example index of each label position in a flattened row, `(1, T)`; `None` when an example is a row."""
-        if self.inputs["input_ids"].shape[0] == self.size or "position_ids" not in self.inputs:
+        lengths = self.inputs.get(ROW_LENGTHS)
+        if lengths is None:
             return None
-        return ((self.inputs["position_ids"] == 0).cumsum(dim=1) - 1)[:, 1:]
+        # Not read off `position_ids`: they start anew for each document of a packed row, and with each padding token.
+        positions = torch.arange(1, self.inputs["input_ids"].shape[1], device=lengths.device)
+        return torch.searchsorted(lengths.cumsum(0), positions, right=True).clamp(max=self.size - 1)[None]
 
     def _per_example(self, values: Tensor) -> Tensor:
         if self._segments is None:

@@ -20,7 +20,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from .batching import BatchPlanSampler
 from .sidecar import read_sidecar
-from .tap import Batch, Forward, LossSettings, PairBatch, Reading, SequenceBatch, label_log_probs
+from .tap import ROW_LENGTHS, Batch, Forward, LossSettings, PairBatch, Reading, SequenceBatch, label_log_probs
 
 if TYPE_CHECKING:
     from .callback import SelectionCallback
@@ -84,12 +84,20 @@ class ExampleCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         ids = [row[EXAMPLE_ID] if EXAMPLE_ID in row else content_id(row) for row in rows]
-        batch = self.collator(rows)
+        batch = collated(self.collator, rows)
         batch[EXAMPLE_ID] = torch.tensor(ids, dtype=torch.int64)
         for name in self.columns:
             values = [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
             batch[f"{COLUMNS}.{name}"] = torch.tensor(values, dtype=torch.float32)
         return batch
+
+
+def collated(collator: Callable[[list[dict[str, Any]]], dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A collated batch; where its rows were laid into one (padding-free), it says how long each of them is."""
+    batch = collator(rows)
+    if batch["input_ids"].shape[0] < len(rows):
+        batch[ROW_LENGTHS] = torch.tensor([len(row["input_ids"]) for row in rows])
+    return batch
 
 
 def content_id(row: dict[str, Any]) -> int:
@@ -172,9 +180,10 @@ class SelectionMixin(_Trainer):
     ) -> Any:
         ids = inputs.pop(EXAMPLE_ID, None)
         columns = {key: inputs.pop(key) for key in [k for k in inputs if k.startswith(f"{COLUMNS}.")]}
+        layout = {ROW_LENGTHS: inputs.pop(ROW_LENGTHS)} if ROW_LENGTHS in inputs else {}
         if self.selection is None or ids is None or not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with self.selection.steps.listen(ids, inputs, columns) as listening:
+        with self.selection.steps.listen(ids, {**inputs, **layout}, columns) as listening:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         extra = self.selection.steps.after_forward(listening)
         if extra is None:
@@ -301,7 +310,7 @@ def collate_rows(trainer: Any, ids: np.ndarray) -> dict[str, Any]:
     if trainer.selection.rows is None:
         trainer.selection.rows = trainer._remove_unused_columns(trainer.train_dataset, description="Scoring")
     rows = trainer.selection.rows.__getitems__(np.asarray(ids).tolist())
-    return trainer._prepare_inputs(trainer.data_collator(rows))
+    return trainer._prepare_inputs(collated(trainer.data_collator, rows))
 
 
 def rebuilt(trainer: Any, build: Callable[[], Any], file: Path, resumed: bool) -> Any:
@@ -345,7 +354,7 @@ def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: 
     The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched.
     """
     labels = labels_of(trainer, inputs)
-    own = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "labels", EXAMPLE_ID}
+    own = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "labels", EXAMPLE_ID, ROW_LENGTHS}
     kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith(f"{COLUMNS}.")}
     model, training = trainer.model, trainer.model.training
     model.eval()
