@@ -25,7 +25,7 @@ def plain_ratio(examples):
 
 
 def plain_zip(data, budget, k1, k2, k3):
-    """The published loop, with ties broken by id. The pool must be large enough to never come back to burnt examples."""
+    """The published loop, ties broken by id; for pools that are too large to come back to burnt examples."""
     state = np.array([plain_ratio([example]) for example in data], dtype=np.float32)
     selected = []
     while len(selected) < budget:
@@ -54,7 +54,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="parquet file with a column of documents")
     parser.add_argument("--column", default="text", help="name of that column")
     parser.add_argument("--documents", type=int, default=2000, help="documents to select from, drawn at random")
-    parser.add_argument("--budgets", type=int, nargs="+", default=[100, 200, 400])
+    parser.add_argument("--budgets", type=int, nargs="+", default=[100, 200, 400, 500])
     parser.add_argument("--k1", type=int, default=1000)
     parser.add_argument("--k2", type=int, default=40)
     parser.add_argument("--k3", type=int, default=20)
@@ -68,9 +68,8 @@ def main():
     data = [canonical_example(int(i), [("text", texts[i])], "documents") for i in drawn]
     stages = {"k1": args.k1, "k2": args.k2, "k3": args.k3}
     rows = []
-    print(
-        f"{'documents':>9} {'budget':>6} {'plain s':>9} {'package s':>9} {'ratio':>6} {'workers s':>9} {'ratio':>6}  same"
-    )
+    columns = ("documents", "budget", "plain s", "package s", "ratio", "workers s", "ratio")
+    print("{:>9} {:>6} {:>9} {:>9} {:>6} {:>9} {:>6}  same".format(*columns))
     # Growth with the budget on the whole pool, then growth with the pool at the smallest budget.
     runs = [(len(data), budget) for budget in args.budgets]
     runs += [(len(data) // part, args.budgets[0]) for part in (4, 2)]
