@@ -39,6 +39,13 @@ def check_run(trainer: Any, kind: str, methods: Composition, read_column: Callab
             f"loss_type {coupled} sorts the batch, so a pair has no loss or gradient of its own and "
             f"{[m.name for m in weighing]} cannot score or weigh it. Use another loss_type, such as 'sigmoid'."
         )
+    averaged = [method.name for method in methods.using("weigh") if method.normalize == "mean1"]
+    if averaged and args.gradient_accumulation_steps > 1 and getattr(trainer, "is_deepspeed_enabled", False):
+        raise ValueError(
+            f"{averaged} average their weights over the optimizer step, which DeepSpeed takes before the mean over "
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps} micro-batches is known. Set "
+            "gradient_accumulation_steps=1, or normalize='none' where the method has it."
+        )
     if getattr(args, "packing", False):
         for method in methods.methods:
             if not method.packed_rows:

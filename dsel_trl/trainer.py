@@ -353,6 +353,11 @@ def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: 
 
     The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched.
     """
+    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
+        raise ValueError(
+            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can be "
+            "made then. Score the data in a run without them and give the scores as dataset columns."
+        )
     labels = labels_of(trainer, inputs)
     own = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "labels", EXAMPLE_ID, ROW_LENGTHS}
     kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith(f"{COLUMNS}.")}
