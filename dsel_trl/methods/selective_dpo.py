@@ -128,9 +128,10 @@ class SelectiveDpo(Method):
                 description=f"Helper model {helper + 1}/{self.helpers}, evaluation",
             )
             column = np.full((self.evaluations, run.size), np.nan, dtype=np.float32)
-            column[:, score_ids] = values
+            loss = column.copy()
+            column[:, score_ids], loss[:, score_ids] = values, np.logaddexp(0.0, -values)
             margins.append(column)
-            losses.append(np.logaddexp(0.0, -column))
+            losses.append(loss)
         difficulty = _mean_known(np.concatenate(losses))
         steps = _mean_known(np.stack([_learned_steps(column) for column in margins]))
         run.ledger.write(self.LEARNED_STEP, None, steps, step=0)
