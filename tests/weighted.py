@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests import tiny
 from transformers import TrainerCallback
 
 from dsel_trl import Method, SelectionCallback
 from dsel_trl.tap import PairBatch
+from tests import tiny
 
 # Weights by example id: small, large, zero, and all different.
 WEIGHTS = np.random.default_rng(5).uniform(0.1, 3.0, size=40).astype(np.float32)

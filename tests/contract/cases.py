@@ -1,0 +1,82 @@
+"""
+What a method needs to act on the tiny data, where its defaults do not do.
+
+A method that is not in `CASES` runs with its defaults: registering it is enough to be in the suite.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsel_trl import create_method, get_method, list_methods
+
+SIZE = 17
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    One method in the suite.
+
+    Attributes:
+        parameters: parameters with which it acts on so few rows within two epochs.
+        neutral: parameters with which it is stock TRL bit for bit; `None` where it has none.
+        config: trainer arguments it needs.
+        size: rows of its dataset.
+    """
+
+    parameters: dict[str, Any] = field(default_factory=dict)
+    neutral: dict[str, Any] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    size: int = SIZE
+
+
+CASES: dict[str, Case] = {
+    "uniform": Case(neutral={}),
+    "random": Case({"keep": 0.6, "refresh": "epoch"}),
+    "weight_column": Case(neutral={"column": "one"}),
+    "margin": Case({"action": "sample", "keep": 0.7, "refresh": 2}),
+    "alignment_potential": Case({"form": "dpo", "keep": 0.6, "refresh": 2}),
+    "robust_dpo": Case({"eps": 0.2, "warmup": 0.0}, neutral={"eps": 0.0, "warmup": 0.0}),
+    "dr_dpo": Case(neutral={"beta_prime": float("inf")}),
+    "infobatch": Case({"prune_ratio": 0.4}),
+    "selective_dpo": Case({"source": "online", "refreshes": 2, "keep": 0.7}),
+}
+# One method in two guises: what its other parameters do is a different algorithm.
+FURTHER: dict[str, Case] = {
+    "margin:weight": Case({"action": "weight"}),
+    "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),
+    "margin:disagreement": Case({"source": "disagreement", "action": "band", "refresh": 3}),
+    "alignment_potential:simpo": Case({"keep": 0.5}),
+    "selective_dpo:column": Case({"source": "column", "keep": 0.6}),
+    # Halves of even size: two processes would fill up the short last batch of a helper.
+    "selective_dpo:cross_fit": Case({"helpers": 2, "evaluations": 1, "keep": 0.65}, size=20),
+    "robust_dpo:estimate": Case({"estimate": True, "warmup": 0.0}),
+    "weight_column:plain": Case({"normalize": "none"}),
+    "select_k_of_b:gumbel": Case({"mode": "gumbel_top_k"}),
+}
+
+
+def case(name: str) -> Case:
+    return FURTHER[name] if name in FURTHER else CASES.get(name, Case())
+
+
+def make(name: str, parameters: dict[str, Any] | None = None) -> Any:
+    """The method of a case, with its parameters or the given ones."""
+    return create_method(name.split(":")[0], **(case(name).parameters if parameters is None else parameters))
+
+
+METHODS = list_methods()
+GUISES = [*METHODS, *(name for name in FURTHER if name.split(":")[0] in METHODS)]
+
+
+def kinds(name: str) -> list[str]:
+    """Kinds of trainers of the suite that the method supports."""
+    return [kind for kind in ("dpo", "sft") if kind in get_method(name.split(":")[0]).trainers]
+
+
+def first_kind(name: str) -> str:
+    return kinds(name)[0]
+
+
+EVERYWHERE = [(name, kind) for name in GUISES for kind in kinds(name)]
+NEUTRAL = [(name, kind) for name, kind in EVERYWHERE if case(name).neutral is not None]

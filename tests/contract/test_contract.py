@@ -1,0 +1,303 @@
+"""Every registered method keeps the promises of a run: one suite, parametrised over the registry."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import set_seed
+
+from dsel_trl import Method, SelectionCallback, get_method
+from dsel_trl import trainer as seams
+from tests import tiny
+from tests.contract.bench import CONFIG, data, loading
+from tests.contract.cases import EVERYWHERE, GUISES, METHODS, NEUTRAL, case, first_kind, kinds, make
+
+ROOT = Path(__file__).parents[2]
+
+
+def attach(trainer, methods):
+    callback = SelectionCallback(trainer, methods)
+    trainer.add_callback(callback)
+    return callback
+
+
+def assert_sound(trace):
+    """Ids exist, weights are numbers, the model is one, and the ledger counts what was trained."""
+    size = len(trace.ledger["visits"])
+    visits = np.zeros(size, dtype=np.int64)
+    for ids, values in zip(trace.ids, trace.values, strict=True):
+        assert min(ids) >= 0
+        assert max(ids) < size
+        np.add.at(visits, ids, 1)
+        assert np.isfinite(values["loss"]).all()
+        if "weight" in values:
+            assert np.isfinite(values["weight"]).all()
+    assert trace.ledger["visits"].tolist() == visits.tolist()
+    assert all(torch.isfinite(weight).all() for weight in trace.weights.values())
+
+
+# ---- It trains ----
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERYWHERE)
+def test_trains_and_ends_epochs_in_short_batches(bench, name, kind):
+    run = bench.whole(name, kind)
+    assert_sound(run.trace)
+    assert set(run.saved) == {0, 1}, "an epoch of a single step has no inside: keep more of the data"
+    summary = json.loads((run.output_dir / "selection" / "summary.json").read_text())
+    assert summary["methods"][0]["name"] == name.split(":")[0]
+    assert summary["examples_trained"] == sum(map(len, run.trace.ids))
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERYWHERE)
+def test_trains_with_lora_and_precomputed_references(bench, name, kind):
+    config = {"lora": True, "max_steps": 2}
+    if kind == "dpo":
+        config["precompute_ref_log_probs"] = True
+    trainer, witness = bench.attached(name, kind, **config)
+    before = tiny.weights_of(trainer)
+    trainer.train()
+    trace = tiny.Trace.of(trainer, witness)
+    assert_sound(trace)
+    moved = {key for key, value in before.items() if not torch.equal(value, trace.weights[key])}
+    assert all("lora_" in key for key in moved)
+
+
+@pytest.mark.parametrize(("name", "kind"), NEUTRAL)
+def test_neutral_parameters_are_stock_bit_for_bit(bench, name, kind):
+    trainer = bench.trainer(kind, name)
+    attach(trainer, make(name, case(name).neutral))
+    trainer.train()
+    losses, weights = bench.stock(kind, **case(name).config)
+    assert tiny.losses_of(trainer) == losses
+    tiny.assert_same_weights(tiny.weights_of(trainer), weights)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if get_method(name).packed_rows and "sft" in kinds(name)])
+def test_packed_rows_where_the_method_says_so(bench, name):
+    trainer = bench.trainer("sft", name, packing=True, max_length=16, max_steps=2)
+    attach(trainer, make(name))
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
+# ---- It resumes ----
+
+
+def resumed(bench, name, kind, epoch, workers):
+    whole = bench.whole(name, kind, workers)
+    trainer, witness = bench.attached(name, kind, output_dir=whole.output_dir, **loading(workers))
+    trainer.train(resume_from_checkpoint=str(whole.checkpoint(epoch)))
+    trace = tiny.Trace.of(trainer, witness)
+    assert len(trace.ids) == len(whole.trace.ids) - whole.saved[epoch]
+    return trace, whole.trace
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERYWHERE)
+def test_resumed_inside_the_second_epoch(bench, name, kind):
+    trace, whole = resumed(bench, name, kind, epoch=1, workers=0)
+    trace.assert_ends_as(whole)
+
+
+@pytest.mark.parametrize("name", GUISES)
+def test_resumed_inside_the_first_epoch_with_loader_workers(bench, name):
+    trace, whole = resumed(bench, name, kinds(name)[-1], epoch=0, workers=2)
+    trace.assert_ends_as(whole)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_changed_dataset_is_not_resumed(bench, name):
+    kind = first_kind(name)
+    whole = bench.whole(name, kind)
+    checkpoint = whole.checkpoint(1)
+    before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+    column = {"dpo": "chosen", "sft": "completion"}[kind]
+    rows = data(name, kind).to_list()
+    rows[-1][column] += " w1"
+    changed = Dataset.from_list(rows)
+    trainer, witness = bench.attached(name, kind, dataset=changed, output_dir=whole.output_dir)
+    with pytest.raises(ValueError, match=r"checkpoint-\d+ does not belong to this run.*dataset: saved"):
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+    assert not witness.steps
+    assert before == {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
+
+
+# ---- It bears what data bring along ----
+
+
+class KeepNothing(Method):
+    """Drops every example."""
+
+    name = "keep_nothing"
+    packed_rows = True
+
+    def select(self, run):
+        return np.zeros(run.size, dtype=bool)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_left_to_select_is_an_error(bench, name):
+    trainer = bench.trainer(first_kind(name), name)
+    attach(trainer, [make(name), KeepNothing()])
+    with pytest.raises(ValueError, match=r"left to train on|would be kept"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+class Twice(Method):
+    """Plans every example twice in a row."""
+
+    name = "twice"
+    packed_rows = True
+
+    def plan(self, run, epoch):
+        return np.repeat(run.plan_rng().permutation(run.size), 2)
+
+
+@pytest.mark.parametrize("name", GUISES)
+def test_repeated_ids(bench, name, monkeypatch):
+    trainer = bench.trainer(first_kind(name), name, max_steps=3)
+    method, witness = make(name), tiny.Witness()
+    if method.hooks & {"select", "order", "plan", "batch"}:
+        callback = attach(trainer, [method, witness])
+        plan = callback.methods.plan
+
+        def repeated(run):
+            ids, kept = plan(run)
+            return np.repeat(ids, 2), kept
+
+        monkeypatch.setattr(callback.methods, "plan", repeated)
+    else:
+        attach(trainer, [method, Twice(), witness])
+    trainer.train()
+    trace = tiny.Trace.of(trainer, witness)
+    assert_sound(trace)
+    assert trace.ledger["visits"].max() >= 2
+
+
+@pytest.mark.parametrize("name", GUISES)
+def test_unknown_scores_neither_win_nor_spread(bench, name):
+    """Every fourth value of every numeric column is missing, and so is every fourth score of the method."""
+    kind = first_kind(name)
+    rows = data(name, kind).to_list()
+    for row in rows[::4]:
+        row.update({key: None for key, value in row.items() if isinstance(value, float)})
+    trainer, witness = bench.attached(name, kind, dataset=Dataset.from_list(rows), max_steps=4)
+    method = trainer.selection.methods.methods[0]
+    if "score" in method.hooks:
+        score = method.score
+
+        def with_gaps(batch):
+            scores = score(batch)
+            missing = batch.ids % 4 == 0
+            if isinstance(scores, dict):
+                return {key: value.masked_fill(missing, math.nan) for key, value in scores.items()}
+            return scores.masked_fill(missing, math.nan)
+
+        method.score = with_gaps
+    trainer.train()
+    assert_sound(tiny.Trace.of(trainer, witness))
+
+
+# ---- It goes away ----
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_detached_after_a_step_the_trainer_is_stock(bench, name):
+    kind = first_kind(name)
+    trainer = bench.trainer(kind, name, learning_rate=0.0, weight_decay=0.0)
+    stock_class, dataset = type(trainer), trainer.train_dataset
+    model = seams.base_model(trainer)
+    forward, callbacks = model.__dict__.get("forward"), list(trainer.callback_handler.callbacks)
+    callback = attach(trainer, make(name))
+    trainer.args.max_steps = 1
+    trainer.train()
+    callback.detach()
+
+    assert type(trainer) is stock_class
+    assert not hasattr(trainer, "selection")
+    assert model.__dict__.get("forward") is forward
+    assert trainer.train_dataset is dataset
+    assert trainer.callback_handler.callbacks == callbacks
+    assert not any(module._forward_hooks or module._backward_hooks for module in trainer.model.modules())
+    if getattr(trainer, "ref_model", None) is not None:
+        assert not any(module._forward_hooks for module in trainer.ref_model.modules())
+
+    trainer.args.max_steps, trainer.args.learning_rate = -1, tiny.COMMON["learning_rate"]
+    trainer.optimizer = trainer.lr_scheduler = None
+    trainer._total_train_tokens = 0
+    set_seed(trainer.args.seed)
+    trainer.train()
+    losses, weights = bench.stock(kind, **case(name).config, weight_decay=0.0)
+    assert tiny.losses_of(trainer) == losses
+    tiny.assert_same_weights(tiny.weights_of(trainer), weights)
+
+
+# ---- Two processes ----
+
+
+@pytest.fixture(scope="module")
+def two_processes(bench, tmp_path_factory):
+    """One run of every method in two processes, all in one launch; gives the folder of their traces."""
+    folder = tmp_path_factory.mktemp("two")
+    specs = []
+    for name in GUISES:
+        own = case(name)
+        specs.append(
+            {
+                "kind": first_kind(name),
+                "methods": [[name.split(":")[0], own.parameters]],
+                "size": own.size,
+                "world": 2,
+                "model": str(bench.model),
+                "output_dir": str(folder / name),
+                "trace": str(folder / f"{name}.trace"),
+                "log": str(folder / f"{name}.log"),
+                "config": {**CONFIG, **own.config, "per_device_train_batch_size": 1},
+            }
+        )
+    path = folder / "specs.json"
+    path.write_text(json.dumps(specs))
+    subprocess.run(
+        [sys.executable, "-m", "tests.distributed.forked", str(path)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        timeout=550,
+    )
+    ended = json.loads(Path(f"{path}.ended").read_text())
+    return SimpleNamespace(folder=folder, ended=dict(zip(GUISES, ended, strict=True)))
+
+
+@pytest.mark.parametrize("name", GUISES)
+def test_two_processes_choose_what_one_chooses(bench, two_processes, name):
+    log = "".join((two_processes.folder / f"{name}.log.{rank}").read_text()[-2000:] for rank in range(2))
+    assert two_processes.ended[name] == [0, 0], log
+    two = torch.load(two_processes.folder / f"{name}.trace", weights_only=False)
+    one = bench.whole(name, first_kind(name)).trace
+    compared = 0
+    for mine, theirs, values, other in zip(one.ids, two.ids, one.values, two.values, strict=True):
+        if len(mine) != len(theirs):
+            # The last batch of an epoch is short: two processes fill it up with a repeated row.
+            break
+        order, other_order = np.argsort(mine, kind="stable"), np.argsort(theirs, kind="stable")
+        assert np.asarray(mine)[order].tolist() == np.asarray(theirs)[other_order].tolist()
+        assert values.keys() == other.keys()
+        for key in values:
+            np.testing.assert_allclose(values[key][order], other[key][other_order], rtol=2e-3, atol=1e-4, err_msg=key)
+        compared += 1
+    assert compared >= 2
+
+
+def test_the_suite_covers_the_registry():
+    assert set(METHODS) <= set(GUISES)
+    assert {name for name, _ in EVERYWHERE} == set(GUISES)
+    assert {name for name, _ in NEUTRAL} >= {"uniform"}

@@ -1,0 +1,198 @@
+"""
+A run that is killed and resumed equals one that was left alone, bit for bit.
+
+Each run here is a process of its own (or two) that ends by a real SIGKILL, at a random step or at a place inside the
+writing of a checkpoint. All runs are made at once by `tests/distributed/forked.py`; the tests look at what they left.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d"]
+TORCHRUN += ["--rdzv_endpoint=localhost:0"]
+
+
+def setting(kind, methods, world=1, workers=0, *, steps=12, save=2, size=21, **config):
+    """A run of (at least) `steps` optimizer steps in two epochs; the last batch of an epoch is a short one."""
+    return {
+        "kind": kind,
+        "methods": methods,
+        "world": world,
+        "steps": steps,
+        "size": size,
+        "config": {
+            "gradient_accumulation_steps": 2,
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 2 // world,
+            "dataloader_num_workers": workers,
+            "save_strategy": "steps",
+            "save_steps": save,
+            "lr_scheduler_type": "linear",
+            **config,
+        },
+    }
+
+
+SETTINGS = {
+    **{
+        f"live-{world}p-{workers}w": setting("dpo", ["live_order"], world, workers)
+        for world in (1, 2)
+        for workers in (0, 2)
+    },
+    "live-sft-lora": setting("sft", ["live_order"], lora=True, lora_dropout=0.2),
+    "live-sft-lora-2p-2w": setting("sft", ["live_order"], 2, 2, lora=True, lora_dropout=0.2),
+    "two-live-sets": setting("dpo", ["live_half", "live_third"], steps=6, save=1, size=41),
+    "two-live-sets-2p-2w": setting("dpo", ["live_half", "live_third"], 2, 2, steps=6, save=1, size=41),
+    "random-each-epoch": setting("dpo", [["random", {"keep": 0.7, "refresh": "epoch"}]], steps=8),
+    "stock-order": setting("sft", ["uniform"], lora=True, lora_dropout=0.2),
+    "stock-order-2p-2w": setting("dpo", ["uniform"], 2, 2),
+    "pick": setting("dpo", ["pick_longest"], steps=6, save=1),
+    "pick-2p-2w": setting("dpo", ["pick_longest", "uniform"], 2, 2, steps=6, save=1),
+    "margin": setting("dpo", [["margin", {"action": "sample", "keep": 0.6, "refresh": 2}]], steps=6),
+    "infobatch": setting("sft", ["infobatch"], 1, 2, steps=6, save=1),
+    "length_curriculum": setting("dpo", ["length_curriculum"], 2, 0, save=3),
+}
+
+EVENTS = ("on_step_begin", "on_substep_end", "on_pre_optimizer_step", "on_step_end")
+PLACES = ("sidecar_tensors", "sidecar_json", "model", "optimizer", "rng", "trainer_state", "rotation")
+
+
+def kills():
+    """Where each run is killed: (id, setting, event, how often it is reached before, rank)."""
+    rng = np.random.default_rng(20)
+    cases = []
+    for name, value in SETTINGS.items():
+        first, last = value["config"]["save_steps"] + 1, value["steps"]
+        for _ in range(2 if name.startswith("live") else 1):
+            event = str(rng.choice(EVENTS))
+            # Not before the first checkpoint is written. The last step of an epoch has no substep here.
+            count = int(rng.integers(first, last - 1))
+            rank = int(rng.integers(value["world"]))
+            cases.append((f"{name}-{event}-{count}-r{rank}", name, event, count, rank))
+    for place in PLACES:
+        cases.append((f"saving-{place}", "live-1p-0w", place, 3, 0))
+    cases += [(f"saving-2p-{place}", "live-2p-0w", place, 2, 0) for place in ("sidecar_json", "model")]
+    cases.append(("saving-2p-other-rank", "live-2p-0w", "rng", 2, 1))
+    return cases
+
+
+KILLS = kills()
+
+
+@pytest.fixture(scope="module")
+def runs(model, tmp_path_factory):
+    """Folder with the traces and outputs of all runs: `NAME` undisturbed, `NAME.killed` and then resumed."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def spec(name, setting, **more):
+        paths = {"model": str(model), "log": str(folder / f"{name}.{len(specs)}.log")}
+        return {**SETTINGS[setting], **paths, "output_dir": str(folder / name), **more}
+
+    specs, names = [], []
+    for name in SETTINGS:
+        specs.append(spec(name, name, trace=str(folder / f"{name}.trace")))
+        names.append((name, "alone"))
+    for name, setting, event, count, rank in KILLS:
+        limit = {"save_total_limit": 1} if name.startswith("saving") else {}
+        for phase, more in (
+            ("killed", {"kill": {"event": event, "count": count, "rank": rank}}),
+            ("resumed", {"resume": True, "trace": str(folder / f"{name}.trace")}),
+        ):
+            one = spec(name, setting, **more)
+            one["config"] = {**one["config"], **limit}
+            specs.append(one)
+            names.append((name, phase))
+    (folder / "specs.json").write_text(json.dumps(specs))
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        [sys.executable, "-m", "tests.distributed.forked", str(folder / "specs.json")],
+        check=True,
+        env=environment,
+        cwd=ROOT,
+        timeout=550,
+    )
+    ended = json.loads((folder / "specs.json.ended").read_text())
+    return folder, {key: (codes, spec["log"]) for key, codes, spec in zip(names, ended, specs, strict=True)}
+
+
+def trace(folder, name) -> tiny.Trace:
+    return torch.load(folder / f"{name}.trace", weights_only=False)
+
+
+def assert_ended(runs, name, phase, killed_rank=None):
+    codes, log = runs[1][name, phase]
+    for rank, code in enumerate(codes):
+        if killed_rank is None:
+            assert code == 0, Path(f"{log}.{rank}").read_text()[-3000:]
+        elif rank == killed_rank:
+            assert code == -9, Path(f"{log}.{rank}").read_text()[-3000:]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_left_alone(runs, name):
+    assert_ended(runs, name, "alone")
+    whole = trace(runs[0], name)
+    assert len(whole.ids) >= 4
+    assert (whole.ledger["visits"] > 0).any()
+
+
+@pytest.mark.parametrize(("name", "setting", "event", "count", "rank"), KILLS, ids=[case[0] for case in KILLS])
+def test_killed_and_resumed_equals_undisturbed(runs, name, setting, event, count, rank):
+    assert_ended(runs, name, "killed", rank)
+    assert_ended(runs, name, "resumed")
+    resumed, alone = trace(runs[0], name), trace(runs[0], setting)
+    assert len(resumed.ids) < len(alone.ids)
+    resumed.assert_ends_as(alone)
+    left = [runs[0] / run / "selection" for run in (name, setting)]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in left]
+    assert summaries[0] == summaries[1]
+    tables = [datasets.Dataset.from_parquet(str(folder / "ledger.parquet")).to_pandas() for folder in left]
+    assert tables[0].equals(tables[1])
+
+
+def test_live_plans_follow_the_scores(runs):
+    """The runs compared above are not all in one order anyway: the live order differs from the stock one."""
+    live, stock = trace(runs[0], "live-2p-0w"), trace(runs[0], "stock-order-2p-2w")
+    assert live.ids != stock.ids
+    assert live.ids[: len(live.ids) // 2] != live.ids[len(live.ids) // 2 :]
+
+
+def test_two_processes_choose_what_one_chooses(runs):
+    one, two = trace(runs[0], "live-1p-0w"), trace(runs[0], "live-2p-0w")
+    # The last batch of the epoch is short: two processes fill it up, one does not.
+    assert [sorted(ids) for ids in one.ids[:5]] == [sorted(ids) for ids in two.ids[:5]]
+
+
+# ---- Under torchrun ----
+
+
+def test_killed_and_resumed_under_torchrun(runs, model, tmp_path):
+    folder, name = runs[0], "live-2p-2w"
+    base = {**SETTINGS[name], "model": str(model), "output_dir": str(tmp_path / "out")}
+    for phase, more in (
+        ("killed", {"kill": {"event": "on_substep_end", "count": 5, "rank": 1}}),
+        ("resumed", {"resume": True, "trace": str(tmp_path / "resumed.trace")}),
+    ):
+        path = tmp_path / f"{phase}.json"
+        path.write_text(json.dumps({**base, **more}))
+        done = subprocess.run(
+            [*TORCHRUN, "-m", "tests.distributed.training", str(path)],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert (done.returncode == 0) == (phase == "resumed"), done.stderr[-3000:]
+    torch.load(tmp_path / "resumed.trace", weights_only=False).assert_ends_as(trace(folder, name))
