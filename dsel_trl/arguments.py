@@ -1,4 +1,4 @@
-"""What a run is told: the YAML file and the command line, through TRL's own parser, with a clear error for each slip."""
+"""What a run is told: YAML file and command line, through TRL's own parser, with a clear error for each slip."""
 
 import argparse
 import difflib
@@ -14,7 +14,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
 RUNS = ("stock", "selection", "random")
-CONFIGS = {"dpo": DPOConfig, "sft": SFTConfig}
+CONFIGS: dict[str, Any] = {"dpo": DPOConfig, "sft": SFTConfig}
 
 
 @dataclass
@@ -24,8 +24,8 @@ class SelectionArguments:
 
     Args:
         selection (`str`, *optional*):
-            The methods: in the YAML file a list of mappings with `name` and parameters, on the command line the same as
-            YAML or JSON text. Without it the run is TRL's own.
+            The methods: in the YAML file a list of mappings with `name` and parameters, on the command line the same
+            as YAML or JSON text. Without it the run is TRL's own.
         compare (`list[str]`, *optional*):
             Runs to compare on the evaluation data, out of `stock`, `selection` and `random` (which keeps as large a
             share as `selection` did). Each starts from the same model with the same seed and takes the same steps.
@@ -142,7 +142,8 @@ def read_selection(value: Any) -> list[dict[str, Any]]:
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise ValueError(
-                f"Each entry of `selection` is a mapping with a `name`, such as {{name: random, keep: 0.4}}, got {entry!r}."
+                "Each entry of `selection` is a mapping with a `name`, such as {name: random, keep: 0.4}, got "
+                f"{entry!r}."
             )
         if wrong := [key for key in entry if not isinstance(key, str)]:
             raise ValueError(f"The parameters in `selection` have names, but {entry['name']!r} is given {wrong[0]!r}.")
@@ -151,8 +152,9 @@ def read_selection(value: Any) -> list[dict[str, Any]]:
 
 def make_parser(kind: str) -> TrlParser:
     """The parser of `dsel dpo` or `dsel sft`: all of TRL's arguments and ours."""
+    types: Any = (ScriptArguments, CONFIGS[kind], ModelConfig, DatasetMixtureConfig, SelectionArguments)
     parser = _Parser(
-        (ScriptArguments, CONFIGS[kind], ModelConfig, DatasetMixtureConfig, SelectionArguments),
+        types,
         prog=f"dsel {kind}",
         # An abbreviation would let a misspelt option pass as another one.
         allow_abbrev=False,
@@ -286,6 +288,6 @@ def check_arguments(arguments: Arguments) -> None:
         found = sorted(path.name for path in folder.glob("checkpoint-*"))
         if found and not training.resume_from_checkpoint:
             raise ValueError(
-                f"{str(folder)!r} holds {found[-1]} of an earlier run. Continue it with --resume_from_checkpoint true, "
-                "or give another --output_dir."
+                f"{str(folder)!r} holds {found[-1]} of an earlier run. Continue it with --resume_from_checkpoint "
+                "true, or give another --output_dir."
             )

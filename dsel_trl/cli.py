@@ -104,7 +104,7 @@ def _methods(words: Sequence[str]) -> None:
     if asked.name and not asked.json:
         _say(get_method_card(asked.name))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in [asked.name] if asked.name else list_methods():
         cls = get_method(name)
         lines = [line.strip() for line in (cls.__doc__ or "").strip().splitlines()]

@@ -1,4 +1,4 @@
-"""One training from its arguments: data, model, trainer, selection; everything is checked before anything is written."""
+"""One training from its arguments: data, model, trainer, selection; all is checked before anything is written."""
 
 import contextlib
 import logging
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 from trl import DPOTrainer, SFTTrainer, get_dataset, get_peft_config, get_quantization_config
 
 from .arguments import Arguments
 from .callback import SelectionCallback
+from .composition import Composition
 from .data.demo_model import build_demo_model
 from .data.loading import DEMO, AnyDataset, check_rows, load_splits, number_rows, take_split
-from .composition import Composition
 from .method import Method, create_method
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def _load_datasets(arguments: Arguments) -> tuple[AnyDataset, AnyDataset | None]
     if mixture.datasets:
         name, splits = "datasets", get_dataset(mixture)
     else:
-        name = script.dataset_name
+        name = str(script.dataset_name)
         splits = load_splits(
             name, kind=arguments.kind, config=script.dataset_config, streaming=script.dataset_streaming
         )
@@ -78,9 +79,11 @@ def _load_datasets(arguments: Arguments) -> tuple[AnyDataset, AnyDataset | None]
 
 def _find_model(arguments: Arguments) -> str:
     """Path or hub id of the model; the demo model is built here, after all other checks."""
-    name, training = arguments.model.model_name_or_path, arguments.training
+    name, training = str(arguments.model.model_name_or_path), arguments.training
     if name == DEMO:
         folder = Path(training.output_dir) / "demo_model"
+        # Several threads wait for each other longer than they compute on so small a model.
+        torch.set_num_threads(1)
         with training.main_process_first(desc="building the demo model"):
             return str(build_demo_model(folder))
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-
+# fmt: off
 WORDS = (
-    "apple bread cloud drum fence glove horse kite lamp moon needle ocean pencil queen river stone table violin window "
-    "yarn zebra anchor basket candle door garden hammer jungle mirror orange rabbit wagon"
-).split()
-NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivy Jon Kim Leo Mia Ned Ola Pia".split()
-PLACES = "school market office library station harbour kitchen museum".split()
+    "apple", "bread", "cloud", "drum", "fence", "glove", "horse", "kite", "lamp", "moon", "needle", "ocean", "pencil",
+    "queen", "river", "stone", "table", "violin", "window", "yarn", "zebra", "anchor", "basket", "candle", "door",
+    "garden", "hammer", "jungle", "mirror", "orange", "rabbit", "wagon",
+)
+NAMES = (
+    "Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivy", "Jon", "Kim", "Leo", "Mia", "Ned", "Ola", "Pia",
+)
+PLACES = ("school", "market", "office", "library", "station", "harbour", "kitchen", "museum")
+# fmt: on
 LEVELS = (1, 2, 3, 4)
 # A family whose prompts are nearly used up is an error, not an endless search.
 MAX_DRAWS = 1000
@@ -71,7 +75,11 @@ def _number(rng: np.random.Generator, level: int) -> Task:
 def _format(rng: np.random.Generator, level: int) -> Task:
     plain = " ".join(_pick(rng, WORDS, level + 1))
     style = ("quotes", "brackets", "stars")[rng.integers(3)]
-    return f"Put in {style}: {plain}", {"quotes": '"{}"', "brackets": "({})", "stars": "*{}*"}[style].format(plain), plain
+    return (
+        f"Put in {style}: {plain}",
+        {"quotes": '"{}"', "brackets": "({})", "stars": "*{}*"}[style].format(plain),
+        plain,
+    )
 
 
 def _count(rng: np.random.Generator, level: int) -> Task:
@@ -147,7 +155,9 @@ def draw_tasks(count: int, rng: np.random.Generator, taken: set[str]) -> list[De
             if prompt not in taken:
                 break
         else:
-            raise ValueError(f"There are not {count} distinct prompts of family {family!r}, level {level}: ask for fewer.")
+            raise ValueError(
+                f"There are not {count} distinct prompts of family {family!r}, level {level}: ask for fewer."
+            )
         taken.add(prompt)
         tasks.append(DemoTask(prompt, good, bad, family, level))
     return [tasks[position] for position in rng.permutation(count)]
@@ -241,7 +251,9 @@ def demo_preferences(
     )
 
 
-def demo_completions(seed: int = 0, train_size: int = 2048, test_size: int = 512, flip_rate: float = 0.3) -> DatasetDict:
+def demo_completions(
+    seed: int = 0, train_size: int = 2048, test_size: int = 512, flip_rate: float = 0.3
+) -> DatasetDict:
     """
     Builds the demo corpus for supervised fine-tuning: the `chosen` answers of [`demo_preferences`].
 

@@ -1,5 +1,6 @@
 """The built-in demo model: a tiny Llama with a tokenizer of its own, built and briefly trained on the spot."""
 
+import hashlib
 import logging
 import os
 import shutil
@@ -12,7 +13,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .demo import DemoTask, demo_preferences, draw_tasks
-
 
 logger = logging.getLogger(__name__)
 
@@ -59,15 +59,19 @@ def _warm_up(model: LlamaForCausalLM, rows: list[list[int]], steps: int, rng: np
     """Next-token training on `rows`; returns the mean loss of the last steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.1)
-    pad = model.config.pad_token_id
+    pad = int(model.config.pad_token_id or 0)
     losses: list[float] = []
     model.train()
+    # These matrices are too small to share; and with one thread the weights do not depend on the number of cores.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     for step in range(steps):
         batch = [rows[position] for position in rng.choice(len(rows), size=BATCH, replace=False)]
         length = max(len(row) for row in batch)
         input_ids = torch.tensor([row + [pad] * (length - len(row)) for row in batch])
-        labels = input_ids.masked_fill(input_ids == pad, -100)
-        loss = model(input_ids=input_ids, attention_mask=(input_ids != pad).long(), labels=labels).loss
+        mask = input_ids.ne(pad)
+        labels = input_ids.masked_fill(~mask, -100)
+        loss = model(input_ids=input_ids, attention_mask=mask.long(), labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -76,10 +80,11 @@ def _warm_up(model: LlamaForCausalLM, rows: list[list[int]], steps: int, rng: np
         losses.append(loss.item())
         if step % 100 == 99:
             logger.info("demo model: step %d of %d, loss %.3f", step + 1, steps, np.mean(losses[-100:]))
+    torch.set_num_threads(threads)
     return float(np.mean(losses[-20:]))
 
 
-def build_demo_model(folder: str | os.PathLike, seed: int = 0, steps: int = 400) -> Path:
+def build_demo_model(folder: str | os.PathLike, seed: int = 0, steps: int = 250) -> Path:
     """
     Builds the demo model and its tokenizer, or finds them already built.
 
@@ -92,7 +97,7 @@ def build_demo_model(folder: str | os.PathLike, seed: int = 0, steps: int = 400)
             it is. It appears at once and complete, or not at all.
         seed (`int`, *optional*, defaults to `0`):
             Seed of weights, tasks and order.
-        steps (`int`, *optional*, defaults to `400`):
+        steps (`int`, *optional*, defaults to `250`):
             Number of training steps.
 
     Returns:
@@ -102,13 +107,16 @@ def build_demo_model(folder: str | os.PathLike, seed: int = 0, steps: int = 400)
         `FileExistsError`: if `folder` exists and holds something else.
     """
     folder = Path(folder)
-    stamp = f"seed={seed} steps={steps}"
+    tasks = _warmup_tasks(seed)
+    corpus = hashlib.sha256("\n".join(f"{t.prompt}\t{t.good}\t{t.bad}" for t in tasks).encode()).hexdigest()
+    stamp = f"seed={seed} steps={steps} corpus={corpus[:16]}"
     if folder.exists():
         marker = folder / "demo_model.txt"
         if marker.is_file() and marker.read_text() == stamp:
             return folder
-        raise FileExistsError(f"{str(folder)!r} exists and is not the demo model ({stamp}). Remove it, or choose another.")
-    tasks = _warmup_tasks(seed)
+        raise FileExistsError(
+            f"{str(folder)!r} exists and is not the demo model ({stamp}). Remove it, or choose another."
+        )
     tokenizer = _build_tokenizer([text for task in tasks for text in (task.prompt, task.good, task.bad)])
     rows = []
     for task in tasks:

@@ -1,7 +1,7 @@
 """Reading training data: files, folders, hub datasets and the demo corpus, with errors that say what is wrong."""
 
-import os
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,6 @@ from datasets import (
     DatasetDict,
     IterableDataset,
     IterableDatasetDict,
-    disable_progress_bars,
     load_dataset,
     load_from_disk,
 )
@@ -19,9 +18,8 @@ from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from .columns import column_names
 from .demo import demo_completions, demo_preferences
 
-
-Splits = DatasetDict | IterableDatasetDict
-AnyDataset = Dataset | IterableDataset
+Splits: TypeAlias = DatasetDict | IterableDatasetDict
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 DEMO = "demo"
 EXAMPLE_ID = "example_id"
@@ -169,7 +167,9 @@ def check_rows(dataset: AnyDataset, kind: str, name: str, text_field: str = "tex
         missing = dataset.select_columns([column]).with_format("arrow")[:].column(column)
         if missing.null_count:
             row = int(np.flatnonzero(missing.is_null().to_numpy())[0])
-            raise ValueError(f"Column {column!r} of {name!r} is empty in {missing.null_count} rows, first in row {row}.")
+            raise ValueError(
+                f"Column {column!r} of {name!r} is empty in {missing.null_count} rows, first in row {row}."
+            )
 
 
 def number_rows(dataset: AnyDataset) -> AnyDataset:
@@ -189,9 +189,3 @@ def number_rows(dataset: AnyDataset) -> AnyDataset:
     if not str(kind).startswith(("int", "uint")):
         raise ValueError(f"The dataset's column {EXAMPLE_ID!r} holds {kind}, but integers are needed: rename it.")
     return dataset
-
-
-def quiet_on_other_ranks() -> None:
-    """Progress bars only on the first process."""
-    if os.environ.get("RANK", "0") != "0":
-        disable_progress_bars()
