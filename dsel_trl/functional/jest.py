@@ -28,6 +28,15 @@ def learnability(learner_loss: ArrayLike, ref_loss: ArrayLike) -> Floats:
 
     Raises:
         `ValueError`: if the shapes differ.
+
+    Example:
+
+    ```python
+    >>> from dsel_trl.functional.jest import learnability
+
+    >>> learnability([3.0, 1.0], [1.0, 4.0]).tolist()
+    [2.0, -3.0]
+    ```
     """
     learner, reference = np.asarray(learner_loss, dtype=np.float64), np.asarray(ref_loss, dtype=np.float64)
     if learner.shape != reference.shape:

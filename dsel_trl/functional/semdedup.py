@@ -207,6 +207,16 @@ def semdedup_keep(similarity: ArrayLike, eps: float) -> Ids:
 
     Raises:
         `ValueError`: if `eps` is negative.
+
+    Example:
+
+    ```python
+    >>> from dsel_trl.functional.semdedup import max_similarity, rank_clusters, semdedup_keep
+
+    >>> orders = rank_clusters([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], labels=[0, 0, 0], centroids=[[1.0, 1.0]])
+    >>> semdedup_keep(max_similarity(orders, 3), eps=0.3).tolist()
+    [0, 1]
+    ```
     """
     if not eps >= 0:
         raise ValueError(f"`eps` must not be negative, got {eps}")

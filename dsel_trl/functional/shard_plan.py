@@ -68,6 +68,23 @@ def plan_shards(
     Raises:
         `ValueError`: if the arrays differ in length, a size is not positive, or a batch is larger than a round of
             shards.
+
+    Example:
+
+    ```python
+    >>> from dsel_trl.functional.shard_plan import plan_shards
+
+    >>> plan_shards(
+    ...     256,
+    ...     cycles=2,
+    ...     num_shards=[10, 10],
+    ...     sequences_per_shard=[8, 4],
+    ...     sequence_lengths=[4, 8],
+    ...     batch_multipliers=[2, 1],
+    ...     odds=[2, 1],
+    ... ).sequences.tolist()
+    [16, 8]
+    ```
     """
     shards, per_shard, lengths = (
         np.asarray(part, dtype=np.int64) for part in (num_shards, sequences_per_shard, sequence_lengths)

@@ -237,7 +237,7 @@ def zip_select(
 
     >>> texts = ["the cat sat on the mat", "the cat sat on a mat", "zip packs bytes"]
     >>> sorted(zip_select(texts, 2, k3=1, rejected="restore", serializer="text").tolist())
-    [0, 2]
+    [1, 2]
     ```
     """
     rounds = zip_rounds(
