@@ -34,6 +34,9 @@ class Composition:
             acting = [m.name for m in self.methods if any(hook in m.hooks for hook in hooks)]
             if len(acting) > 1:
                 raise ValueError(f"{acting} all {verb}; only one method of a run can. Remove one of them.")
+        replacing = [method.name for method in self.methods if method.own_loss]
+        if len(replacing) > 1:
+            raise ValueError(f"{replacing} each train a loss of their own; only one method of a run can.")
 
     def using(self, *hooks: str) -> list[Method]:
         """The methods that use one of `hooks`, in the user's order."""

@@ -45,6 +45,7 @@ class Method:
         normalize (`str`): `"mean1"` divides its weights by their mean over the optimizer step, `"none"` leaves them.
         packed_rows (`bool`): whether a packed row can stand for an example.
         carry_over (`bool`): whether an unfinished plan continues in the next epoch.
+        own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
         paper, family, criterion, selector, cost: entries of the card.
     """
 
@@ -64,6 +65,7 @@ class Method:
 
     normalize: str = "mean1"
     refresh: int | str = "epoch"
+    own_loss: bool = False
 
     @property
     def hooks(self) -> frozenset[str]:

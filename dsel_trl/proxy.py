@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from . import trainer as seams
 from .tap import Batch
@@ -59,6 +59,7 @@ def train_proxy(
     learning_rate: float | None = None,
     lora: bool = True,
     seed: int = 0,
+    model: str | None = None,
     description: str = "Proxy",
 ) -> np.ndarray:
     """
@@ -81,6 +82,9 @@ def train_proxy(
             LoRA of rank 16 on all linear layers, or full fine-tuning.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the proxy run. The global generators are left as they were.
+        model (`str`, *optional*):
+            Another (smaller) model to train, by folder or hub id; it must share the policy's tokenizer. Defaults to a
+            copy of the policy as it is now.
 
     Returns:
         `np.ndarray` of shape `(evaluations, len(score_ids))`, float32.
@@ -104,9 +108,9 @@ def train_proxy(
         stock = seams.stock_class(type(trainer))
         kwargs: dict[str, Any] = {"peft_config": LoraConfig(**LORA)} if lora else {}
         if not lora and seams.trainer_kind(trainer) == "dpo":
-            kwargs["ref_model"] = initial_copy(trainer)
+            kwargs["ref_model"] = _start(trainer, model)
         proxy = _prepared(stock)(
-            model=initial_copy(trainer),
+            model=_start(trainer, model),
             args=args,
             train_dataset=trainer.train_dataset.select(np.sort(train_ids)),
             processing_class=trainer.processing_class,
@@ -165,6 +169,20 @@ def _prepared(stock: type) -> type:
     return type(
         f"Proxy{stock.__name__}", (stock,), {"_prepare_dataset": lambda self, dataset, *args, **kwargs: dataset}
     )
+
+
+def _start(trainer: Any, path: str | None) -> nn.Module:
+    """The model that a proxy run starts from."""
+    if path is None:
+        return initial_copy(trainer)
+    base = seams.base_model(trainer)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=base.dtype)
+    if model.config.vocab_size < len(trainer._tokenizer):
+        raise ValueError(
+            f"The helper model {path!r} knows {model.config.vocab_size} tokens, the run's tokenizer has "
+            f"{len(trainer._tokenizer)}: it must share the policy's tokenizer."
+        )
+    return model.to(base.device)
 
 
 def initial_copy(trainer: Any) -> nn.Module:

@@ -7,20 +7,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..functional.alignment_potential import alignment_potential
+from ..explicit import ExplicitMargin
+from ..functional.alignment_potential import alignment_potential, reward_spread
 from ..functional.margins import average_logps, simpo_margin
 from ..method import Run, check_choice, check_range, register
+from ..run import refuse_truth
 from ..selection import ByScore, known_scores
 from ..tap import Batch, PairBatch, Signal
 
 
 @register("alignment_potential")
 @dataclass
-class AlignmentPotential(ByScore):
+class AlignmentPotential(ExplicitMargin, ByScore):
     """
     Keeps the pairs with the largest alignment potential: external margin minus the margin the model already has.
 
-    What: `z(|d|) - weight * z(|m|)` with d the difference of two score columns and m the implicit margin
+    What: `z(|d|) - weight * z(|m|)` with d the difference of two scores (columns, `reward` or
+    `reward_model`; or max - min of a column with the scores of all sampled responses) and m the implicit margin
     (hf.co/papers/2503.01864). `form: simpo` takes the length-normalised, reference-free margin of the released code,
     measured once over the whole dataset before training; `form: dpo` takes the reward margin of the run. Both follow
     the model: margins of trained pairs are renewed for free, and count from the next plan on.
@@ -33,8 +36,9 @@ class AlignmentPotential(ByScore):
     weight: float = field(default=1.0, metadata={"help": "weight of the implicit term (2.5 in the paper's self-play)"})
     normalize_margins: str = field(default="zscore", metadata={"help": '"zscore", or "none" for raw |d| - |m|'})
     prescore: bool = field(default=True, metadata={"help": "measure all implicit margins once before training"})
-    score_chosen_column: str = field(default="score_chosen", metadata={"help": "score of the chosen response"})
-    score_rejected_column: str = field(default="score_rejected", metadata={"help": "score of the rejected response"})
+    all_scores_column: str | None = field(
+        default=None, metadata={"help": "instead: column with the scores of all sampled responses; d = max - min"}
+    )
 
     signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
     trainers = ("dpo",)
@@ -50,11 +54,32 @@ class AlignmentPotential(ByScore):
         check_choice("form", self.form, ("simpo", "dpo"))
         check_choice("normalize_margins", self.normalize_margins, ("zscore", "none"))
         check_range("weight", self.weight, 0, float("inf"))
-        self._live: np.ndarray | None = None
+        self.check_reward()
+        self._spread: np.ndarray | None = None
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.score_chosen_column, self.score_rejected_column)
+    def explicit(self) -> bool:
+        return self.all_scores_column is None
+
+    def check(self, run: Run) -> None:
+        if self.all_scores_column is None:
+            return
+        refuse_truth(self.all_scores_column)
+        present = run.dataset.column_names if run.size else []
+        if self.all_scores_column not in present:
+            raise ValueError(f"all_scores_column={self.all_scores_column!r} is none of the columns {sorted(present)}.")
+        scores = run.dataset[self.all_scores_column]
+        if not all(isinstance(row, list) for row in scores):
+            raise ValueError(f"Column {self.all_scores_column!r} must hold a list of scores per row.")
+        self._spread = reward_spread([[np.nan if v is None else v for v in row] for row in scores])
+
+    def explicit_margin(self, run: Run) -> np.ndarray:
+        return super().explicit_margin(run) if self._spread is None else self._spread
+
+    def batch_margin(self, batch: Batch) -> Tensor:
+        if self._spread is None:
+            return super().batch_margin(batch)
+        return torch.from_numpy(self._spread[batch.ids.cpu().numpy()]).float().to(batch.ids.device)
 
     def implicit(self, batch: Batch) -> Tensor:
         """Implicit margin of each pair in the chosen form, `(B,)`."""
@@ -68,6 +93,7 @@ class AlignmentPotential(ByScore):
         )
 
     def setup(self, run: Run) -> None:
+        super().setup(run)
         run.ledger.add(self.MARGIN)
         if self.prescore and not run.resumed:
             assert run.passes is not None
@@ -75,14 +101,12 @@ class AlignmentPotential(ByScore):
             run.ledger.write(self.MARGIN, None, values, step=0)
 
     def scores(self, run: Run) -> np.ndarray:
-        explicit = run.column(self.score_chosen_column) - run.column(self.score_rejected_column)
+        explicit = self.explicit_margin(run)
         implicit = known_scores(run, self.MARGIN)
         # A pair whose margin is not known yet stands at the mean of the known ones.
         known = np.isfinite(implicit)
         filled = np.where(known, np.abs(implicit), np.abs(implicit[known]).mean() if known.any() else 0.0)
-        potential = alignment_potential(
-            np.where(np.isfinite(explicit), explicit, np.nan), filled, self.weight, self.normalize_margins
-        )
+        potential = alignment_potential(explicit, filled, self.weight, self.normalize_margins)
         return np.where(np.isfinite(potential), potential, -np.inf).astype(np.float32)
 
     def select(self, run: Run) -> np.ndarray:
@@ -91,7 +115,6 @@ class AlignmentPotential(ByScore):
         return mask
 
     def score(self, batch: Batch) -> dict[str, Tensor]:
-        explicit = batch.column(self.score_chosen_column) - batch.column(self.score_rejected_column)
         implicit = self.implicit(batch)
-        raw = torch.abs(explicit) - self.weight * torch.abs(implicit)
+        raw = torch.abs(self.batch_margin(batch)) - self.weight * torch.abs(implicit)
         return {self.MARGIN: implicit} if self.action != "weight" else {self.MARGIN: implicit, self.name: raw}

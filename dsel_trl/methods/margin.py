@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..explicit import ExplicitMargin
 from ..functional.ranking import zscore
 from ..method import Run, check_choice, register
 from ..selection import ByScore, known_scores
@@ -16,12 +17,13 @@ SOURCES = ("implicit", "explicit", "disagreement")
 
 @register("margin")
 @dataclass
-class Margin(ByScore):
+class Margin(ExplicitMargin, ByScore):
     """
     Chooses preference pairs by how far apart their two responses are.
 
     What: `source: implicit` is the run's own reward margin `beta * (log-ratio chosen - log-ratio rejected)`, free from
-    the training forward; `explicit` is `score_chosen - score_rejected` of two dataset columns; `disagreement` is the
+    the training forward; `explicit` is the difference of two scores (columns, `reward` or
+    `reward_model`); `disagreement` is the
     distance of the two after z-scoring both (large = the model and the scores see the pair differently).
     `action` says what to do about it: keep_top, keep_bottom, band, weight, sample or curriculum.
     When: large explicit margins are the cleaner labels; small implicit margins are what the model has not learned.
@@ -29,8 +31,6 @@ class Margin(ByScore):
     """
 
     source: str = field(default="implicit", metadata={"help": f"one of {', '.join(SOURCES)}"})
-    score_chosen_column: str = field(default="score_chosen", metadata={"help": "score of the chosen response"})
-    score_rejected_column: str = field(default="score_rejected", metadata={"help": "score of the rejected response"})
 
     signals = (Signal.IMPLICIT_MARGIN, Signal.EXPLICIT_MARGIN)
     trainers = ("dpo",)
@@ -40,22 +40,19 @@ class Margin(ByScore):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("source", self.source, SOURCES)
+        self.check_reward()
         # Mean and deviation of both margins at the last plan: the yardstick of a live disagreement.
         self._scales = np.array([0.0, 1.0, 0.0, 1.0])
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return () if self.source == "implicit" else (self.score_chosen_column, self.score_rejected_column)
-
-    def explicit(self, run: Run) -> np.ndarray:
-        """Explicit margins of all pairs, `(N,)`; -inf (never chosen) where a score is missing."""
-        margin = run.column(self.score_chosen_column) - run.column(self.score_rejected_column)
-        return np.where(np.isfinite(margin), margin, -np.inf).astype(np.float32)
+    def explicit(self) -> bool:
+        return self.source != "implicit"
 
     def scores(self, run: Run) -> np.ndarray:
         if self.source == "implicit":
             return known_scores(run, self.name)
-        explicit = self.explicit(run)
+        # A pair without scores is never chosen.
+        explicit = np.nan_to_num(self.explicit_margin(run), nan=-np.inf).astype(np.float32)
         if self.source == "explicit":
             return explicit
         implicit = known_scores(run, "implicit_margin")
@@ -67,7 +64,7 @@ class Margin(ByScore):
         assert isinstance(batch, PairBatch)
         if self.source == "implicit":
             return batch.implicit_margin
-        explicit = batch.column(self.score_chosen_column) - batch.column(self.score_rejected_column)
+        explicit = self.batch_margin(batch)
         if self.source == "explicit":
             return explicit
         mean, deviation, implicit_mean, implicit_deviation = self._scales.tolist()

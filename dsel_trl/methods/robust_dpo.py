@@ -13,6 +13,7 @@ from ..functional.robust_dpo import (
     estimate_flip_rate,
     robust_gate_weight,
 )
+from ..loss_form import check_sigmoid
 from ..method import Method, Run, Step, check_choice, check_range, register
 from ..tap import Batch, PairBatch, Signal
 
@@ -50,14 +51,14 @@ class RobustDpo(Method):
         check_choice("normalize", self.normalize, ("none", "mean1"))
         if self.estimate and self.mode != "posterior":
             raise ValueError(f"estimate=True goes with mode='posterior', not with mode={self.mode!r}.")
+        self.own_loss = self.mode != "posterior"
         self._eps = self.eps
         self._posteriors: list[np.ndarray] = []
         self._epoch = 0
 
     def check(self, run: Run) -> None:
-        losses = getattr(run.arguments, "loss_type", ["sigmoid"])
-        if self.mode != "posterior" and list(losses) != ["sigmoid"]:
-            raise ValueError(f"mode={self.mode!r} is a weight on loss_type 'sigmoid', not on {losses}.")
+        if self.own_loss:
+            check_sigmoid(run, f"mode={self.mode!r}")
 
     def score(self, batch: Batch) -> Tensor:
         assert isinstance(batch, PairBatch)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..explicit import ExplicitMargin
 from ..functional.select_k_of_b import select_k_of_b
-from ..method import Method, Run, check_choice, check_range, register
+from ..method import Run, check_choice, check_range, register
 from ..tap import Batch, PairBatch, Signal
 
 SCORES = ("loss", "implicit_margin", "explicit_margin", "length")
@@ -15,13 +16,13 @@ MODES = ("top_k", "bottom_k", "gumbel_top_k", "epsilon_mix")
 
 @register("select_k_of_b")
 @dataclass
-class SelectKOfB(Method):
+class SelectKOfB(ExplicitMargin):
     """
     Draws `factor` times as many candidates as are trained, scores them without gradient, and trains on the best.
 
-    What: the score is the current loss, the implicit margin, an explicit margin of two columns, or the length; `mode`
-    says how to choose. The choice is over the candidates of all processes and acts at once, without sampler lag. Rows
-    that are not chosen count as seen: an epoch has `1 / factor` of the steps.
+    What: the score is the current loss, the implicit margin, an explicit margin (columns, `reward` or `reward_model`),
+    or the length; `mode` says how to choose. The choice is over the candidates of all processes and acts at once,
+    without sampler lag. Rows that are not chosen count as seen: an epoch has `1 / factor` of the steps.
     When: the choice must follow the model closely. When not: it costs `factor` extra forwards per trained example
     (twice that with a reference model that is not precomputed); a plan costs none.
     """
@@ -31,8 +32,6 @@ class SelectKOfB(Method):
     factor: int = field(default=2, metadata={"help": "candidates drawn for one trained example, at least 2"})
     temperature: float = field(default=0.5, metadata={"help": "gumbel_top_k: draws from softmax(score / temperature)"})
     epsilon: float = field(default=0.1, metadata={"help": "epsilon_mix: chance of a random candidate per slot"})
-    score_chosen_column: str = field(default="score_chosen", metadata={"help": "explicit_margin: column"})
-    score_rejected_column: str = field(default="score_rejected", metadata={"help": "explicit_margin: column"})
 
     signals = (Signal.LOSS,)
     selector = "top_k, gumbel_top_k"
@@ -47,10 +46,11 @@ class SelectKOfB(Method):
             raise ValueError(f"factor={self.factor!r} is not a whole number.")
         check_range("temperature", self.temperature, 0, float("inf"))
         check_range("epsilon", self.epsilon, 0, 1)
+        self.check_reward()
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.score_chosen_column, self.score_rejected_column) if self.by == "explicit_margin" else ()
+    def explicit(self) -> bool:
+        return self.by == "explicit_margin"
 
     @property
     def candidates(self) -> int:
@@ -67,7 +67,7 @@ class SelectKOfB(Method):
     def value(self, batch: Batch) -> Tensor:
         """The score of each candidate, `(B,)`."""
         if self.by == "explicit_margin":
-            return batch.column(self.score_chosen_column) - batch.column(self.score_rejected_column)
+            return self.batch_margin(batch)
         if self.by == "implicit_margin":
             assert isinstance(batch, PairBatch)
             return batch.implicit_margin
