@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
+CHECKSUM = "sha256"
 VERSIONED = ("dsel-trl", "trl", "transformers", "torch")
 
 
@@ -21,8 +22,8 @@ def write_sidecar(folder: str | os.PathLike, arrays: dict[str, np.ndarray], valu
     """
     Saves arrays (safetensors) and JSON values so that a reader finds either all of it or nothing.
 
-    The tensors are written under a temporary name and renamed; the JSON, which carries their checksum, follows in the
-    same way and is the last to appear.
+    The tensors are written under a temporary name and renamed; the JSON, which carries their checksum and its own,
+    follows in the same way and is the last to appear.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,9 +31,9 @@ def write_sidecar(folder: str | os.PathLike, arrays: dict[str, np.ndarray], valu
     state.unlink(missing_ok=True)
     temporary = folder / "state.safetensors.tmp"
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    checksum = _sha256(temporary)
+    values = {"format": FORMAT, "tensors": _sha256(temporary), **values}
     os.replace(temporary, tensors)
-    write_json(state, {"format": FORMAT, "sha256": checksum, **values})
+    write_json(state, {**values, CHECKSUM: _json_sha256(values)})
 
 
 def read_sidecar(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -56,7 +57,9 @@ def read_sidecar(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict
         raise ValueError(f"{state} is not readable JSON ({error}). Resume from an earlier checkpoint.") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{state} is not a selection state of format {FORMAT}. Resume from an earlier checkpoint.")
-    if values.get("sha256") != _sha256(tensors):
+    if values.pop(CHECKSUM, None) != _json_sha256(values):
+        raise ValueError(f"{state} was changed since it was saved. Resume from an earlier checkpoint.")
+    if values.get("tensors") != _sha256(tensors):
         raise ValueError(f"{tensors} was cut short or changed since it was saved. Resume from an earlier checkpoint.")
     return load_file(tensors), values
 
@@ -66,6 +69,12 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _json_sha256(values: dict[str, Any]) -> str:
+    # By way of JSON, so that what is read back (keys as text, tuples as lists) counts as the same.
+    plain = json.loads(json.dumps(values))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
