@@ -117,6 +117,7 @@ class SelectionCallback(TrainerCallback):
             write_log=lambda values: self.metrics_window.extra(values),
             model=trainer.model,
             world=trainer.accelerator.num_processes,
+            ordered=bool(self.methods.using("order", "plan")),
             generate=partial(_generate, trainer),
         )
         if not self.streaming:
@@ -209,10 +210,17 @@ class SelectionCallback(TrainerCallback):
     def _batch_sampler(self) -> BatchPlanSampler:
         length = self._saved_length
         if length is None:
-            # The epoch is as long as its first plan; later plans that are longer or shorter run over its end.
-            length = len(self.methods.plan_batches(self.run)[0]) // self.run.world
-        accelerator = self.trainer.accelerator
-        return BatchPlanSampler(self._plan_batches, length, accelerator.process_index, self.run.world)
+            # The epoch is as long as its first plan, or its share of it where a method says that it will need less.
+            batches = self.methods.plan_batches(self.run)[0]
+            planned, wanted = sum(map(len, batches)), self.methods.epoch_size(self.run)
+            length = -(-len(batches) * min(wanted, planned) // (planned * self.run.world))
+        return BatchPlanSampler(
+            self._plan_batches,
+            length,
+            self.trainer.accelerator.process_index,
+            self.run.world,
+            self.trainer.args.gradient_accumulation_steps,
+        )
 
     def _id_sampler(self) -> PlanSampler:
         length = self._saved_length

@@ -42,7 +42,8 @@ class Method:
         signals (`tuple[Signal, ...]`): what it measures.
         trainers (`tuple[str, ...]`): which trainers it supports.
         columns: dataset columns it reads, as a property of its parameters.
-        normalize (`str`): `"mean1"` divides its weights by their mean over the optimizer step, `"none"` leaves them.
+        normalize (`str`): `"mean1"` divides its weights by their mean over the optimizer step, `"none"` leaves them;
+            `"batch"` is for factors that undo the loss's mean over a batch: they are not written down as weights.
         packed_rows (`bool`): whether a packed row can stand for an example.
         carry_over (`bool`): whether an unfinished plan continues in the next epoch.
         own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
@@ -127,7 +128,7 @@ class Method:
         The planned `ids` as micro-batches of varying size: `run.world` consecutive ones make one micro-step.
 
         Batches of one micro-step should be of like length; their number must be a multiple of `run.world`
-        ([`~dsel_trl.batching.even_over_ranks`]).
+        ([`~dsel_trl.batching.over_ranks`]). Where `run.ordered`, the batches should keep to the order of `ids` at large.
         """
         raise NotImplementedError
 

@@ -51,7 +51,7 @@ class Run:
         plans_made (`int`):
             Plans made so far; with `seed` and `epoch` it keys the draws of a plan.
         served (`np.ndarray`):
-            Ids handed out in this epoch so far.
+            Ids handed out so far in this epoch (where batches are planned: in this pass).
         resumed (`bool`):
             Whether this run continues a checkpoint: what `setup` once computed is in the ledger already.
         arguments:
@@ -68,6 +68,8 @@ class Run:
             Samples from the policy: see [`~dsel_trl.generation.generate`], without its first argument.
         world (`int`):
             Number of processes.
+        ordered (`bool`):
+            Whether a method orders the examples: batches must then keep to that order at large.
     """
 
     trainer: str
@@ -94,6 +96,7 @@ class Run:
     refer: Callable[[], None] | None = None
     generate: Callable[..., list[list[str]]] | None = None
     world: int = 1
+    ordered: bool = False
 
     @property
     def progress(self) -> float:

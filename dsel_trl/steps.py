@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -103,16 +103,20 @@ class OptimizerStep:
             return None
         averaged: Tensor | None = None
         plain: Tensor | None = None
+        correction: Tensor | None = None
         for method in self.methods.using("weigh"):
             weights = method.weigh(batch)
             if weights is None:
                 continue
             weights = torch.nan_to_num(batch.row_weights(weights.detach().float()), nan=0.0, posinf=0.0, neginf=0.0)
-            if method.normalize == "mean1":
+            if method.normalize == "batch":
+                correction = weights if correction is None else _times(correction, weights)
+            elif method.normalize == "mean1":
                 averaged = weights if averaged is None else _times(averaged, weights)
             else:
                 plain = weights if plain is None else _times(plain, weights)
         if averaged is None and plain is None:
+            gate.weights = correction
             return None
         per_example = torch.ones(batch.size, device=batch.ids.device)
         if averaged is not None:
@@ -126,7 +130,8 @@ class OptimizerStep:
                 self.average.add(means)
         if plain is not None:
             per_example = per_example * batch.example_weights(plain)
-        gate.weights = plain if averaged is None else averaged if plain is None else _times(averaged, plain)
+        factors = [factor for factor in (averaged, plain, correction) if factor is not None]
+        gate.weights = reduce(_times, factors)
         return per_example
 
     def accumulated_scale(self) -> float:

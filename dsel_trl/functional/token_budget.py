@@ -61,12 +61,43 @@ def token_budget_batches(
     if max_examples is not None and max_examples < 1:
         raise ValueError(f"`max_examples` must be at least 1, got {max_examples}")
     order = sorted_windows(tokens, rng.permutation(len(tokens)), window)
-    # The first of a batch is its longest, so its length alone says how many fit.
-    fits = budget // (rows_per_example * np.maximum(tokens[order].astype(np.int64), 1))
-    sizes = np.clip(fits, 1, max_examples)
-    starts = _batch_starts(sizes, window)
+    starts = budget_starts(tokens[order], budget, window, rows_per_example=rows_per_example, max_examples=max_examples)
     bounds = np.append(starts, len(order)).tolist()
     return [order[bounds[i] : bounds[i + 1]] for i in rng.permutation(len(starts)).tolist()]
+
+
+def budget_starts(
+    tokens: ArrayLike,
+    budget: int,
+    window: int,
+    *,
+    rows_per_example: int = 1,
+    max_examples: int | None = None,
+    ranks: int = 1,
+) -> Ids:
+    """
+    Where the batches start when examples in order of [`sorted_windows`] are cut greedily.
+
+    Args:
+        tokens (`array` of int of shape `(N,)`):
+            Tokens of every example in that order: falling inside each window.
+        budget (`int`):
+            Largest number of padded tokens in a batch of one rank.
+        window (`int`):
+            Examples per window; a batch ends with its window at the latest.
+        rows_per_example (`int`, *optional*, defaults to `1`):
+            Sequences per example.
+        max_examples (`int`, *optional*):
+            Largest number of examples in a batch of one rank.
+        ranks (`int`, *optional*, defaults to `1`):
+            Processes that a batch is shared by, in equal parts.
+
+    Returns:
+        `np.ndarray` of int64: positions, rising; the first is 0.
+    """
+    # The first of a batch is its longest, so its length alone says how many fit.
+    fits = budget // (rows_per_example * np.maximum(np.asarray(tokens, dtype=np.int64), 1))
+    return _batch_starts(ranks * np.clip(fits, 1, max_examples), window)
 
 
 def sorted_windows(lengths: ArrayLike, permutation: ArrayLike, window: int) -> Ids:
