@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers.trainer_pt_utils import BatchRebalanceSampler
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOTrainer, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -397,7 +396,7 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
 
 def last_complete_checkpoint(output_dir: str) -> str:
     """
-    The newest checkpoint whose last file was written and whose selection state is whole.
+    The newest checkpoint that was written to its end: one in the making when its run was killed does not count.
 
     Raises:
         `ValueError`: if there is none.
@@ -406,25 +405,27 @@ def last_complete_checkpoint(output_dir: str) -> str:
     problems = []
     for folder in sorted(folders, key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
-            check_checkpoint(folder)
+            check_finished(folder)
         except ValueError as error:
             problems.append(str(error))
             continue
         return str(folder)
-    newest = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-    detail = f" {problems[0]}" if newest else ""
-    raise ValueError(f"No complete checkpoint found in output directory ({output_dir}).{detail}")
+    raise ValueError(f"No complete checkpoint found in output directory ({output_dir}). {' '.join(problems)}".strip())
 
 
-def check_checkpoint(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The selection state of a complete checkpoint; `ValueError` says what is missing or broken."""
-    folder = Path(folder)
-    state = folder / "trainer_state.json"
+def check_finished(folder: str | os.PathLike) -> None:
+    """Raises `ValueError` if the last file of a checkpoint, by which it is complete, is missing or cut short."""
+    state = Path(folder) / "trainer_state.json"
     try:
         json.loads(state.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is incomplete: {state.name} cannot be read ({error}).") from error
-    return read_sidecar(folder / "selection")
+
+
+def check_checkpoint(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The selection state of a complete checkpoint; `ValueError` says what is missing or broken."""
+    check_finished(folder)
+    return read_sidecar(Path(folder) / "selection")
 
 
 def is_map_style(trainer: Any) -> bool:
