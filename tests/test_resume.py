@@ -7,8 +7,10 @@ writing of a checkpoint. All runs are made at once by `tests/distributed/forked.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -16,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from dsel_trl import SelectionCallback
+from dsel_trl.trainer import last_complete_checkpoint
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -196,3 +200,169 @@ def test_killed_and_resumed_under_torchrun(runs, model, tmp_path):
         )
         assert (done.returncode == 0) == (phase == "resumed"), done.stderr[-3000:]
     torch.load(tmp_path / "resumed.trace", weights_only=False).assert_ends_as(trace(folder, name))
+
+
+# ---- What stands on disk ----
+
+
+@pytest.fixture
+def stopped(make_trainer, no_picture):
+    """Makes a trainer in one output folder; the first one has trained and left checkpoints 2 and 4."""
+
+    def make(method="uniform", **config):
+        trainer = make_trainer("dpo", **{"save_strategy": "steps", "save_steps": 2, "max_steps": 4, **config})
+        trainer.add_callback(SelectionCallback(trainer, method))
+        return trainer
+
+    make().train()
+    return make
+
+
+def sidecar(trainer, step=4):
+    return Path(trainer.args.output_dir) / f"checkpoint-{step}" / "selection"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def count_up(path):
+    values = json.loads(path.read_text())
+    values["step"] += 1
+    path.write_text(json.dumps(values))
+
+
+def another_format(path):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 0}))
+
+
+@pytest.mark.parametrize("resume", [True, "checkpoint-4"], ids=["last", "named"])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("state.safetensors", Path.unlink),
+        ("state.safetensors", cut),
+        ("state.safetensors", flip),
+        ("state.json", Path.unlink),
+        ("state.json", cut),
+        ("state.json", count_up),
+        ("state.json", another_format),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_broken_sidecar_is_named(stopped, file, damage, resume):
+    trainer = stopped(max_steps=6)
+    damage(sidecar(trainer) / file)
+    start = resume if resume is True else f"{trainer.args.output_dir}/{resume}"
+    left = {path: path.read_bytes() for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="checkpoint-4.*" + file):
+        trainer.train(resume_from_checkpoint=start)
+    assert trainer.state.global_step == 0
+    assert left == {path: path.read_bytes() for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()}
+    trainer.train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-2")
+    assert trainer.state.global_step == 6
+
+
+def test_a_checkpoint_without_a_sidecar_is_not_resumed(stopped):
+    trainer = stopped()
+    shutil.rmtree(sidecar(trainer))
+    with pytest.raises(ValueError, match=r"state\.json is missing"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_an_unfinished_checkpoint_does_not_count(stopped):
+    trainer = stopped()
+    folder = Path(trainer.args.output_dir)
+    assert last_complete_checkpoint(str(folder)).endswith("checkpoint-4")
+    cut(folder / "checkpoint-4" / "trainer_state.json")
+    assert last_complete_checkpoint(str(folder)).endswith("checkpoint-2")
+    (folder / "checkpoint-2" / "trainer_state.json").unlink()
+    (folder / "checkpoint-x").mkdir()
+    with pytest.raises(ValueError, match=r"No complete checkpoint.*checkpoint-4 is incomplete"):
+        trainer.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="No complete checkpoint"):
+        last_complete_checkpoint(str(folder / "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("method", "config", "what"),
+    [
+        ("random", {}, "methods"),
+        ("uniform", {"seed": 7}, "seed"),
+        ("uniform", {"per_device_train_batch_size": 4}, "examples per batch"),
+        ("uniform", {"gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+        ("uniform", {"dataset": "shorter"}, "dataset"),
+    ],
+    ids=["method", "seed", "batch", "accumulation", "dataset"],
+)
+def test_another_run_is_told_what_differs(stopped, method, config, what):
+    if config.get("dataset"):
+        config = {"dataset": tiny.preferences(40).select(range(39))}
+    trainer = stopped(method, **config)
+    with pytest.raises(ValueError, match=f"does not belong to this run. Different are {what}: saved"):
+        trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 0
+
+
+def test_other_versions_only_on_request(stopped, monkeypatch):
+    trainer = stopped(max_steps=6)
+    fingerprint = trainer.selection.fingerprint
+    monkeypatch.setitem(fingerprint["versions"], "torch", "1.0")
+    monkeypatch.setattr(type(trainer.selection), "fingerprint", property(lambda self: fingerprint))
+    with pytest.raises(ValueError, match=r"versions: saved .*now .*1\.0"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer.selection.resume_across_versions = True
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 6
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_starts_the_next_one(make_trainer, no_picture):
+    """Its history is finished: replaying it would serve the first epoch again."""
+
+    def run(output_dir, resume=None, **config):
+        trainer = make_trainer(
+            "dpo",
+            dataset=tiny.preferences(8),
+            num_train_epochs=2,
+            save_strategy="steps",
+            save_steps=4,
+            output_dir=output_dir,
+            **config,
+        )
+        witness = tiny.attach(trainer, "random", keep=1.0)
+        trainer.train(resume_from_checkpoint=resume)
+        return tiny.Trace.of(trainer, witness)
+
+    model_dir = Path(make_trainer("dpo").args.output_dir)
+    whole = run(model_dir)
+    assert sorted(chain(*whole.ids[4:])) == list(range(8))
+    again = run(model_dir, str(model_dir / "checkpoint-4"))
+    assert len(again.ids) == 4
+    again.assert_ends_as(whole)
+
+
+def test_skipping_no_data_plans_anew(make_trainer, no_picture):
+    config = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "dataset": tiny.preferences(16)}
+    first = make_trainer("dpo", **config)
+    tiny.attach(first, "random", keep=1.0)
+    first.train()
+    second = make_trainer("dpo", ignore_data_skip=True, **config)
+    witness = tiny.attach(second, "random", keep=1.0)
+    second.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-2")
+    assert len(witness.ids) == 2
+    assert second.selection.ledger.visits.sum() == 8
+
+
+def test_training_twice_starts_over(make_trainer, no_picture):
+    trainer = make_trainer("dpo", max_steps=2, learning_rate=0.0)
+    witness = tiny.attach(trainer, "random", keep=0.5)
+    trainer.train()
+    trainer.train()
+    assert trainer.selection.ledger.visits.sum() == 4
+    assert witness.ids[:2] == witness.ids[2:]
