@@ -92,13 +92,12 @@ def _train(kind: str, words: Sequence[str]) -> None:
 
 
 def _methods(words: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="dsel methods", description=COMMANDS["methods"], exit_on_error=False)
+    parser = argparse.ArgumentParser(prog="dsel methods", description=COMMANDS["methods"])
     parser.add_argument("name", nargs="?", help="print the card of this method")
     parser.add_argument("--json", action="store_true", help="print as JSON")
-    try:
-        asked = parser.parse_args(list(words))
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from error
+    asked, unknown = parser.parse_known_args(list(words))
+    if unknown:
+        raise ValueError(f"Unexpected word {unknown[0]!r}. See `dsel methods --help`.")
     from .method import HOOKS, Method, get_method, get_method_card, list_methods
 
     if asked.name and not asked.json:

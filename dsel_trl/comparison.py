@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from .launch import Job, attach, build_trainer, selection_files, train
+from .launch import Job, build_trainer, selection_files, train
 
 logger = logging.getLogger(__name__)
 
@@ -67,15 +67,13 @@ def _run_one(job: Job, run: str, selection: list[dict[str, Any]], steps: int | N
     training = _arguments(arguments.training, run)
     if steps is not None:
         training.max_steps = steps
-    trainer = build_trainer(job, training)
+    # What the methods cannot work with must show before the first run, not after it.
+    trainer = build_trainer(job, training, selection if steps else arguments.selection)
     if steps is None:
         steps = _planned_steps(trainer)
         trainer.args.max_steps = steps
-        if arguments.selection:
-            # What the methods cannot work with must show before the first run, not after it.
-            attach(trainer, arguments.selection).detach()
-    if selection:
-        attach(trainer, selection)
+        if not selection and arguments.selection:
+            trainer.selection.detach()
     logger.info("Comparing: run %r, %d steps.", run, steps)
     started = time.perf_counter()
     train(trainer)

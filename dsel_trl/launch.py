@@ -117,8 +117,8 @@ def prepare(arguments: Arguments) -> Job:
     return Job(arguments, train, evaluation, _find_model(arguments))
 
 
-def build_trainer(job: Job, training: Any) -> Any:
-    """TRL's trainer for a job, as TRL's own script builds it."""
+def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> Any:
+    """TRL's trainer for a job, as TRL's own script builds it, with the methods of a block `selection:` attached."""
     model = job.arguments.model
     training.model_init_kwargs = {
         "revision": model.model_revision,
@@ -136,6 +136,8 @@ def build_trainer(job: Job, training: Any) -> Any:
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
         )
+        if selection:
+            attach(trainer, selection)
     if job.arguments.script.ignore_bias_buffers:
         trainer.model._ddp_params_and_buffers_to_ignore = [
             name for name, buffer in trainer.model.named_buffers() if str(buffer.dtype) == "torch.bool"
@@ -146,13 +148,13 @@ def build_trainer(job: Job, training: Any) -> Any:
 @contextlib.contextmanager
 def _no_empty_folder(folder: Path) -> Iterator[None]:
     """A trainer that cannot be built leaves no empty output folder behind."""
-    existed = folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except BaseException:
-        if not existed and folder.is_dir():
+        for path in new:
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                path.rmdir()
         raise
 
 
@@ -183,10 +185,8 @@ def train(trainer: Any, resume: str | bool | None = None) -> None:
 def run_single(job: Job) -> None:
     """Trains once, saves the model and says where everything is."""
     arguments, training = job.arguments, job.arguments.training
-    trainer = build_trainer(job, training)
-    if arguments.selection:
-        attach(trainer, arguments.selection)
-    else:
+    trainer = build_trainer(job, training, arguments.selection)
+    if not arguments.selection:
         logger.info("No `selection:` is given: this is a stock TRL run.")
     train(trainer, training.resume_from_checkpoint)
     trainer.save_model(training.output_dir)

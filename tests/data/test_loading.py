@@ -92,7 +92,7 @@ def test_unreadable_things_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"notes\.txt' is none of \.parquet"):
         load_splits(str(tmp_path / "notes.txt"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no .parquet"):
+    with pytest.raises(ValueError, match=r"holds no \.parquet"):
         load_splits(str(tmp_path / "empty"))
 
 

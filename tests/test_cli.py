@@ -1,0 +1,383 @@
+"""The command line: what it accepts, what it says of mistakes before anything is written, and its exit codes."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from datasets import Dataset
+
+from dsel_trl import list_methods
+from dsel_trl.arguments import parse_arguments, read_selection
+from dsel_trl.cli import main
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def clean_run(tmp_path, monkeypatch):
+    """Each test in its own folder; the program's log handler is not kept."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DSEL_DEBUG", raising=False)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    yield
+    logging.getLogger("dsel_trl").handlers.clear()
+    logging.getLogger("dsel_trl").propagate = True
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A file of 24 tiny preference pairs, of which every third label is known to be flipped."""
+    rows = tiny.preferences(24)
+    rows = rows.add_column("truth_flipped", [row % 3 == 0 for row in range(24)])
+    margins = {"score_chosen": [float(row % 3) for row in range(24)], "score_rejected": [0.5] * 24}
+    for name, values in margins.items():
+        if name in rows.column_names:
+            rows = rows.remove_columns(name)
+        rows = rows.add_column(name, values)
+    rows.to_parquet(tmp_path / "pairs.parquet")
+    return tmp_path / "pairs.parquet"
+
+
+@pytest.fixture
+def recipe(tmp_path, pairs, model):
+    """Writes a recipe of two quick steps, with changes; returns its path."""
+
+    def write(**changes):
+        values = {
+            "dataset_name": str(pairs),
+            "model_name_or_path": str(model),
+            "output_dir": str(tmp_path / "out"),
+            "selection": [{"name": "random", "keep": 0.5}],
+            "max_steps": 2,
+            "per_device_train_batch_size": 4,
+            "per_device_eval_batch_size": 8,
+            "learning_rate": 1e-3,
+            "activation_checkpointing": False,
+            "use_cpu": True,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            **changes,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not ...}))
+        return str(path)
+
+    return write
+
+
+def error_of(capsys, words):
+    """The one line a mistake is answered with."""
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("dsel: error:")]
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+# ---- Mistakes ----
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["dpoo"], ["'dpoo'", "'dpo'"]),
+        (["methods", "margn"], ["'margn'", "'margin'"]),
+        (["methods", "--jsn"], ["--jsn"]),
+        (["dpo"], ["model_name_or_path is missing"]),
+        (["dpo", "--config"], ["--config needs the path"]),
+        (["dpo", "--config", "nowhere.yaml"], ["'nowhere.yaml'"]),
+        (["dpo", "recipe.yaml"], ["'recipe.yaml'", "--config recipe.yaml"]),
+        (["dpo", "--learning_rte", "1e-3"], ["'--learning_rte'", "'--learning_rate'"]),
+        (["dpo", "--learning_rat", "1e-3"], ["'--learning_rat'", "'--learning_rate'"]),
+        (["dpo", "--max_steps", "many"], ["max_steps", "many"]),
+        (["dpo", "--selection", "[{name: random"], ["--selection, line 1"]),
+        (["dpo", "--resume_from_checkpoint", "out/checkpoint-3"], ["'out/checkpoint-3'"]),
+    ],
+)
+def test_mistyped_words(capsys, words, said):
+    line = error_of(capsys, words)
+    assert all(part in line for part in said), line
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n- b\n", ["must hold a YAML mapping"]),
+        ("", ["must hold a YAML mapping"]),
+        ("max_steps: 3\n  beta: [\n", ["recipe.yaml, line 2"]),
+        ("max_steps: 3\nmax_steps: 4\n", ["'max_steps' is given twice", "line 2"]),
+        ("env: [A]\n", ["`env`"]),
+        ("selecton: []\n", ["'selecton'", "'selection'"]),
+        ("truncation_mode: keep_strat\n", ["'keep_strat'", "'keep_start'"]),
+        ("seed: 1.5\n", ["seed", "1.5"]),
+        ("use_cpu: perhaps\n", ["perhaps"]),
+    ],
+)
+def test_mistakes_in_the_file(capsys, tmp_path, text, said):
+    (tmp_path / "recipe.yaml").write_text(text)
+    line = error_of(capsys, ["dpo", "--config", "recipe.yaml"])
+    assert all(part in line for part in said), line
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"selection": [{"name": "alignment_potentail"}]}, ["'alignment_potentail'", "'alignment_potential'"]),
+        ({"selection": [{"name": "random", "keeep": 0.5}]}, ["'keeep'", "'keep'"]),
+        ({"selection": [{"name": "random", "keep": 0}]}, ["keep=0"]),
+        ({"selection": [{"name": "random", "keep": 1.4}]}, ["keep=1.4"]),
+        ({"selection": ["random"]}, ["mapping with a `name`", "'random'"]),
+        ({"selection": [{"keep": 0.5}]}, ["mapping with a `name`"]),
+        ({"selection": [{"name": "margin", "action": "curriculum"}, {"name": "length_curriculum"}]}, ["order"]),
+        ({"selection": [{"name": "weight_column", "column": "wieght"}]}, ["'wieght'"]),
+        ({"selection": [{"name": "margin", "source": "explicit", "score_chosen_column": "truth_flipped"}]}, ["truth"]),
+        ({"loss_type": "aot", "selection": [{"name": "robust_dpo"}]}, ["aot"]),
+        ({"dataset_name": ...}, ["dataset_name is missing"]),
+        ({"dataset_name": "nowhere/pairs.parquet"}, ["'nowhere/pairs.parquet'"]),
+        ({"dataset_train_split": "trian"}, ["'trian'", "'train'"]),
+        ({"eval_strategy": "steps"}, ["no split 'test'", "--eval_dataset_name"]),
+        ({"compare": ["stock", "selection"]}, ["no split 'test'", "--eval_dataset_name"]),
+        ({"compare": ["stok"]}, ["'stok'", "'stock'"]),
+        ({"compare": ["stock", "selection"], "selection": []}, ["`selection:`"]),
+        ({"compare": ["stock", "random"]}, ["list `selection` as well"]),
+        ({"compare": ["stock"], "resume_from_checkpoint": True}, ["resume_from_checkpoint"]),
+        ({"model_name_or_path": "./nowhere"}, ["'./nowhere'"]),
+        ({"model_name_or_path": "."}, ["holds no model"]),
+        ({"trust_remote_code": True}, ["trust_remote_code"]),
+        ({"datasets": [{"path": "parquet"}]}, ["Both `dataset_name` and `datasets`"]),
+        ({"dataset_name": ..., "datasets": [{"pth": "parquet"}]}, ["pth"]),
+        ({"per_device_train_batch_size": 64}, ["fewer than one batch of 64"]),
+    ],
+)
+def test_mistakes_in_a_recipe_write_nothing(capsys, recipe, tmp_path, changes, said):
+    line = error_of(capsys, ["dpo", "--config", recipe(**changes)])
+    assert all(part in line for part in said), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_columns_for_the_trainer(capsys, recipe):
+    line = error_of(capsys, ["sft", "--config", recipe(selection=...)])
+    assert "'prompt' and 'completion'" in line
+    assert "'chosen'" in line
+
+
+def test_a_method_of_the_other_trainer(capsys, recipe, tmp_path):
+    tiny.completions(8).to_parquet(tmp_path / "texts.parquet")
+    words = ["sft", "--config", recipe(dataset_name=str(tmp_path / "texts.parquet"), selection=[{"name": "margin"}])]
+    assert "'margin' works with ['dpo'], not with `dsel sft`" in error_of(capsys, words)
+
+
+def test_an_earlier_checkpoint_is_not_overwritten(capsys, recipe, tmp_path):
+    checkpoint = tmp_path / "out" / "checkpoint-2"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_text("precious")
+    line = error_of(capsys, ["dpo", "--config", recipe(save_strategy="steps", save_steps=2)])
+    assert "checkpoint-2" in line
+    assert "--resume_from_checkpoint true" in line
+    assert (checkpoint / "model.safetensors").read_text() == "precious"
+
+
+def test_text_from_outside_cannot_steer_the_terminal(capsys):
+    line = error_of(capsys, ["dpo", "--config", "evil\x1b[2J\n.yaml"])
+    assert "\x1b" not in line
+
+
+def test_tracebacks_only_when_asked_for(capsys, monkeypatch):
+    assert main(["--debug", "dpo", "--config", "nowhere.yaml"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["dpo", "--config", "nowhere.yaml", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.setenv("DSEL_DEBUG", "1")
+    assert main(["dpo", "--config", "nowhere.yaml"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_other_processes_are_silent(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    assert main(["dpo", "--config", "nowhere.yaml"]) == 2
+    assert main(["methods"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+# ---- Reading ----
+
+
+def test_file_and_command_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("DSEL_TEST_WORD", raising=False)
+    (tmp_path / "recipe.yaml").write_text(
+        "env: {DSEL_TEST_WORD: 3}\nlearning_rate: 1e-4\neval_strategy: no\nloss_type: [hinge]\nbeta: 0.3\n"
+        "fp16: false\nselection:\n  name: robust_dpo\n  eps: 1e-1\n"
+    )
+    parsed = parse_arguments("dpo", ["--config=recipe.yaml", "--beta", "0.2"])
+    assert os.environ["DSEL_TEST_WORD"] == "3"
+    monkeypatch.delenv("DSEL_TEST_WORD")
+    assert (parsed.training.learning_rate, parsed.training.beta, parsed.training.loss_type) == (1e-4, 0.2, ["hinge"])
+    assert parsed.training.eval_strategy == "no"
+    assert parsed.selection == [{"name": "robust_dpo", "eps": 0.1}]
+    overridden = parse_arguments("dpo", ["--config", "recipe.yaml", "--selection", '[{"name": "random"}]'])
+    assert overridden.selection == [{"name": "random"}]
+    monkeypatch.delenv("DSEL_TEST_WORD")
+
+
+def test_nothing_given_is_a_stock_run():
+    assert read_selection(None) == read_selection("") == read_selection("[]") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "supported", "expected", "noted"),
+    [
+        ([], False, False, True),
+        ([], True, True, False),
+        (["--use_cpu"], True, False, True),
+        (["--bf16", "true", "--use_cpu"], False, True, False),
+        (["--bf16", "false"], True, False, False),
+    ],
+)
+def test_bfloat16_only_where_there_is_some(monkeypatch, words, supported, expected, noted):
+    monkeypatch.setattr("dsel_trl.arguments.is_torch_bf16_gpu_available", lambda: supported)
+    # transformers asks for itself whether bf16 can be had.
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: supported)
+    parsed = parse_arguments("dpo", words)
+    assert parsed.training.bf16 is expected
+    assert bool(parsed.notes) is noted
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("true", True), ("True", True), ("false", None), ("no", None), ("here", "here")]
+)
+def test_resume_from_checkpoint(tmp_path, given, expected):
+    (tmp_path / "here").mkdir()
+    assert parse_arguments("dpo", ["--resume_from_checkpoint", given]).training.resume_from_checkpoint == expected
+
+
+# ---- What it prints ----
+
+
+def test_methods(capsys):
+    assert main(["methods"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list_methods()
+    assert main(["methods", "margin"]) == 0
+    card = capsys.readouterr().out
+    assert "score_chosen_column" in card
+    assert "trainers:" in card
+    assert main(["methods", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows) == list_methods()
+    assert rows["random"]["trainers"] == ["dpo", "sft"]
+    assert rows["random"]["hooks"] == ["select"]
+    assert rows["random"]["summary"].endswith(".")
+
+
+def test_help_shows_both_trl_and_our_arguments(capsys):
+    assert main([]) == 0
+    assert "dpo" in capsys.readouterr().out
+    assert main(["dpo", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(option in text for option in ("--selection", "--compare", "--beta", "--use_peft", "--config"))
+
+
+# ---- Runs ----
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_dpo_trains_and_leaves_model_and_ledger(capsys, recipe, tmp_path):
+    assert main(["dpo", "--config", recipe(use_peft=True, lora_r=2)]) == 0
+    out = tmp_path / "out"
+    assert (out / "adapter_config.json").is_file()
+    ledger = Dataset.from_parquet(str(out / "selection" / "ledger.parquet"))
+    assert sorted(ledger["id"]) == list(range(24))
+    assert sum(ledger["visits"]) == 8
+    assert f"Ledger: {out / 'selection' / 'ledger.parquet'}" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_sft_trains_with_an_evaluation_file(recipe, tmp_path):
+    tiny.completions(16).to_json(tmp_path / "train.jsonl")
+    tiny.completions(8, seed=1).to_json(tmp_path / "held_out.jsonl")
+    words = ["--dataset_name", "train.jsonl", "--eval_dataset_name", "held_out.jsonl", "--eval_strategy", "steps"]
+    assert main(["sft", "--config", recipe(eval_steps=1), *words]) == 0
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_stream_trains_with_a_method_that_only_weighs(recipe, tmp_path):
+    assert main(["dpo", "--config", recipe(dataset_streaming=True, selection={"name": "robust_dpo"})]) == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_comparison_takes_the_same_steps_and_counts_what_was_dropped(capsys, recipe, tmp_path, pairs):
+    # Only flipped pairs have a negative margin: keeping the upper two thirds drops exactly those.
+    selection = [{"name": "margin", "source": "explicit", "keep": 2 / 3}]
+    path = recipe(
+        compare=["random", "stock", "selection"], eval_dataset_name=str(pairs), selection=selection,
+        max_steps=..., num_train_epochs=1,
+    )  # fmt: skip
+    assert main(["dpo", "--config", path]) == 0
+    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    runs = {run["run"]: run for run in found["runs"]}
+    assert list(runs) == ["stock", "selection", "random"]
+    assert {run["steps"] for run in runs.values()} == {found["steps"]} == {6}
+    assert (runs["selection"]["flipped_dropped"], runs["selection"]["clean_dropped"]) == (1.0, 0.0)
+    assert runs["selection"]["flipped_share_of_training"] == 0.0
+    assert runs["random"]["methods"] == [{"name": "random", "keep": pytest.approx(2 / 3)}]
+    ledger = Dataset.from_parquet(str(tmp_path / "out" / "random" / "selection" / "ledger.parquet"))
+    flipped = np.arange(24) % 3 == 0
+    dropped = np.array([bool(reason) for reason in ledger["dropped_by"]])
+    assert runs["random"]["flipped_dropped"] == dropped[flipped].mean()
+    assert all(0 <= run["rewards/accuracies"] <= 1 for run in runs.values())
+    table = capsys.readouterr().out
+    assert "held-out accuracy" in table
+    assert str(tmp_path / "out" / "selection" / "selection" / "ledger.parquet") in table
+
+
+def test_what_the_selection_cannot_work_with_shows_before_the_first_run(capsys, recipe, tmp_path, pairs):
+    path = recipe(compare=["stock", "selection"], eval_dataset_name=str(pairs),
+                  selection={"name": "weight_column", "column": "wieght"})  # fmt: skip
+    assert "'wieght'" in error_of(capsys, ["dpo", "--config", path])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failure_in_training_is_exit_code_1(capsys, recipe, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("trl.DPOTrainer.training_step", fail)
+    assert main(["dpo", "--config", recipe()]) == 1
+    error = capsys.readouterr().err
+    assert "dsel: training failed: RuntimeError: out of luck" in error
+    assert "Traceback" not in error
+
+
+def test_control_c_is_exit_code_130(capsys, recipe, monkeypatch):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trl.DPOTrainer.training_step", interrupt)
+    assert main(["dpo", "--config", recipe()]) == 130
+    assert "dsel: interrupted" in capsys.readouterr().err
+
+
+def test_exit_code_of_the_program():
+    words = [sys.executable, "-m", "dsel_trl", "nonsense"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("dsel: error: Unknown command 'nonsense'.")
+
+
+def test_two_processes_print_once(recipe, tmp_path):
+    words = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint",
+             "localhost:0", "-m", "dsel_trl", "dpo", "--config", recipe(selection=[{"name": "uniform"}])]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("dsel: Ledger:") == 1
+    ledger = Dataset.from_parquet(str(tmp_path / "out" / "selection" / "ledger.parquet"))
+    assert sum(ledger["visits"]) == 2 * 2 * 4
