@@ -381,3 +381,25 @@ def test_two_processes_print_once(recipe, tmp_path):
     assert done.stderr.count("dsel: Ledger:") == 1
     ledger = Dataset.from_parquet(str(tmp_path / "out" / "selection" / "ledger.parquet"))
     assert sum(ledger["visits"]) == 2 * 2 * 4
+
+
+# ---- Recipes ----
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_configs_are_what_accelerate_reads(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    kind = {"single_gpu": "NO", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED"}
+    assert config.distributed_type == kind.get(path.stem, "MULTI_GPU")
+    assert f"recipes/accelerate/{path.name}" in path.read_text()
+
+
+def test_the_quickstart_is_a_comparison_on_the_demo():
+    parsed = parse_arguments("dpo", ["--config", str(RECIPES / "quickstart.yaml")])
+    assert (parsed.script.dataset_name, parsed.model.model_name_or_path) == ("demo", "demo")
+    assert parsed.compare == ["stock", "selection", "random"]
+    assert parsed.training.use_cpu
