@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .functional.dpo_losses import pair_losses
+from .functional.wpo import aligned_logps, wpo_pair_weight
 from .gate import Gate
 
 # Key of a collated batch that says how long each example is where all of them lie in one row.
@@ -137,6 +138,7 @@ class LossSettings:
     f_divergence: str = "reverse_kl"
     f_alpha: float = 1.0
     ld_alpha: float | None = None
+    use_weighting: bool = False
 
 
 @dataclass
@@ -276,7 +278,16 @@ class PairBatch(Batch):
                 f_divergence=s.f_divergence,
                 f_alpha=s.f_alpha,
             )
-        return total
+        return total * self._wpo_weight if s.use_weighting else total
+
+    @property
+    def _wpo_weight(self) -> Tensor:
+        """TRL's own weight of each pair under `use_weighting`."""
+        assert self.policy.log_sum_sq_probs is not None
+        width = self.token_mask.shape[1]
+        expected = self.policy.log_sum_sq_probs[:, -width:]
+        aligned = aligned_logps(self.policy.log_probs[:, -width:], expected, self.token_mask)
+        return wpo_pair_weight(*aligned.chunk(2), cap=None)
 
     @cached_property
     def lengths(self) -> Tensor:
