@@ -73,6 +73,7 @@ class SelectionCallback(TrainerCallback):
         self.kind = seams.trainer_kind(trainer)
         self.streaming = not seams.is_map_style(trainer)
         self._user_dataset: Any = None
+        self._user_evaluation: Any = None
         self.rows: Any = None
         self.served_rows: Any = None
         self._columns_read: dict[str, np.ndarray] = {}
@@ -119,6 +120,7 @@ class SelectionCallback(TrainerCallback):
             world=trainer.accelerator.num_processes,
             ordered=bool(self.methods.using("order", "plan")),
             generate=partial(_generate, trainer),
+            refer=partial(seams.refer, trainer),
         )
         if not self.streaming:
             accelerator = trainer.accelerator
@@ -156,6 +158,8 @@ class SelectionCallback(TrainerCallback):
         self._undo_outputs()
         if self._user_dataset is not None:
             self.trainer.train_dataset = self._user_dataset
+        if self._user_evaluation is not None:
+            self.trainer.eval_dataset = self._user_evaluation
         self.trainer.__class__ = self._stock
         del self.trainer.selection
         self.trainer._signature_columns = None
@@ -250,6 +254,8 @@ class SelectionCallback(TrainerCallback):
         for method in self.methods.using("rebuild"):
             stage = epoch if method.rebuilds_each_epoch else 0
             file = Path(self.trainer.args.output_dir) / "selection" / f"rebuilt-{method.name}-{stage}.parquet"
+            if resumed and stage and not file.is_file():
+                raise ValueError(f"{file} is missing: it held the dataset that the checkpoint was trained on.")
             if self._user_dataset is None:
                 self._user_dataset = self.trainer.train_dataset
             before = len(self.trainer.train_dataset)
@@ -259,8 +265,23 @@ class SelectionCallback(TrainerCallback):
             if epoch and len(dataset) != before:
                 raise ValueError(f"{method.name!r} built {len(dataset)} rows for epoch {epoch}, but {before} before.")
             seams.replace_dataset(self.trainer, dataset)
-            self._columns_read, self._lengths_read = {}, None
+            self._columns_read, self._lengths_read, self._fingerprint = {}, None, None
             self.run.dataset = dataset
+            if self.run.passes is not None:
+                self.run.passes.lengths = self._read_lengths()[1]
+            self._rebuild_evaluation(method)
+
+    def _rebuild_evaluation(self, method: Method) -> None:
+        trainer = self.trainer
+        if self._user_evaluation is not None or trainer.eval_dataset is None:
+            return
+        parts = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+        built = {name: method.rebuild_evaluation(self.run, dataset) for name, dataset in parts.items()}
+        if all(dataset is None for dataset in built.values()):
+            return
+        self._user_evaluation = trainer.eval_dataset
+        ready = {name: seams.prepared(trainer, dataset, name) for name, dataset in built.items()}
+        trainer.eval_dataset = ready if isinstance(trainer.eval_dataset, dict) else ready["eval"]
 
     # ---- Trainer events ----
 
@@ -268,9 +289,15 @@ class SelectionCallback(TrainerCallback):
         self.run.max_steps, self.run.epochs = state.max_steps, state.num_train_epochs
         self.run.step = state.global_step
         self.run.epoch = int(state.epoch or 0)
+        if self._resume is not None and self.run.epoch > self._resume[1]["epoch"]:
+            # The checkpoint is from the end of an epoch: the dataset of the next one is built of the policy it holds.
+            self._rebuild_next()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.epoch += 1
+        self._rebuild_next()
+
+    def _rebuild_next(self) -> None:
         if self.run.epoch < self.run.epochs and any(m.rebuilds_each_epoch for m in self.methods.using("rebuild")):
             self._rebuild(self.run.epoch, resumed=False)
 

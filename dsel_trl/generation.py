@@ -7,9 +7,11 @@ import torch
 from tqdm.auto import tqdm
 from trl.models.utils import unwrap_model_for_generation
 
+from .data.texts import Prompt
 from .proxy import preserved_rng
 
-Prompt = str | list[dict[str, str]]
+# Tokens of the prompt that are decoded together with a response.
+TAIL = 4
 
 
 def generate(
@@ -84,7 +86,11 @@ def generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), pad_token_id=tokenizer.pad_token_id, **kwargs
             )
             for i, tokens in zip(batch, output[:, width:].tolist(), strict=True):
-                results[i] = tokenizer.decode(tokens, skip_special_tokens=True)
+                # Some tokenizers drop white space at the beginning of a text: decode behind the prompt's last tokens.
+                before = encoded[i][-TAIL:]
+                head = tokenizer.decode(before, skip_special_tokens=True)
+                text = tokenizer.decode(before + tokens, skip_special_tokens=True)
+                results[i] = text[len(head) :]
     trainer.model.train(training)
     return [results[i : i + samples] for i in range(0, len(results), samples)]
 

@@ -56,7 +56,6 @@ class Method:
     packed_rows: ClassVar[bool] = False
     carry_over: ClassVar[bool] = False
     outputs: ClassVar[tuple[str, ...]] = ()
-    rebuilds_each_epoch: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     family: ClassVar[str] = "indicator"
     criterion: ClassVar[str] = "internal"
@@ -67,6 +66,7 @@ class Method:
     normalize: str = "mean1"
     refresh: int | str = "epoch"
     own_loss: bool = False
+    rebuilds_each_epoch: bool = False
 
     @property
     def hooks(self) -> frozenset[str]:
@@ -108,6 +108,10 @@ class Method:
         """
         return None
 
+    def rebuild_evaluation(self, run: Run, dataset: Any) -> Any:
+        """With `rebuild`, once: another dataset to evaluate on, or `None`."""
+        return None
+
     def setup(self, run: Run) -> None:
         """Once, before the first step; may make passes over the data."""
 
@@ -128,7 +132,7 @@ class Method:
         The planned `ids` as micro-batches of varying size: `run.world` consecutive ones make one micro-step.
 
         Batches of one micro-step should be of like length; their number must be a multiple of `run.world`
-        ([`~dsel_trl.batching.over_ranks`]). Where `run.ordered`, the batches should keep to the order of `ids` at large.
+        ([`~dsel_trl.batching.over_ranks`]). Where `run.ordered`, batches should keep to the order of `ids` at large.
         """
         raise NotImplementedError
 

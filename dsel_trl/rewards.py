@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 
 from .cache import model_fingerprint, run_fingerprint, save_arrays
+from .data.texts import Prompt, prompts_of, responses_of
 
-Prompt = str | list[dict[str, str]]
 Reward = Callable[[list[Prompt], list[str]], Sequence[float]]
 
 # Batches between two saves of an unfinished scoring.
@@ -161,31 +161,6 @@ def score_responses(
         if partial is not None and count % SAVE_EVERY == SAVE_EVERY - 1:
             save_arrays(partial, {"values": values, "done": done})
     return values
-
-
-def prompts_of(dataset: Any) -> list[Prompt]:
-    """
-    The prompts of a prepared dataset.
-
-    Raises:
-        `ValueError`: if it holds no text.
-    """
-    if "prompt" not in dataset.column_names:
-        raise ValueError(f"A reward reads texts, but the dataset has no column 'prompt', only {dataset.column_names}.")
-    return list(dataset["prompt"])
-
-
-def responses_of(dataset: Any, side: str, end: str | None) -> list[str]:
-    """The responses in column `side` as texts, without the end token that the trainer has put behind them."""
-    if side not in dataset.column_names:
-        raise ValueError(f"A reward reads texts, but the dataset has no column {side!r}, only {dataset.column_names}.")
-    return [response_text(value, end) for value in dataset[side]]
-
-
-def response_text(value: Any, end: str | None) -> str:
-    """A response as text: a string, or the content of its last message."""
-    text = value if isinstance(value, str) else value[-1]["content"]
-    return text.removesuffix(end) if end else text
 
 
 def reward_of(spec: Any, model_path: str | None, device: Any = None) -> Reward:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,9 @@ class Run:
             Trains a helper model: see [`~dsel_trl.proxy.train_proxy`], without its first argument.
         generate (`Callable`):
             Samples from the policy: see [`~dsel_trl.generation.generate`], without its first argument.
+        refer (`Callable`):
+            Makes the reference model a copy of the policy, kept in a file, or of that file: see
+            [`~dsel_trl.trainer.refer`], without its first argument.
         world (`int`):
             Number of processes.
         ordered (`bool`):
@@ -93,7 +97,7 @@ class Run:
     write_log: Callable[[dict[str, float]], None] | None = None
     proxy: Callable[..., Any] | None = None
     model: Any = None
-    refer: Callable[[], None] | None = None
+    refer: Callable[[Path, bool], None] | None = None
     generate: Callable[..., list[list[str]]] | None = None
     world: int = 1
     ordered: bool = False

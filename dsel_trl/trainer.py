@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from datasets import Dataset
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 from trl import DPOTrainer, SFTTrainer
@@ -258,21 +259,27 @@ def loss_settings(trainer: Any) -> LossSettings:
         f_divergence=trainer.f_divergence_type,
         f_alpha=trainer.f_alpha_divergence_coef,
         ld_alpha=trainer.ld_alpha,
+        use_weighting=trainer.use_weighting,
     )
 
 
 def make_batch(trainer: Any, ids: Tensor, inputs: dict[str, Any], reading: Reading, **context: Any) -> Batch:
     """The batch of a reading, in the layout of this trainer."""
     assert reading.policy is not None
-    cls = PairBatch if trainer_kind(trainer) == "dpo" else SequenceBatch
+    cls = SequenceBatch if is_sequences(trainer, inputs) else PairBatch
     return cls(ids, inputs, reading.policy, reading.reference, settings=loss_settings(trainer), **context)
+
+
+def is_sequences(trainer: Any, inputs: dict[str, Any]) -> bool:
+    """Whether a batch holds single sequences: always for SFT, and in passes over one side of the pairs."""
+    return trainer_kind(trainer) != "dpo" or "labels" in inputs
 
 
 def labels_of(trainer: Any, inputs: dict[str, Any]) -> Tensor:
     """Labels of a collated batch, -100 where there is no loss."""
-    if trainer_kind(trainer) == "dpo":
-        return inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-    return inputs["labels"]
+    if is_sequences(trainer, inputs):
+        return inputs["labels"]
+    return inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
 
 
 def expects_reference(trainer: Any) -> bool:
@@ -329,17 +336,32 @@ def rebuilt(trainer: Any, build: Callable[[], Any], file: Path, resumed: bool) -
             dataset.to_parquet(str(temporary))
             os.replace(temporary, file)
         trainer.accelerator.wait_for_everyone()
-    dataset = Dataset.from_parquet(str(file), keep_in_memory=True)
-    if "prompt_ids" in dataset.column_names or "input_ids" in dataset.column_names:
-        return dataset
-    arguments = [dataset, trainer.processing_class, trainer.args]
-    if trainer_kind(trainer) == "sft":
-        arguments += [trainer.args.packing, trainer._formatting_func]
-    return trainer._prepare_dataset(*arguments, "train")
+    return prepared(trainer, Dataset.from_parquet(str(file), keep_in_memory=True), "train")
+
+
+def prepared(trainer: Any, dataset: Any, name: str) -> Any:
+    """A dataset as the trainer prepares its own: tokenized, with reference log-probabilities where it keeps them."""
+    if "prompt_ids" not in dataset.column_names and "input_ids" not in dataset.column_names:
+        arguments = [dataset, trainer.processing_class, trainer.args]
+        if trainer_kind(trainer) == "sft":
+            arguments += [trainer.args.packing, trainer._formatting_func]
+        dataset = trainer._prepare_dataset(*arguments, name)
+    wanted = getattr(trainer.args, "precompute_ref_log_probs", False)
+    if wanted and "ref_chosen_logps" not in dataset.column_names:
+        batch_size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_train_batch_size
+        dataset = trainer._precompute_ref_logps(dataset, name, batch_size)
+    return dataset
 
 
 def replace_dataset(trainer: Any, dataset: Any) -> None:
-    """Makes the trainer train on `dataset`, also where its loader is made already."""
+    """
+    Makes the trainer train on `dataset`, also where its loader is made already.
+
+    Raises:
+        `ValueError`: if loader workers that live on hold a copy of the rows.
+    """
+    if trainer.args.dataloader_persistent_workers and trainer.selection.served_rows is not None:
+        raise ValueError("dataloader_persistent_workers=True keeps the rows of the first epoch: set it to False.")
     trainer.train_dataset = dataset
     trainer.selection.rows = None
     if trainer.selection.served_rows is not None:
@@ -372,7 +394,7 @@ def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: 
                 output.log_sum_sq_probs,
             )
             ref = None
-            if reference and trainer_kind(trainer) == "dpo" and "ref_chosen_logps" not in inputs:
+            if reference and not is_sequences(trainer, inputs) and "ref_chosen_logps" not in inputs:
                 ref = Forward(_reference_token_logps(trainer, kwargs, labels))
     finally:
         model.train(training)
@@ -392,6 +414,27 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
         )
     with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
         return trainer.model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+
+
+def refer(trainer: Any, file: Path, restore: bool) -> None:
+    """
+    Makes the separate reference model a copy of the policy as it is now and keeps it in `file`; with `restore`, of
+    what `file` holds.
+    """
+    reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+    if not restore:
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        reference.load_state_dict(policy.state_dict())
+        if trainer.accelerator.is_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(file.name + ".tmp")
+            save_model(reference, str(temporary))
+            os.replace(temporary, file)
+        trainer.accelerator.wait_for_everyone()
+        return
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: it held the reference model that the checkpoint was trained against.")
+    load_model(reference, str(file), device=str(next(reference.parameters()).device))
 
 
 def last_complete_checkpoint(output_dir: str) -> str:

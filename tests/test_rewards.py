@@ -7,7 +7,8 @@ from datasets import Dataset
 from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 from dsel_trl import SelectionCallback, create_method
-from dsel_trl.rewards import RewardModel, load_reward, response_text, score_responses
+from dsel_trl.data.texts import response_text
+from dsel_trl.rewards import RewardModel, load_reward, score_responses
 from tests import tiny
 
 

@@ -1,0 +1,157 @@
+"""Methods that train a helper model (rho_loss, s2l) or sample from the policy (filtered_dpo)."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from dsel_trl import SelectionCallback, create_method
+from tests import tiny
+from tests.methods import live
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(no_picture):
+    """Every run of this file ends without a picture."""
+
+
+def losses(values, name="irreducible_loss"):
+    return tiny.preferences().add_column(name, np.asarray(values, dtype=np.float64))
+
+
+# ---- rho_loss ----
+
+
+def test_the_largest_reducible_losses_are_trained(make_trainer):
+    floors = np.linspace(-3.0, 3.0, 40)
+    floors[7] = np.nan
+    trainer = make_trainer("dpo", dataset=losses(floors), learning_rate=0.0, per_device_train_batch_size=10)
+    tiny.stir(trainer, scale=0.1)
+    witness = tiny.attach(trainer, "rho_loss", source="column", factor=4)
+    trainer.train()
+    (step,) = witness.steps
+    callback = trainer.selection
+    margins = callback.run.passes.measure(lambda batch: batch.loss)
+    reducible = margins - np.where(np.isfinite(floors), floors, np.nanmedian(floors))
+    assert set(step.ids) == set(np.argsort(-reducible)[:10])
+    np.testing.assert_allclose(step.values["rho_loss"], reducible[step.ids], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_helpers_score_what_they_have_not_seen(make_trainer, kind, tmp_path):
+    trainer = make_trainer(kind, max_steps=1)
+    callback = SelectionCallback(trainer, "rho_loss", factor=2, helper_lora=False)
+    trainer.train()
+    found = callback.ledger["rho_loss_irreducible"]
+    assert np.isfinite(found).all()
+    assert found.std() > 0
+    assert len(list((tmp_path / "out" / "selection").glob("irreducible-loss-*"))) == 1
+
+
+def test_the_holdout_is_not_trained(make_trainer):
+    trainer = make_trainer("dpo", num_train_epochs=2)
+    witness = tiny.attach(trainer, "rho_loss", source="holdout", holdout=0.25, factor=2, helper_lora=False)
+    trainer.train()
+    known = np.isfinite(trainer.selection.ledger["rho_loss_irreducible"])
+    assert known.sum() == 30
+    trained = {i for ids in witness.ids for i in ids}
+    assert trained <= set(np.flatnonzero(known))
+
+
+# ---- s2l ----
+
+
+def test_clusters_share_the_budget(make_trainer):
+    """Thirty-four easy pairs and six hard ones: half of the budget is for the hard ones."""
+    rows = tiny.preferences().add_column("losses", [[1.0, 0.1, 0.0]] * 34 + [[5.0, 5.0, 5.0]] * 6)
+    trainer = make_trainer("dpo", dataset=rows, max_steps=1)
+    callback = SelectionCallback(trainer, "s2l", trajectory_column="losses", clusters=40, keep=0.25)
+    trainer.train()
+    kept = ~callback.ledger.dropped
+    assert (kept[:34].sum(), kept[34:].sum()) == (5, 5)
+
+
+def test_sources_share_the_budget(make_trainer):
+    rows = tiny.preferences().add_column("losses", np.random.default_rng(0).normal(size=(40, 3)).tolist())
+    rows = rows.add_column("origin", ["a"] * 30 + ["b"] * 10)
+    trainer = make_trainer("dpo", dataset=rows, max_steps=1)
+    callback = SelectionCallback(
+        trainer, "s2l", trajectory_column="losses", source_column="origin", clusters=3, keep=0.4
+    )
+    trainer.train()
+    kept = ~callback.ledger.dropped
+    assert (kept[:30].sum(), kept[30:].sum()) == (8, 8)
+
+
+def test_s2l_resumes_without_another_helper(make_trainer, tmp_path):
+    config = {"max_steps": 5}
+    parameters = {"checkpoints": 2, "clusters": 4, "helper_lora": False, "keep": 0.8}
+    (whole, trace), (resumed, resumed_trace) = live.resumed_state(make_trainer, "s2l", tmp_path, config, **parameters)
+    np.testing.assert_array_equal(whole["mask"], resumed["mask"])
+    resumed_trace.assert_ends_as(trace)
+    assert not list((tmp_path / "resumed" / "selection").glob("loss-traj*"))
+
+
+# ---- filtered_dpo ----
+
+
+def even_is_good(prompts, responses):
+    """Chosen responses of even rows carry a mark that no policy writes."""
+    return [10.0 if "MARK" in response else 0.0 for response in responses]
+
+
+def marked():
+    rows = [dict(row) for row in tiny.preferences()]
+    for row in rows[::2]:
+        row["chosen"] += " MARK"
+    return tiny.Dataset.from_list(rows)
+
+
+def test_pairs_that_the_policy_surpasses_are_dropped(make_trainer):
+    trainer = make_trainer("dpo", dataset=marked(), num_train_epochs=2)
+    witness = tiny.attach(trainer, "filtered_dpo", reward=even_is_good, max_new_tokens=4)
+    trainer.train()
+    assert set(np.flatnonzero(trainer.selection.ledger.dropped)) == set(range(1, 40, 2))
+    assert {i for ids in witness.ids for i in ids} == set(range(0, 40, 2))
+    assert (trainer.selection.ledger["filtered_dpo_sample"][::2] == 0).all()
+
+
+def test_dropped_pairs_never_return_and_the_last_set_stays(make_trainer, tmp_path):
+    calls = []
+
+    def worse_each_time(prompts, responses):
+        calls.append(len(responses))
+        return [float(len(calls)) * (len(response) % 3) for response in responses]
+
+    trainer = make_trainer("dpo", num_train_epochs=3, max_steps=-1)
+    callback = SelectionCallback(trainer, "filtered_dpo", reward=worse_each_time, max_new_tokens=4)
+    left = []
+    callback.methods.methods[0].observe = lambda run, step: None
+    select = callback.methods.methods[0].select
+    callback.methods.methods[0].select = lambda run: left.append(select(run).copy()) or left[-1]
+    trainer.train()
+    for before, after in pairwise(left):
+        assert not (after & ~before).any()
+    assert left[-1].any()
+
+
+def test_filtering_starts_at_its_epoch_and_resumes(make_trainer, tmp_path):
+    config = {"num_train_epochs": 2, "max_steps": -1, "save_steps": 15, "per_device_train_batch_size": 4}
+    parameters = {"reward": even_is_good, "start_epoch": 1, "max_new_tokens": 4}
+    config["dataset"] = marked()
+    found = []
+    for resume in (None, str(tmp_path / "run" / "checkpoint-15")):
+        trainer = make_trainer("dpo", output_dir=tmp_path / "run", save_strategy="steps", **config)
+        method = create_method("filtered_dpo", **parameters)
+        witness = tiny.attach(trainer, method)
+        trainer.train(resume_from_checkpoint=resume)
+        found.append(tiny.Trace.of(trainer, witness))
+    assert {i for ids in found[0].ids[:10] for i in ids} == set(range(40))
+    assert {i for ids in found[0].ids[10:] for i in ids} == set(range(0, 40, 2))
+    found[1].assert_ends_as(found[0])
+
+
+def test_filtered_dpo_needs_one_reward():
+    for parameters in ({}, {"reward": even_is_good, "reward_model": "x"}):
+        with pytest.raises(ValueError, match="give one of them"):
+            create_method("filtered_dpo", **parameters)

@@ -1,0 +1,183 @@
+"""Methods that build their dataset: curry_dpo, reward_augmented, inco_dpo; and what a resume finds of it."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from dsel_trl import SelectionCallback, create_method
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(no_picture):
+    """Every run of this file ends without a picture."""
+
+
+def words(prompts, responses):
+    """More words, more reward."""
+    return [float(len(response.split())) for response in responses]
+
+
+def several(size=12):
+    """Prompts with four scored responses; the last one has two of equal score only."""
+    rng = np.random.default_rng(4)
+    rows = []
+    for pair in tiny.preferences().select(range(size)):
+        texts = [pair["chosen"], pair["rejected"], " w1 w2", " w3"]
+        rows.append({**pair, "responses": texts, "scores": rng.normal(size=4).tolist()})
+    rows[-1] |= {"responses": [" w1", " w2"], "scores": [1.0, 1.0]}
+    return Dataset.from_list(rows)
+
+
+# ---- curry_dpo ----
+
+
+def test_pairs_of_several_responses_come_in_stages(make_trainer):
+    data = several()
+    trainer = make_trainer("dpo", dataset=data, num_train_epochs=1)
+    witness = tiny.attach(trainer, "curry_dpo", responses_column="responses")
+    trainer.train()
+    built = trainer.train_dataset
+    assert len(built) == 33
+    ids = [i for step in witness.ids for i in step]
+    assert sorted(ids) == list(range(33))
+    assert [built["stage"][i] for i in ids] == [0] * 11 + [1] * 11 + [2] * 11
+    assert ids != sorted(ids)
+    margins = np.array(built["score_chosen"]) - np.array(built["score_rejected"])
+    for prompt in range(11):
+        own = [i for i in range(33) if built["prompt"][i] == data["prompt"][prompt]]
+        assert margins[own].tolist() == sorted(margins[own], reverse=True)
+        best = data["responses"][prompt][int(np.argmax(data["scores"][prompt]))]
+        assert {built["chosen"][i] for i in own} == {best + "<eos>"}
+    trainer.selection.detach()
+    assert trainer.train_dataset.column_names != built.column_names
+
+
+def test_one_pair_per_row_is_sorted_by_margin(make_trainer):
+    trainer = make_trainer("dpo")
+    witness = tiny.attach(trainer, "curry_dpo", stages=2)
+    trainer.train()
+    margins = np.array(tiny.preferences()["score_chosen"]) - np.array(tiny.preferences()["score_rejected"])
+    good = np.flatnonzero(margins > 0)
+    ids = np.array([i for step in witness.ids for i in step])
+    assert sorted(ids) == good.tolist()
+    half = (len(good) + 1) // 2
+    assert margins[ids[:half]].min() >= margins[ids[half:]].max()
+
+
+def test_the_reference_follows_the_stages_and_a_resume(make_trainer, tmp_path):
+    runs = []
+    for resume in (None, str(tmp_path / "whole" / "checkpoint-10")):
+        trainer = make_trainer(
+            "dpo",
+            dataset=several(),
+            output_dir=tmp_path / "whole",
+            save_strategy="steps",
+            save_steps=5,
+        )
+        before = {name: value.clone() for name, value in trainer.ref_model.named_parameters()}
+        witness = tiny.attach(trainer, "curry_dpo", responses_column="responses", refresh_reference=True)
+        trainer.train(resume_from_checkpoint=resume)
+        assert any(not before[name].equal(value) for name, value in trainer.ref_model.named_parameters())
+        runs.append((tiny.Trace.of(trainer, witness), dict(trainer.ref_model.named_parameters())))
+    runs[1][0].assert_ends_as(runs[0][0])
+    tiny.assert_same_weights(runs[1][1], runs[0][1])
+
+
+@pytest.mark.parametrize("config", [{"precompute_ref_log_probs": True}, {"lora": True}], ids=["precomputed", "lora"])
+def test_a_reference_that_cannot_change_is_refused(make_trainer, config):
+    trainer = make_trainer("dpo", **config)
+    SelectionCallback(trainer, "curry_dpo", refresh_reference=True)
+    with pytest.raises(ValueError, match="refresh_reference"):
+        trainer.train()
+
+
+# ---- reward_augmented ----
+
+
+def test_each_pair_becomes_two_conditioned_ones(make_trainer):
+    data = tiny.preferences()
+    evaluation = {"eval_dataset": tiny.preferences(6, seed=7), "eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer("dpo", max_steps=2, **evaluation)
+    callback = SelectionCallback(trainer, "reward_augmented", template="w1 {g}")
+    trainer.train()
+    built = trainer.train_dataset
+    good = [row for row in data if row["score_chosen"] > row["score_rejected"]]
+    assert len(built) == 2 * len(good)
+    for number, row in enumerate(good):
+        first, second = built[number], built[number + len(good)]
+        assert first["prompt"] == f"w1 {row['score_chosen']}\n\n{row['prompt']}"
+        assert second["prompt"] == f"w1 {row['score_rejected']}\n\n{row['prompt']}"
+        assert (first["chosen"], first["rejected"]) == (row["chosen"] + "<eos>", row["rejected"] + "<eos>")
+        assert (second["chosen"], second["rejected"]) == (row["rejected"] + "<eos>", row["chosen"] + "<eos>")
+    best = max(built["goal"])
+    assert all(prompt.startswith(f"w1 {best}\n\n") for prompt in trainer.eval_dataset["prompt"])
+    callback.detach()
+    assert not trainer.eval_dataset["prompt"][0].startswith("w1 0")
+    assert len(trainer.train_dataset) == 40
+
+
+def test_half_keeps_the_number_of_rows_and_precomputes_the_reference(make_trainer):
+    good = sum(row["score_chosen"] > row["score_rejected"] for row in tiny.preferences())
+    trainer = make_trainer("dpo", max_steps=1, lora=True, precompute_ref_log_probs=True)
+    SelectionCallback(trainer, "reward_augmented", half=True, reward=words)
+    trainer.train()
+    assert len(trainer.train_dataset) == 2 * (len(trainer.train_dataset) // 2)
+    assert np.isfinite(trainer.train_dataset["ref_chosen_logps"]).all()
+    assert len(trainer.train_dataset) <= good + 10
+
+
+# ---- inco_dpo ----
+
+
+def inco(**more):
+    settings = {"reward": words, "samples": 2, "continuations": 2, "max_new_tokens": 6, "ratio": 0.5}
+    return create_method("inco_dpo", **{**settings, **more})
+
+
+def test_pairs_of_continuations(make_trainer):
+    trainer = make_trainer("dpo", num_train_epochs=1, max_length=128)
+    witness = tiny.attach(trainer, inco())
+    trainer.train()
+    built = trainer.train_dataset
+    assert len(built) == 40
+    assert sum(len(ids) for ids in witness.ids) == 40
+    new = [row for row in built if row["synthesized"]]
+    assert len(new) > 20
+    for row in new:
+        assert row["score_chosen"] > row["score_rejected"]
+        assert row["score_chosen"] == len(row["chosen"].removesuffix("<eos>").split())
+    assert any(row["prefix_share"] > 0 for row in new)
+
+
+def test_each_epoch_is_built_of_the_policy_as_it_is_and_resumes(make_trainer, tmp_path):
+    runs = {}
+    config = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 5}
+    for name, resume in {"whole": None, "inside": 15, "border": 10}.items():
+        folder = tmp_path / "whole"
+        trainer = make_trainer("dpo", output_dir=folder, max_length=128, **config)
+        witness = tiny.attach(trainer, inco())
+        trainer.train(resume_from_checkpoint=resume and str(folder / f"checkpoint-{resume}"))
+        runs[name] = tiny.Trace.of(trainer, witness), trainer.train_dataset["chosen"][:]
+        if resume is None:
+            files = sorted(path.name for path in (folder / "selection").glob("rebuilt-*"))
+            assert files == [f"rebuilt-inco_dpo-{epoch}.parquet" for epoch in range(3)]
+            epochs = [Dataset.from_parquet(str(folder / "selection" / file))["chosen"][:] for file in files]
+            assert epochs[0] != epochs[1] != epochs[2]
+            ends = [text.removesuffix("<eos>") for text in epochs[2]]
+            assert ends == [text.removesuffix("<eos>") for text in runs[name][1]]
+    for name in ("inside", "border"):
+        runs[name][0].assert_ends_as(runs["whole"][0])
+        assert runs[name][1] == runs["whole"][1]
+
+
+def test_once_is_once(make_trainer, tmp_path):
+    trainer = make_trainer("dpo", num_train_epochs=2, max_length=128)
+    SelectionCallback(trainer, inco(refresh="never", balance=0.05))
+    trainer.train()
+    assert len(list((tmp_path / "out" / "selection").glob("rebuilt-*"))) == 1
+
+
+def test_without_a_reward_it_is_refused():
+    with pytest.raises(ValueError, match="give one of them"):
+        create_method("inco_dpo")
