@@ -28,7 +28,7 @@ class CurryDpo(ExplicitMargin):
     (hf.co/papers/2403.07230). Without it each row is one pair, and the pairs are sorted by their explicit margin
     (columns, `reward` or `reward_model`) and cut into `stages` of equal size. Within a stage the order is random.
     Pairs of equal scores, of the wrong order or without a score are dropped. An epoch goes through all stages once:
-    the paper's run is one epoch. `refresh_reference` makes the policy the reference of the next stage, as in the paper.
+    the paper's run is one epoch. `refresh_reference` makes the policy the reference of the next stage, as there.
     When: several scored responses per prompt. When not: an order costs nothing but changes little on clean data; with
     `refresh_reference` the run keeps a full copy of the reference model per stage under `output_dir/selection`.
     """
