@@ -136,16 +136,13 @@ def row_lengths(dataset: Any, kind: str, max_length: int | None) -> tuple[np.nda
     return longer if max_length is None else np.minimum(longer, max_length), 2
 
 
-def over_ranks(steps: Sequence[np.ndarray], ranks: int) -> list[np.ndarray]:
+def over_ranks(micro_steps: Sequence[np.ndarray], ranks: int) -> list[np.ndarray]:
     """
-    Each micro-step's ids in `ranks` batches of (nearly) equal number, in the same order.
+    Each micro-step's ids in `ranks` batches of equal number, in the same order.
 
-    Where a micro-step has fewer ids than there are ranks, the first of them is repeated: every rank trains something.
+    DPOTrainer gathers its metrics by example, so all ranks need as many. Where the ids do not go evenly over the ranks
+    the first ones are repeated, as the trainer's own loader does; a planner makes this rare.
     """
     if ranks == 1:
-        return list(steps)
-    batches: list[np.ndarray] = []
-    for ids in steps:
-        missing = max(0, ranks - len(ids))
-        batches += np.array_split(np.concatenate([ids, np.repeat(ids[:1], missing)]), ranks)
-    return batches
+        return list(micro_steps)
+    return [part for ids in micro_steps for part in np.split(np.resize(ids, -(-len(ids) // ranks) * ranks), ranks)]

@@ -149,6 +149,42 @@ def bucket_of_length(lengths: ArrayLike, *, min_log2: int = 8, max_log2: int = 1
     return np.clip(exponent, min_log2, max_log2).astype(np.int64)
 
 
+def even_buckets(buckets: ArrayLike, lengths: ArrayLike, multiple: int) -> Ids:
+    """
+    Moves the fewest examples to longer buckets that make every bucket but the shortest a multiple of a number.
+
+    So no step of a bucket has fewer examples than there are micro-batches to share them. The longest examples of a
+    bucket are the ones that move: they are padded least.
+
+    Args:
+        buckets (`array` of int of shape `(N,)`):
+            Bucket of every example.
+        lengths (`array` of int of shape `(N,)`):
+            Tokens of every example.
+        multiple (`int`):
+            Examples that a step must be able to share out over its micro-batches.
+
+    Returns:
+        `np.ndarray` of int64 of shape `(N,)`: no bucket is shorter than before.
+
+    Example:
+
+    ```python
+    >>> from dsel_trl.functional.dataset_decomposition import even_buckets
+
+    >>> even_buckets([3, 2, 2, 2, 1], [8, 4, 3, 4, 2], multiple=2).tolist()
+    [3, 3, 2, 2, 1]
+    ```
+    """
+    old, tokens = np.asarray(buckets, dtype=np.int64), np.asarray(lengths)
+    order = np.lexsort((-tokens.astype(np.int64), -old))
+    kinds, counts = np.unique(-old, return_counts=True)
+    ends = -(-np.cumsum(counts) // multiple) * multiple
+    new = np.empty_like(old)
+    new[order] = -kinds[np.searchsorted(ends, np.arange(len(old)), side="right")]
+    return new
+
+
 def bucket_batch_size(bucket: ArrayLike, tokens: int, *, rows_per_example: int = 1) -> Ids:
     """
     Examples per batch of a bucket, so that every step has the same number of tokens (hf.co/papers/2405.13226, 2.2).

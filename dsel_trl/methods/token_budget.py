@@ -4,14 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from ..batched import Batched
 from ..batching import over_ranks, row_lengths
 from ..functional.token_budget import budget_starts, sorted_windows
-from ..method import Method, check_choice, register
+from ..method import register
 from ..run import Run
-from ..tap import Batch, PairBatch, Signal
+from ..tap import Signal
 
 SHUFFLED_WINDOW = 1024
 # With an order to keep to, lengths are only sorted among this many optimizer steps' worth of neighbours.
@@ -22,7 +21,7 @@ PASSES_AHEAD = 16
 
 @register("token_budget")
 @dataclass
-class TokenBudget(Method):
+class TokenBudget(Batched):
     """
     Puts examples of like length into a batch and fills it up to a number of tokens: hardly any padding.
 
@@ -53,15 +52,9 @@ class TokenBudget(Method):
         metadata={"help": "examples sorted together; default 1024, or 8 optimizer steps where a method orders"},
     )
     max_examples: int | None = field(default=None, metadata={"help": "largest number of examples in a batch"})
-    weighting: str = field(
-        default="pair",
-        metadata={"help": '"pair": every pair counts the same; "batch": every batch does, as TRL averages (DPO only)'},
-    )
-
     signals = (Signal.LENGTH,)
     family = "length"
     selector = "all, in batches of like length"
-    normalize = "batch"
     state = "none"
 
     def __post_init__(self) -> None:
@@ -69,13 +62,9 @@ class TokenBudget(Method):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"{name}={value!r} is not a positive whole number.")
-        check_choice("weighting", self.weighting, ("pair", "batch"))
+        super().__post_init__()
         self._lengths, self._rows = np.empty(0, dtype=np.int32), 1
-        self._budget, self._examples, self._steps, self._mean = 1, 0, 0, 1.0
-
-    @property
-    def hooks(self) -> frozenset[str]:
-        return super().hooks - ({"weigh"} if self.weighting == "batch" else set())
+        self._budget, self._examples, self._steps = 1, 0, 0
 
     def check(self, run: Run) -> None:
         self._lengths, self._rows = row_lengths(run.dataset, run.trainer, run.arguments.max_length)
@@ -90,7 +79,7 @@ class TokenBudget(Method):
         sizes = np.diff(np.append(starts, len(order)))
         if not self._examples:
             self._examples, self._steps = len(ids), self._most_steps(run, ids, len(starts))
-            self._mean = len(ids) / (self._steps * run.world)
+            self.mean_size = len(ids) / (self._steps * run.world)
         if len(ids) == self._examples:
             starts = _split_largest(starts, sizes, self._steps - len(starts), run.world)
         rng = run.rng(run.plans_made, run.epoch, 1)
@@ -107,8 +96,9 @@ class TokenBudget(Method):
         if self.window is None and run.ordered:
             step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * run.world
             window = ORDERED_STEPS * step
-        # Equal windows: a short last one would be batched badly.
-        return -(-examples // -(-examples // window))
+        # Equal windows, as a short last one would be batched badly; whole shares for all ranks in each of them.
+        window = -(-examples // -(-examples // window))
+        return -(-window // run.world) * run.world
 
     def _cut(self, run: Run, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The ids, sorted in windows, and where each micro-step (one batch per rank) starts."""
@@ -122,7 +112,7 @@ class TokenBudget(Method):
             max_examples=self.max_examples,
             ranks=run.world,
         )
-        return order, _borrow(starts, len(order), run.world)
+        return order, starts
 
     def _usual_budget(self, run: Run, ids: np.ndarray) -> int:
         """The budget with which a pass has about as many micro-steps as with batches of the user's size."""
@@ -145,32 +135,18 @@ class TokenBudget(Method):
         ahead = [len(self._cut(run, _shuffled(run, ids, run.plans_made + i))[1]) for i in range(1, passes)]
         return max([steps, *ahead])
 
-    def weigh(self, batch: Batch) -> Tensor | None:
-        if not isinstance(batch, PairBatch) or batch.size == self._mean:
-            return None
-        return torch.full((batch.size,), batch.size / self._mean, device=batch.ids.device)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"budget": self._budget, "examples": self._examples, "steps": self._steps, "mean": self._mean}
+        own = {"budget": self._budget, "examples": self._examples, "steps": self._steps}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self._budget, self._examples, self._steps = (int(state[name]) for name in ("budget", "examples", "steps"))
-        self._mean = float(state["mean"])
 
 
 def _shuffled(run: Run, ids: np.ndarray, plan: int) -> np.ndarray:
     """A random order that is known before its pass comes."""
     return run.rng(plan, 0, 1).permutation(np.sort(ids))
-
-
-def _borrow(starts: np.ndarray, examples: int, ranks: int) -> np.ndarray:
-    """Lets a micro-step with fewer examples than ranks take the missing ones from the end of the one before."""
-    starts = starts.copy()
-    for i in np.flatnonzero(np.diff(np.append(starts, examples)) < ranks).tolist():
-        missing = ranks - ((starts[i + 1] if i + 1 < len(starts) else examples) - starts[i])
-        if i and starts[i] - starts[i - 1] >= ranks + missing:
-            starts[i] -= missing
-    return starts
 
 
 def _split_largest(starts: np.ndarray, sizes: np.ndarray, more: int, ranks: int) -> np.ndarray:
@@ -179,4 +155,4 @@ def _split_largest(starts: np.ndarray, sizes: np.ndarray, more: int, ranks: int)
         return starts
     largest = np.argsort(-sizes, kind="stable")[:more]
     largest = largest[sizes[largest] >= 2 * ranks]
-    return np.sort(np.append(starts, starts[largest] + sizes[largest] // 2))
+    return np.sort(np.append(starts, starts[largest] + sizes[largest] // ranks // 2 * ranks))
