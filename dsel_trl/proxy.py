@@ -60,6 +60,7 @@ def train_proxy(
     lora: bool = True,
     seed: int = 0,
     model: str | None = None,
+    evaluate: Callable[[Callable[..., Batch]], np.ndarray] | None = None,
     description: str = "Proxy",
 ) -> np.ndarray:
     """
@@ -85,9 +86,12 @@ def train_proxy(
         model (`str`, *optional*):
             Another (smaller) model to train, by folder or hub id; it must share the policy's tokenizer. Defaults to a
             copy of the policy as it is now.
+        evaluate (`Callable`, *optional*):
+            Called with the helper's forward instead of measuring: for passes over other rows than the trainer's, or
+            over tokens.
 
     Returns:
-        `np.ndarray` of shape `(evaluations, len(score_ids))`, float32.
+        `np.ndarray` of shape `(evaluations, len(score_ids))`, float32; with `evaluate`, what it returns, stacked.
     """
     arguments = trainer.args
     shared = {name: getattr(arguments, name) for name in SHARED_ARGUMENTS if hasattr(arguments, name)}
@@ -116,7 +120,7 @@ def train_proxy(
             processing_class=trainer.processing_class,
             **kwargs,
         )
-        recorder = _Recorder(trainer, proxy, score_ids, measure, evaluations, description)
+        recorder = _Recorder(trainer, proxy, score_ids, measure, evaluations, description, evaluate)
         proxy.add_callback(recorder)
         proxy.train()
         recorder.finish()
@@ -135,8 +139,9 @@ class _Recorder(TrainerCallback):
         measure: Callable[[Batch], Tensor],
         evaluations: int,
         description: str,
+        evaluate: Callable[[Callable[..., Batch]], np.ndarray] | None,
     ) -> None:
-        self.trainer, self.proxy = trainer, proxy
+        self.trainer, self.proxy, self.evaluate = trainer, proxy, evaluate
         self.ids, self.measure, self.evaluations = ids, measure, evaluations
         self.description = description
         self.interval = 1
@@ -155,10 +160,14 @@ class _Recorder(TrainerCallback):
             self.values.append(self.values[-1]) if self.values else self._evaluate()
 
     def _evaluate(self) -> None:
+        forward = partial(seams.score_rows, self.proxy, **self.trainer.selection.steps.context())
+        if self.evaluate is not None:
+            self.values.append(self.evaluate(forward))
+            return
         values = self.trainer.selection.run.passes.measure(
             self.measure,
             self.ids,
-            forward=partial(seams.score_rows, self.proxy, **self.trainer.selection.steps.context()),
+            forward=forward,
             description=f"{self.description} {len(self.values) + 1}/{self.evaluations}",
         )
         self.values.append(values)

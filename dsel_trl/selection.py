@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .functional.pacing import pacing_size
+from .functional.pacing import competence, pacing_size
 from .functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
 from .method import Method, Run, check_choice, check_range, check_refresh
 from .tap import Batch
@@ -115,7 +115,7 @@ def paced(
 
 
 ACTIONS = ("keep_top", "keep_bottom", "band", "weight", "sample", "curriculum")
-PACINGS = ("linear", "quadratic", "root", "exponential", "log", "step", "none")
+PACINGS = ("linear", "quadratic", "root", "exponential", "log", "step", "competence", "none")
 
 
 @dataclass
@@ -149,7 +149,9 @@ class ByScore(Method):
     pacing: str = field(default="linear", metadata={"help": f"curriculum: one of {', '.join(PACINGS)}"})
     start: float = field(default=0.1, metadata={"help": "curriculum: share of the epoch open at its start, in (0, 1]"})
     full_at: float = field(default=0.8, metadata={"help": "curriculum: progress of the epoch at which all is open"})
-    reverse: bool = field(default=False, metadata={"help": "curriculum: lowest scores first (anti-curriculum)"})
+    reverse: bool = field(
+        default=False, metadata={"help": "curriculum, sample: lowest scores first (anti-curriculum)"}
+    )
     refresh: int | str = field(
         default="epoch", metadata={"help": 'when to choose anew: "epoch", "never", or every so many optimizer steps'}
     )
@@ -210,11 +212,11 @@ class ByScore(Method):
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
         rng = run.plan_rng()
         scores = with_unseen(self.scores(run), rng)
+        if self.reverse:
+            scores = -scores
         if self.action == "sample":
             drawn = gumbel_top_k(scores[ids], len(ids), temperature=self.temperature, rng=rng)
             return ids[drawn]
-        if self.reverse:
-            scores = -scores
         if self.pacing == "none":
             return in_order(scores, ids)
         length = self.share_of(run, scores)
@@ -222,6 +224,8 @@ class ByScore(Method):
 
     def open_share(self, progress: float) -> float:
         """Share of the epoch's examples that the curriculum has opened at `progress` of the epoch."""
+        if self.pacing == "competence":
+            return float(competence(progress, self.full_at, initial=self.start))
         return float(
             pacing_size(self.pacing, progress * PACE, PACE, PACE, initial_fraction=self.start, full_at=self.full_at)
             / PACE

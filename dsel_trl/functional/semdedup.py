@@ -1,5 +1,6 @@
 """SemDeDup: drop examples that are nearly the same as another one of their cluster (hf.co/papers/2303.09540)."""
 
+import importlib
 import math
 from collections.abc import Callable
 from itertools import pairwise
@@ -253,23 +254,30 @@ def _cosine_distance(rows: NDArray[Any], center: NDArray[Any]) -> Floats:
     return (1 - similarity).numpy().astype(np.float64)
 
 
+def require_backend(backend: str = "sklearn") -> None:
+    """Raises `ImportError`, saying what to install, if the library of a clustering backend is missing."""
+    module, library = {"sklearn": ("sklearn.cluster", "scikit-learn"), "faiss": ("faiss", "faiss")}[backend]
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'backend="{backend}" needs {library}: pip install "dsel-trl[cluster]"') from error
+
+
 def _sklearn_kmeans(
     rows: NDArray[Any], clusters: int, seed: int, iterations: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    try:
-        from sklearn.cluster import KMeans, MiniBatchKMeans
-    except ImportError as error:
-        raise ImportError('clustering needs scikit-learn: pip install "dsel-trl[cluster]"') from error
+    require_backend("sklearn")
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
     kmeans: Callable[..., Any] = KMeans if len(rows) <= 100_000 else MiniBatchKMeans
     model = kmeans(n_clusters=clusters, n_init=1, max_iter=iterations, random_state=seed).fit(rows)
     return model.labels_, model.cluster_centers_
 
 
 def _faiss_kmeans(rows: NDArray[Any], clusters: int, seed: int, iterations: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError('`backend="faiss"` needs faiss: pip install "dsel-trl[cluster]"') from error
+    require_backend("faiss")
+    import faiss
+
     model = faiss.Kmeans(rows.shape[1], clusters, niter=iterations, spherical=True, seed=seed)
     model.train(np.ascontiguousarray(rows))
     return model.index.search(np.ascontiguousarray(rows), 1)[1][:, 0], model.centroids
