@@ -1,12 +1,21 @@
 """The gradient behind the gate is the explicitly weighted sum of per-example gradients, for any of TRL's losses."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from tests import weighted
 
 from dsel_trl.functional.dpo_losses import SEPARABLE_LOSSES
 from dsel_trl.gate import Gate, WeightAverage
+from tests import tiny, weighted
 
+ROOT = Path(__file__).parent.parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d"]
+TORCHRUN += ["--rdzv_endpoint=localhost:0"]
 TOLERANCE = 1e-5
 STEP = {
     "max_steps": 1,
@@ -115,6 +124,23 @@ def test_negative_weights_turn_the_gradient(make_trainer):
     turned, _, _ = weighted.one_step(make_trainer("dpo", **STEP), weights=-weighted.WEIGHTS)
     for name, gradient in gated.items():
         assert torch.equal(turned[name], -gradient), name
+
+
+def test_two_processes(model, tmp_path):
+    for kind, make_dataset in tiny.DATASETS.items():
+        make_dataset().save_to_disk(tmp_path / kind)
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "tests.distributed.gate", str(model), str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    errors = json.loads((tmp_path / "errors.json").read_text())
+    assert len(errors) == 10
+    assert max(errors.values()) < TOLERANCE, errors
 
 
 # ---- The gate alone ----

@@ -109,7 +109,9 @@ def explicit_gradient(
             loss = trainer.compute_loss(trainer.model, alone, num_items_in_batch=tokens)
             loss.backward()
             index = share[0]
-            factor = float(batch_weights[index]) * (share[1] / len(micro_batches) if is_pair else 1.0)
+            # Tokens are counted over all ranks, and the trainer multiplies by their number what DDP then averages.
+            scale = 1 / len(micro_batches) if is_pair else 1 / trainer.accelerator.num_processes
+            factor = float(batch_weights[index]) * share[1] * scale
             for name, gradient in gradients(trainer.model).items():
                 total[name] = total.get(name, 0.0) + factor * gradient.double()
     trainer.model.zero_grad()

@@ -1,0 +1,60 @@
+"""Gated steps in two processes, compared with the explicit sum over all their examples; run under torchrun."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+
+from dsel_trl import report
+from tests import tiny, weighted
+
+STEP = {
+    "max_steps": 1,
+    "learning_rate": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.0,
+    "per_device_train_batch_size": 2,
+}
+CASES = {
+    "sigmoid": ("dpo", "none", {}),
+    "sigmoid_mean1": ("dpo", "mean1", {}),
+    "ipo_lora_mean1": ("dpo", "mean1", {"lora": True, "loss_type": ["ipo"]}),
+    "apo_zero_accumulated": ("dpo", "mean1", {"loss_type": ["apo_zero"], "gradient_accumulation_steps": 2}),
+    "hinge_checkpointing": ("dpo", "mean1", {"loss_type": ["hinge"], "activation_checkpointing": True}),
+    "nca_pair_precomputed": ("dpo", "mean1", {"loss_type": ["nca_pair"], "precompute_ref_log_probs": True}),
+    "nll": ("sft", "none", {}),
+    "nll_accumulated": ("sft", "mean1", {"gradient_accumulation_steps": 2}),
+    "dft_lora_mean1": ("sft", "mean1", {"loss_type": "dft", "lora": True}),
+    "nll_flat": ("lm", "mean1", {"padding_free": True, "max_length": None}),
+}
+
+
+def main(model: str, folder: str) -> None:
+    report.draw_run = lambda *args: None
+    errors = {}
+    for name, (kind, normalize, config) in CASES.items():
+        config = {**STEP, **config}
+        # From disk: two processes share what TRL computes beforehand through the dataset's cache.
+        dataset = Dataset.load_from_disk(f"{folder}/{kind}")
+        trainer = tiny.make_trainer(kind, model, f"{folder}/{name}", dataset=dataset, **config)
+        gated, method, _ = weighted.one_step(trainer, normalize=normalize)
+        parts = [None, None]
+        own = [(micro["ids"], micro["inputs"]) for micro in method.seen[: trainer.args.gradient_accumulation_steps]]
+        dist.all_gather_object(parts, own)
+        # Both ranks put the sum together: the trainer's loss gathers its metrics over the ranks.
+        seen = [micro for part in parts for micro in part]
+        assert len({tuple(ids.tolist()) for ids, _ in seen}) == len(seen)
+        table = [torch.from_numpy(weighted.WEIGHTS)[ids] for ids, _ in seen]
+        inputs = [inputs for _, inputs in seen]
+        explicit = weighted.explicit_gradient(trainer, inputs, weighted.normalized(table, normalize))
+        errors[name] = weighted.Outcome(gated, explicit, {}, torch.empty(0), None).error
+    if dist.get_rank() == 0:
+        (Path(folder) / "errors.json").write_text(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    dist.destroy_process_group()
