@@ -262,7 +262,7 @@ class SelectionCallback(TrainerCallback):
             dataset = seams.rebuilt(self.trainer, partial(method.rebuild, self.run, self._user_dataset), file, resumed)
             if dataset is None:
                 continue
-            if epoch and len(dataset) != before:
+            if epoch and not resumed and len(dataset) != before:
                 raise ValueError(f"{method.name!r} built {len(dataset)} rows for epoch {epoch}, but {before} before.")
             seams.replace_dataset(self.trainer, dataset)
             self._columns_read, self._lengths_read, self._fingerprint = {}, None, None
@@ -383,6 +383,8 @@ class SelectionCallback(TrainerCallback):
         """What must be the same for a checkpoint to be continued."""
         if self._fingerprint is None:
             dataset = "stream" if self.streaming else dataset_fingerprint(self.trainer.train_dataset, self.columns)
+            if self._user_dataset is not None:
+                dataset = f"{dataset} of {dataset_fingerprint(self._user_dataset, self.columns)}"
             self._fingerprint = {
                 "dataset": dataset,
                 "methods": [method.describe() for method in self.methods.methods],

@@ -1,9 +1,5 @@
 """The easiest pairs, easy first."""
 
-import csv
-import hashlib
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,17 +7,19 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ..data.columns import dataset_fingerprint
+from ..cache import cached
+from ..data.difficulty import DIFFICULTY, read_table, write_table
 from ..functional.ranking import keep_count
 from ..functional.selective_dpo import half_split, learned_step, pool_fraction, rank_in_length_buckets
 from ..method import Method, Run, Step, check_choice, check_range, register
 from ..selection import in_order, keep_top, known_scores, paced, with_unseen
-from ..sidecar import write_json
 from ..tap import Batch, PairBatch, Signal
 
 SOURCES = ("cross_fit", "online", "column", "table")
 ORDERS = ("strict", "random", "hard_first", "linear_pacing")
 HELPER_RUNS = (1, 2, 6, 10)
+# What a pair is ranked by, and its column in the table of difficulty.
+CRITERIA = {"loss": DIFFICULTY, "learned_step": "learned_step"}
 FIRST_SEED = 41
 
 
@@ -33,9 +31,9 @@ class SelectiveDpo(Method):
 
     What: difficulty is the validation loss of a pair under a model that has not trained on it
     (hf.co/papers/2502.09650). `source: cross_fit` trains `helpers` helper models on halves of the data and scores the
-    other halves, five times per run, averaged (kept under `output_dir/selection` by fingerprint); `online` scores
-    pairs that the run itself has not seen yet, `refreshes` times in the first epoch; `column` and `table` read a
-    difficulty that exists already (a dataset column, or a CSV/JSON table id -> difficulty).
+    other halves, five times per run, averaged (kept under `output_dir/selection`, with a table `difficulty.csv`);
+    `online` scores pairs that the run itself has not seen yet, `refreshes` times in the first epoch; `column` and
+    `table` read a difficulty that exists already: a dataset column, or a CSV/JSON table by `prompt_id` or row `id`.
     When: noisy or too difficult preference data; one epoch.
     When not: easy pairs are shorter, so lengths shrink (`length_buckets` ranks within lengths); what is hard but
     right, like mathematics, is dropped too.
@@ -45,6 +43,14 @@ class SelectiveDpo(Method):
     keep: float = field(default=0.5, metadata={"help": "share of the easiest pairs to keep, in (0, 1]"})
     order_mode: str = field(default="strict", metadata={"help": f"one of {', '.join(ORDERS)}"})
     helpers: int = field(default=2, metadata={"help": f"cross_fit: helper models, one of {HELPER_RUNS}"})
+    criterion_by: str = field(
+        default="loss",
+        metadata={"help": "cross_fit, table: loss (held out), or learned_step (margin stayed above 0.4)"},
+    )
+    helper_model: str | None = field(
+        default=None,
+        metadata={"help": "cross_fit: another model with the same tokenizer; default the policy as it is"},
+    )
     helper_lora: bool = field(default=True, metadata={"help": "cross_fit: LoRA (r 16) or full helper models"})
     helper_learning_rate: float | None = field(default=None, metadata={"help": "cross_fit: default the run's own"})
     helper_epochs: float = field(default=1.0, metadata={"help": "cross_fit: epochs of each helper run"})
@@ -68,6 +74,7 @@ class SelectiveDpo(Method):
         check_range("keep", self.keep, 0, 1, open_low=True)
         check_choice("order_mode", self.order_mode, ORDERS)
         check_choice("helpers", self.helpers, HELPER_RUNS)
+        check_choice("criterion_by", self.criterion_by, tuple(CRITERIA))
         check_range("refreshes", self.refreshes, 1, 10_000)
         check_range("evaluations", self.evaluations, 1, 1000)
         if (self.source == "table") != (self.table is not None):
@@ -92,7 +99,7 @@ class SelectiveDpo(Method):
             difficulty = run.column(self.column)
         elif self.source == "table":
             assert self.table is not None
-            difficulty = read_difficulty(self.table, run.size)
+            difficulty = read_table(self.table, run.dataset, CRITERIA[self.criterion_by])
         else:
             difficulty = self._cross_fit(run)
         if not np.isfinite(difficulty).any():
@@ -104,51 +111,44 @@ class SelectiveDpo(Method):
 
     def _cross_fit(self, run: Run) -> np.ndarray:
         """Mean held-out loss of each pair over helper models and evaluations, `(N,)`."""
-        file = Path(run.output_dir) / "selection" / f"difficulty-{self._fingerprint(run)}.json"
-        if file.is_file():
-            run.ledger.write(self.LEARNED_STEP, None, _read_table(file, run.size, "learned_step"), step=0)
-            return read_difficulty(file, run.size)
+        parts = {k: v for k, v in self.describe().items() if k.startswith("helper") or k == "evaluations"}
+        found = cached(run, "difficulty", parts, lambda: self._helper_margins(run))
+        margins, seeds = found["margins"], [FIRST_SEED + helper // 2 for helper in range(self.helpers)]
+        losses = np.full_like(margins, np.nan)
+        held_out = np.isfinite(margins)
+        losses[held_out] = np.logaddexp(0.0, -margins[held_out])
+        table: dict[str, np.ndarray] = {}
+        for seed in dict.fromkeys(seeds):
+            own = losses[[helper for helper in range(self.helpers) if seeds[helper] == seed]]
+            table |= {f"loss_step{step}_seed{seed}": _mean_known(own[:, step]) for step in range(self.evaluations)}
+        table[DIFFICULTY] = _mean_known(losses.reshape(-1, run.size))
+        table["learned_step"] = _mean_known(np.stack([_learned_steps(one) for one in margins]))
+        run.ledger.write(self.LEARNED_STEP, None, table["learned_step"], step=0)
+        if run.passes is None or run.passes.rank == 0:
+            write_table(Path(run.output_dir) / "selection" / "difficulty.csv", run.dataset, table)
+        return table[CRITERIA[self.criterion_by]]
+
+    def _helper_margins(self, run: Run) -> dict[str, np.ndarray]:
+        """Margins of the pairs each helper has not seen, `(helpers, evaluations, N)`, NaN elsewhere."""
         assert run.proxy is not None
-        losses: list[np.ndarray] = []
-        margins: list[np.ndarray] = []
+        margins = np.full((self.helpers, self.evaluations, run.size), np.nan, dtype=np.float32)
         for helper in range(self.helpers):
             split = half_split(run.size, FIRST_SEED + helper // 2)
             first = helper % 2 == 0
-            train_ids = split.first_train if first else split.second_train
             score_ids = split.first_eval if first else split.second_eval
-            values = run.proxy(
-                train_ids,
+            margins[helper][:, score_ids] = run.proxy(
+                split.first_train if first else split.second_train,
                 score_ids,
                 _margin,
                 evaluations=self.evaluations,
                 epochs=self.helper_epochs,
                 learning_rate=self.helper_learning_rate,
                 lora=self.helper_lora,
+                model=self.helper_model,
                 seed=FIRST_SEED + helper // 2,
                 description=f"Helper model {helper + 1}/{self.helpers}, evaluation",
             )
-            column = np.full((self.evaluations, run.size), np.nan, dtype=np.float32)
-            loss = column.copy()
-            column[:, score_ids], loss[:, score_ids] = values, np.logaddexp(0.0, -values)
-            margins.append(column)
-            losses.append(loss)
-        difficulty = _mean_known(np.concatenate(losses))
-        steps = _mean_known(np.stack([_learned_steps(column) for column in margins]))
-        run.ledger.write(self.LEARNED_STEP, None, steps, step=0)
-        if run.passes is None or run.passes.rank == 0:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_difficulty(file, difficulty, steps)
-        return difficulty
-
-    def _fingerprint(self, run: Run) -> str:
-        arguments = run.arguments
-        parts = {
-            "dataset": dataset_fingerprint(run.dataset),
-            "model": getattr(run.model.config, "_name_or_path", ""),
-            "parameters": {k: v for k, v in self.describe().items() if k.startswith("helper") or k == "evaluations"},
-            "training": [arguments.beta, arguments.learning_rate, arguments.max_length, list(arguments.loss_type)],
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        return {"margins": margins}
 
     # ---- Online: pairs the run has not trained on yet are held out by construction. ----
 
@@ -223,56 +223,3 @@ def _learned_steps(margins: np.ndarray) -> np.ndarray:
     steps = np.full(margins.shape[1], np.nan)
     steps[scored] = learned_step(margins[:, scored].T)
     return steps
-
-
-def write_difficulty(path: str | os.PathLike, difficulty: np.ndarray, learned_steps: np.ndarray | None = None) -> None:
-    """Writes the table id -> difficulty (larger = harder) as JSON or, by its name, CSV."""
-    path = Path(path)
-    ids = np.flatnonzero(np.isfinite(difficulty))
-    columns = {"id": ids.tolist(), "learning_order": difficulty[ids].tolist()}
-    if learned_steps is not None:
-        columns["learned_step"] = learned_steps[ids].tolist()
-    if path.suffix != ".csv":
-        write_json(path, columns)
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["prompt_id", *list(columns)[1:]])
-        writer.writerows(zip(*columns.values(), strict=True))
-    os.replace(temporary, path)
-
-
-def read_difficulty(path: str | os.PathLike, size: int) -> np.ndarray:
-    """
-    Reads a table id -> difficulty: JSON columns `id` and `learning_order`, or a CSV with `prompt_id` or `id`.
-
-    Returns:
-        `np.ndarray` of shape `(size,)`, NaN where the table has no entry.
-
-    Raises:
-        `ValueError`: if the file cannot be read so, or an id is no row of the dataset.
-    """
-    return _read_table(Path(path), size, "learning_order")
-
-
-def _read_table(path: Path, size: int, column: str) -> np.ndarray:
-    try:
-        if path.suffix == ".csv":
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            key = "prompt_id" if rows and "prompt_id" in rows[0] else "id"
-            ids = np.array([int(row[key]) for row in rows], dtype=np.int64)
-            values = np.array([float(row[column] or "nan") for row in rows])
-        else:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            ids, values = np.array(table["id"], dtype=np.int64), np.array(table[column], dtype=np.float64)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a difficulty table with the columns id and {column} ({type(error).__name__}: {error})."
-        ) from error
-    if len(ids) and (ids.min() < 0 or ids.max() >= size):
-        raise ValueError(f"{path} names the pair {ids.max()}, but the dataset has {size} rows.")
-    result = np.full(size, np.nan)
-    result[ids] = values
-    return result
