@@ -175,7 +175,7 @@ def train(trainer: Any, resume: str | bool | None = None) -> None:
     try:
         trainer.train(resume_from_checkpoint=resume)
     except MISTAKES as error:
-        if trainer.optimizer is None or not trainer.state.global_step:
+        if not trainer.state.global_step:
             raise
         raise TrainingFailed(str(error)) from error
     except Exception as error:

@@ -344,6 +344,19 @@ def test_what_the_selection_cannot_work_with_shows_before_the_first_run(capsys, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("no_picture")
+def test_a_run_is_continued_and_another_method_cannot_continue_it(capsys, recipe, tmp_path):
+    words = ["dpo", "--config", recipe(save_strategy="steps", save_steps=1, save_total_limit=2)]
+    assert main(words) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out" / "checkpoint-2").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    other = [*words, "--resume_from_checkpoint", "true", "--selection", "[{name: random, keep: 0.75}]"]
+    assert "checkpoint-2 does not belong to this run" in error_of(capsys, other)
+    assert before == {path: path.read_bytes() for path in before}
+    assert main([*words, "--resume_from_checkpoint", "true", "--max_steps", "4"]) == 0
+    assert json.loads((tmp_path / "out" / "selection" / "summary.json").read_text())["steps"] == 4
+
+
 def test_a_failure_in_training_is_exit_code_1(capsys, recipe, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("out of luck")
