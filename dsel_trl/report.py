@@ -55,20 +55,23 @@ def draw_run(path: Path, ledger: Ledger, summary: dict[str, Any], history: list[
     Needs matplotlib (`pip install "dsel-trl[report]"`).
     """
     # The object-oriented interface leaves pyplot's global state and backend alone.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    over_time, kept, weights = figure.subplots(1, 3)
     names = [method["name"] for method in summary["methods"]]
-    figure.suptitle(" + ".join(names) + f" · {summary['trainer']} · {summary['steps']} steps")
     score = next((name for name in names if name in ledger and np.isfinite(ledger[name]).any()), "loss")
-    _draw_over_time(over_time, history, score)
-    _draw_kept(kept, ledger, score)
-    _draw_weights(weights, ledger)
     temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=110)
+    # Names are text: a dollar sign in one begins no formula.
+    with rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(13, 4), layout="constrained")
+        FigureCanvasAgg(figure)
+        over_time, kept, weights = figure.subplots(1, 3)
+        figure.suptitle(" + ".join(names) + f" · {summary['trainer']} · {summary['steps']} steps")
+        _draw_over_time(over_time, history, score)
+        _draw_kept(kept, ledger, score)
+        _draw_weights(weights, ledger)
+        figure.savefig(temporary, format="png", dpi=110)
     os.replace(temporary, path)
 
 
@@ -111,11 +114,11 @@ def _draw_weights(axis: Any, ledger: Ledger) -> None:
     axis.set_title("last gradient weight of the trained examples")
     axis.set_xlabel("weight")
     axis.set_ylabel("examples")
-    if "weight" not in ledger:
+    values = ledger["weight"] if "weight" in ledger else np.empty(0)
+    values = values[np.isfinite(values)]
+    if not len(values):
         axis.text(0.5, 0.5, "no example was weighted", ha="center", va="center", transform=axis.transAxes)
         return
-    values = ledger["weight"]
-    values = values[np.isfinite(values)]
     bins = np.linspace(min(0.0, values.min()), max(values.max(), 1.0) + 1e-6, 41)
     axis.hist(
         [values[values < 1], values[values >= 1]],
