@@ -12,6 +12,11 @@ from dsel_trl import create_method, get_method, list_methods
 SIZE = 17
 
 
+def fewest_words(prompts: list[Any], responses: list[str]) -> list[float]:
+    """A reward for methods that write: the fewer words, the better, and no two texts of equal reward."""
+    return [-len(text.split()) - (sum(map(ord, text)) % 997) / 1000 for text in responses]
+
+
 @dataclass(frozen=True)
 class Case:
     """
@@ -30,6 +35,8 @@ class Case:
     size: int = SIZE
 
 
+REWARD = f"{__name__}:fewest_words"
+
 CASES: dict[str, Case] = {
     "uniform": Case(neutral={}),
     "random": Case({"keep": 0.6, "refresh": "epoch"}),
@@ -39,14 +46,40 @@ CASES: dict[str, Case] = {
     "robust_dpo": Case({"eps": 0.2, "warmup": 0.0}, neutral={"eps": 0.0, "warmup": 0.0}),
     "dr_dpo": Case(neutral={"beta_prime": float("inf")}),
     "infobatch": Case({"prune_ratio": 0.4}),
+    "dataset_decomposition": Case({"min_log2": 2, "max_log2": 6, "cycles": 2}),
+    "bees": Case({"sources": ["explicit", "implicit"], "refresh": 3, "keep": 0.6}),
+    "beta_dpo": Case(neutral={"a": 0.0, "filter_ratio": 0.0}),
+    "rho_loss": Case({"factor": 2, "helper_lora": False}),
+    "s2l": Case({"clusters": 3, "checkpoints": 2, "helper_lora": False, "keep": 0.6}),
+    "curry_dpo": Case({"stages": 2}),
+    "reward_augmented": Case({"template": "w1 {g}"}),
+    "filtered_dpo": Case({"reward": REWARD, "max_new_tokens": 4, "threshold": 4.0}),
+    "inco_dpo": Case({"reward": REWARD, "samples": 1, "continuations": 1, "max_new_tokens": 4}),
+    "zip": Case({"keep": 0.6, "k1": 12, "k2": 4, "k3": 2, "workers": 1, "renew": 1, "rejected": "restore"}),
+    "deita": Case({"complexity_column": "difficulty", "quality_column": "weight", "keep": 0.6, "threshold": 0.99}),
+    "ifd": Case({"keep": 0.7, "limit": 2.0, "renew": 1}),
+    "perplexity": Case({"keep": 0.6, "renew": 1}),
+    "rho1": Case({"clean_column": "difficulty", "helper_lora": False}, {"clean_column": "one", "select_ratio": 1.0}),
+    "jest": Case({"reference_column": "difficulty", "factor": 2}),
+    "edge": Case({"guideline": "w1 w2", "keep": 0.6}),
+    "dsir": Case({"target_column": "difficulty", "keep": 0.6, "smoothing": 1.0}),
     "selective_dpo": Case({"source": "online", "refreshes": 2, "keep": 0.7}),
 }
 # One method in two guises: what its other parameters do is a different algorithm.
 FURTHER: dict[str, Case] = {
+    "zip:online": Case({"form": "online", "factor": 2}),
+    "zip:order": Case({"action": "curriculum", "pacing": "none", "keep": 0.6, "k1": 12, "k2": 4, "k3": 2}),
+    "deita:weight": Case({"complexity_column": "difficulty", "quality_column": "weight", "action": "weight"}),
+    "edge:weight": Case({"guideline": "w1 w2", "action": "weight"}),
+    "jest:diverse": Case({"clean_column": "difficulty", "factor": 2, "diversity": 1.0, "helper_lora": False}),
+    "infobatch:period": Case({"period": 1, "prescore": True, "prune_ratio": 0.6}),
+    "curriculum:sample": Case({"action": "sample", "by": "loss", "unbiased": True, "refresh": 2}),
     "margin:weight": Case({"action": "weight"}),
     "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),
     "margin:disagreement": Case({"source": "disagreement", "action": "band", "refresh": 3}),
     "alignment_potential:simpo": Case({"keep": 0.5}),
+    "bees:helper": Case({"sources": ["helper"], "helper_lora": False, "keep": 0.6}),
+    "rho_loss:holdout": Case({"source": "holdout", "factor": 2, "helper_lora": False}),
     "selective_dpo:column": Case({"source": "column", "keep": 0.6}),
     # Halves of even size: two processes would fill up the short last batch of a helper.
     "selective_dpo:cross_fit": Case({"helpers": 2, "evaluations": 1, "keep": 0.65}, size=20),
