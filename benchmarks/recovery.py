@@ -208,9 +208,7 @@ def main() -> None:
         settings = {key: getattr(options, key) for key in ("seeds", "pairs", "epochs")}
         text = json.dumps({"settings": settings, "summary": found, "runs": raw}, indent=1)
         Path(options.output).write_text(text, encoding="utf-8")
-    print(
-        f"\n{options.seeds} seeds, {options.pairs} pairs, mean and half of the spread; 0.300 of all labels are flipped\n"
-    )
+    print(f"\n{options.seeds} seeds, {options.pairs} pairs; mean and half of the spread. About 0.3 are flipped.\n")
     print(table(found))
 
 

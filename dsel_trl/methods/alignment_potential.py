@@ -1,18 +1,21 @@
 """Pairs whose external margin is large and not yet reached by the model."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.self_play import build
 from ..explicit import ExplicitMargin
 from ..functional.alignment_potential import alignment_potential, reward_spread
 from ..functional.margins import average_logps, simpo_margin
+from ..functional.ranking import keep_count, top_k
 from ..method import Run, check_choice, check_range, register
+from ..rewards import dataset_rewards, reward_of
 from ..run import refuse_truth
-from ..selection import ByScore, known_scores
+from ..selection import ByScore, keep_top, known_scores
 from ..tap import Batch, PairBatch, Signal
 
 
@@ -27,6 +30,9 @@ class AlignmentPotential(ExplicitMargin, ByScore):
     (hf.co/papers/2503.01864). `form: simpo` takes the length-normalised, reference-free margin of the released code,
     measured once over the whole dataset before training; `form: dpo` takes the reward margin of the run. Both follow
     the model: margins of trained pairs are renewed for free, and count from the next plan on.
+    `self_play: 5` first adds pairs of the policy's own, the best of 5 samples per prompt against the worst by the
+    reward; with `evolve` the prompts are rewrites, by the policy, of those of the highest potential. All given pairs
+    stay, and `keep` is the share of the new ones.
     When: pairs with trustworthy external scores.
     When not: `form: dpo` without `prescore` knows no implicit margin at the start, so the first plan is by |d| alone.
     """
@@ -35,6 +41,12 @@ class AlignmentPotential(ExplicitMargin, ByScore):
     form: str = field(default="simpo", metadata={"help": '"simpo" (mean log-probabilities) or "dpo" (reward margin)'})
     weight: float = field(default=1.0, metadata={"help": "weight of the implicit term (2.5 in the paper's self-play)"})
     normalize_margins: str = field(default="zscore", metadata={"help": '"zscore", or "none" for raw |d| - |m|'})
+    self_play: int = field(default=0, metadata={"help": "samples of the policy per prompt for new pairs; 0 = none"})
+    evolve: float = field(
+        default=0.0,
+        metadata={"help": "self_play: share of the prompts to rewrite (0.25 in the paper); 0 = as they are"},
+    )
+    max_new_tokens: int = field(default=256, metadata={"help": "self_play: cap on the tokens of a sample"})
     prescore: bool = field(default=True, metadata={"help": "measure all implicit margins once before training"})
     all_scores_column: str | None = field(
         default=None, metadata={"help": "instead: column with the scores of all sampled responses; d = max - min"}
@@ -55,7 +67,18 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         check_choice("normalize_margins", self.normalize_margins, ("zscore", "none"))
         check_range("weight", self.weight, 0, float("inf"))
         self.check_reward()
+        check_range("self_play", self.self_play, 0, 1024)
+        check_range("evolve", self.evolve, 0, 1)
+        if self.self_play and (not self.scores_itself or self.self_play < 2 or self.action != "keep_top"):
+            raise ValueError(
+                f"self_play={self.self_play} needs at least 2 samples, reward or reward_model, and action='keep_top'."
+            )
+        self._given = np.empty(0, dtype=bool)
         self._spread: np.ndarray | None = None
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        return super().hooks if self.self_play else super().hooks - {"rebuild"}
 
     @property
     def explicit(self) -> bool:
@@ -92,8 +115,28 @@ class AlignmentPotential(ExplicitMargin, ByScore):
             batch.settings.beta,
         )
 
+    def rebuild(self, run: Run, dataset: Any) -> Any:
+        assert run.generate is not None
+        evolve = None
+        if self.evolve:
+            assert run.passes is not None
+            found = dataset_rewards(run, ("chosen", "rejected"), self.reward, self.reward_model)
+            implicit = run.passes.measure(self.implicit, description="Scoring implicit margins")
+            potential = alignment_potential(found["chosen"] - found["rejected"], implicit, self.weight)
+            evolve = top_k(potential, keep_count(self.evolve, len(potential)))
+        return build(
+            dataset,
+            run.generate,
+            reward_of(self.reward, self.reward_model, run.model.device),
+            responses=self.self_play,
+            max_new_tokens=self.max_new_tokens,
+            evolve=evolve,
+            seed=int(run.rng(0x5E1F).integers(2**31)),
+        )
+
     def setup(self, run: Run) -> None:
         super().setup(run)
+        self._given = run.column("self_play") == 0 if self.self_play else np.zeros(run.size, dtype=bool)
         run.ledger.add(self.MARGIN)
         if self.prescore and not run.resumed:
             assert run.passes is not None
@@ -109,9 +152,20 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         potential = alignment_potential(explicit, filled, self.weight, self.normalize_margins)
         return np.where(np.isfinite(potential), potential, -np.inf).astype(np.float32)
 
+    def share_of(self, run: Run, scores: np.ndarray) -> int:
+        given = int(self._given.sum())
+        return given + super().share_of(run, scores[~self._given])
+
     def select(self, run: Run) -> np.ndarray:
-        mask = super().select(run)
-        run.ledger.write(self.name, None, self.scores(run), run.step)
+        scores = self.scores(run)
+        if not self.self_play:
+            mask = super().select(run)
+        elif self.refresh == "never" and self._mask is not None:
+            mask = self._mask
+        else:
+            mask = self._given | keep_top(np.where(self._given, -np.inf, scores), self.keep_share)
+        self._mask = mask
+        run.ledger.write(self.name, None, scores, run.step)
         return mask
 
     def score(self, batch: Batch) -> dict[str, Tensor]:

@@ -27,5 +27,5 @@ def test_a_recipe_is_accepted(path, tmp_path):
 
 def test_each_preference_method_has_a_recipe():
     preference = {name for name in list_methods() if get_method(name).trainers == ("dpo",)}
-    assert len(preference) >= 18
+    assert len(preference) >= 16
     assert preference <= {path.stem for path in FILES} - OTHERS
