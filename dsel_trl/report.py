@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pyarrow import parquet
 
 from .ledger import Ledger
 from .sidecar import write_json
@@ -39,7 +40,8 @@ def write_run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "ledger.parquet.tmp"
-    ledger.to_dataset(ids).to_parquet(str(temporary))
+    # Written by pyarrow itself: `Dataset.to_parquet` shows a progress bar for each file.
+    parquet.write_table(ledger.to_dataset(ids).data.table, temporary)
     os.replace(temporary, folder / "ledger.parquet")
     write_json(folder / "summary.json", summary)
     if importlib.util.find_spec("matplotlib") is None:
