@@ -10,6 +10,8 @@ from typing import Any
 from dsel_trl import create_method, get_method, list_methods
 
 SIZE = 17
+# For methods that train helpers on a part of the data: two processes would fill up the short last batch of a helper.
+EVEN = 20
 
 
 def fewest_words(prompts: list[Any], responses: list[str]) -> list[float]:
@@ -27,12 +29,14 @@ class Case:
         neutral: parameters with which it is stock TRL bit for bit; `None` where it has none.
         config: trainer arguments it needs.
         size: rows of its dataset.
+        repeats: whether it may train an example twice in a row; `False` where avoiding that is what it is for.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
     neutral: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     size: int = SIZE
+    repeats: bool = True
 
 
 REWARD = f"{__name__}:fewest_words"
@@ -49,7 +53,7 @@ CASES: dict[str, Case] = {
     "dataset_decomposition": Case({"min_log2": 2, "max_log2": 6, "cycles": 2}),
     "bees": Case({"sources": ["explicit", "implicit"], "refresh": 3, "keep": 0.6}),
     "beta_dpo": Case(neutral={"a": 0.0, "filter_ratio": 0.0}),
-    "rho_loss": Case({"factor": 2, "helper_lora": False}),
+    "rho_loss": Case({"factor": 2, "helper_lora": False}, size=EVEN),
     "s2l": Case({"clusters": 3, "checkpoints": 2, "helper_lora": False, "keep": 0.6}),
     "curry_dpo": Case({"stages": 2}),
     "reward_augmented": Case({"template": "w1 {g}"}),
@@ -59,19 +63,25 @@ CASES: dict[str, Case] = {
     "deita": Case({"complexity_column": "difficulty", "quality_column": "weight", "keep": 0.6, "threshold": 0.99}),
     "ifd": Case({"keep": 0.7, "limit": 2.0, "renew": 1}),
     "perplexity": Case({"keep": 0.6, "renew": 1}),
-    "rho1": Case({"clean_column": "difficulty", "helper_lora": False}, {"clean_column": "one", "select_ratio": 1.0}),
+    "rho1": Case(
+        {"clean_column": "difficulty", "clean_above": 0.3, "helper_lora": False},
+        {"clean_column": "one", "select_ratio": 1.0},
+    ),
     "jest": Case({"reference_column": "difficulty", "factor": 2}),
     "edge": Case({"guideline": "w1 w2", "keep": 0.6}),
-    "dsir": Case({"target_column": "difficulty", "keep": 0.6, "smoothing": 1.0}),
+    "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
     "selective_dpo": Case({"source": "online", "refreshes": 2, "keep": 0.7}),
 }
 # One method in two guises: what its other parameters do is a different algorithm.
 FURTHER: dict[str, Case] = {
-    "zip:online": Case({"form": "online", "factor": 2}),
-    "zip:order": Case({"action": "curriculum", "pacing": "none", "keep": 0.6, "k1": 12, "k2": 4, "k3": 2}),
+    "zip:online": Case({"form": "online", "factor": 2}, repeats=False),
+    "zip:order": Case({"action": "curriculum", "pacing": "none", "keep": 0.6, "k1": 12, "k2": 3, "k3": 3}),
     "deita:weight": Case({"complexity_column": "difficulty", "quality_column": "weight", "action": "weight"}),
     "edge:weight": Case({"guideline": "w1 w2", "action": "weight"}),
-    "jest:diverse": Case({"clean_column": "difficulty", "factor": 2, "diversity": 1.0, "helper_lora": False}),
+    "jest:diverse": Case(
+        {"clean_column": "difficulty", "clean_above": 0.3, "factor": 2, "diversity": 1.0, "helper_lora": False},
+        repeats=False,
+    ),
     "infobatch:period": Case({"period": 1, "prescore": True, "prune_ratio": 0.6}),
     "curriculum:sample": Case({"action": "sample", "by": "loss", "unbiased": True, "refresh": 2}),
     "margin:weight": Case({"action": "weight"}),
@@ -79,10 +89,9 @@ FURTHER: dict[str, Case] = {
     "margin:disagreement": Case({"source": "disagreement", "action": "band", "refresh": 3}),
     "alignment_potential:simpo": Case({"keep": 0.5}),
     "bees:helper": Case({"sources": ["helper"], "helper_lora": False, "keep": 0.6}),
-    "rho_loss:holdout": Case({"source": "holdout", "factor": 2, "helper_lora": False}),
+    "rho_loss:holdout": Case({"source": "holdout", "factor": 2, "helper_lora": False}, size=EVEN),
     "selective_dpo:column": Case({"source": "column", "keep": 0.6}),
-    # Halves of even size: two processes would fill up the short last batch of a helper.
-    "selective_dpo:cross_fit": Case({"helpers": 2, "evaluations": 1, "keep": 0.65}, size=20),
+    "selective_dpo:cross_fit": Case({"helpers": 2, "evaluations": 1, "keep": 0.65}, size=EVEN),
     "robust_dpo:estimate": Case({"estimate": True, "warmup": 0.0}),
     "weight_column:plain": Case({"normalize": "none"}),
     "select_k_of_b:gumbel": Case({"mode": "gumbel_top_k"}),

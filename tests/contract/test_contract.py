@@ -180,7 +180,8 @@ def test_repeated_ids(bench, name, monkeypatch):
     trainer.train()
     trace = tiny.Trace.of(trainer, witness)
     assert_sound(trace)
-    assert trace.ledger["visits"].max() >= 2
+    if case(name).repeats:
+        assert trace.ledger["visits"].max() >= 2
 
 
 @pytest.mark.parametrize("name", GUISES)
@@ -282,7 +283,12 @@ def test_two_processes_choose_what_one_chooses(bench, two_processes, name):
     log = "".join((two_processes.folder / f"{name}.log.{rank}").read_text()[-2000:] for rank in range(2))
     assert two_processes.ended[name] == [0, 0], log
     two = torch.load(two_processes.folder / f"{name}.trace", weights_only=False)
-    one = bench.whole(name, first_kind(name)).trace
+    run = bench.whole(name, first_kind(name))
+    one = run.trace
+    if "batch" in run.trainer.selection.methods.methods[0].hooks:
+        # Batches of varying size are dealt out to the processes: the same examples, in other steps.
+        np.testing.assert_array_equal(one.ledger["visits"] > 0, two.ledger["visits"] > 0)
+        return
     compared = 0
     for mine, theirs, values, other in zip(one.ids, two.ids, one.values, two.values, strict=True):
         if len(mine) != len(theirs):
