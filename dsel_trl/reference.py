@@ -27,8 +27,10 @@ class WithReference(Method):
         default=None, metadata={"help": "reference model by path; it must share the policy's tokenizer"}
     )
     clean_column: str | None = field(
-        default=None, metadata={"help": "instead: train a helper model on the rows where this column is above 0"}
+        default=None,
+        metadata={"help": "instead: train a helper model on the rows where this column exceeds clean_above"},
     )
+    clean_above: float = field(default=0.0, metadata={"help": "value of clean_column above which a row is clean"})
     helper_epochs: float = field(default=1.0, metadata={"help": "epochs of the helper run"})
     helper_learning_rate: float | None = field(default=None, metadata={"help": "of the helper; default the run's own"})
     helper_lora: bool = field(default=True, metadata={"help": "LoRA (r 16) or a full helper model"})
@@ -48,8 +50,11 @@ class WithReference(Method):
     def check(self, run: Run) -> None:
         if run.size == 0:
             raise ValueError(f"{self.name!r} measures a reference before training, which a stream does not allow.")
-        if self.clean_column is not None and not (run.column(self.clean_column) > 0).any():
-            raise ValueError(f"clean_column={self.clean_column!r} marks no row as clean: none is above 0.")
+        if self.clean_column is not None and not (run.column(self.clean_column) > self.clean_above).any():
+            raise ValueError(
+                f"clean_column={self.clean_column!r} marks no row as clean: none exceeds "
+                f"clean_above={self.clean_above!r}."
+            )
 
     @property
     def reference_parts(self) -> list[Any]:
@@ -98,7 +103,7 @@ class WithReference(Method):
         assert run.proxy is not None
         assert self.clean_column is not None
         return run.proxy(
-            np.flatnonzero(run.column(self.clean_column) > 0),
+            np.flatnonzero(run.column(self.clean_column) > self.clean_above),
             np.arange(run.size),
             _loss,
             evaluations=1,

@@ -55,6 +55,7 @@ def infobatch_prune(
     prune_ratio: float = 0.5,
     exact_weight: bool = False,
     min_keep: int = 0,
+    candidates: ArrayLike | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """
     Draws the examples and weights of one pruned epoch (hf.co/papers/2303.04947, section 3.2).
@@ -74,6 +75,8 @@ def infobatch_prune(
             comes from rounding the number of survivors down.
         min_keep (`int`, *optional*, defaults to `0`):
             Keep at least this many well-learned examples. With `0`, a very small group can vanish for an epoch.
+        candidates (`array` of int, *optional*):
+            Decide on these ids only; well learned still means below the mean of all.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: kept ids in shuffled order, int64 of shape `(M,)`; weights of all examples,
@@ -99,13 +102,14 @@ def infobatch_prune(
         raise ValueError(f"`min_keep` must not be negative, got {min_keep}")
     keep_ratio = min(1.0, max(MIN_KEEP_RATIO, 1.0 - prune_ratio))
     _, mask = well_learned(scores)
-    below = np.flatnonzero(mask)
+    asked = np.arange(len(mask)) if candidates is None else np.sort(np.asarray(candidates, dtype=np.int64))
+    below = asked[mask[asked]]
     n_keep = min(len(below), max(min_keep, int(keep_ratio * len(below))))
     survivors = rng.choice(below, n_keep, replace=False)
     weights = np.ones(len(mask), dtype=np.float32)
     if n_keep:
         weights[survivors] = len(below) / n_keep if exact_weight else 1.0 / keep_ratio
-    ids = np.concatenate([np.flatnonzero(~mask), survivors]).astype(np.int64)
+    ids = np.concatenate([asked[~mask[asked]], survivors]).astype(np.int64)
     rng.shuffle(ids)
     return ids, weights
 

@@ -1,0 +1,86 @@
+"""D4: no near duplicates, and then not the most typical examples either."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from ..embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
+from ..functional.d4 import d4_select
+from ..functional.semdedup import require_backend, spherical_kmeans
+from ..method import Run, check_choice, check_range, register
+from ..prescored import Prescored
+from ..tap import Signal
+
+
+@register("d4")
+@dataclass
+class D4(Prescored):
+    """
+    Drops near duplicates, clusters what is left again, and drops the most typical examples of each cluster.
+
+    What: SemDeDup keeps the share `dedup`; of its survivors the share `diversify` that lies farthest from the new
+    centroids is kept (hf.co/papers/2308.12284), so `dedup * diversify` of the data is trained.
+    `renew` chooses anew with the policy's embeddings every so many epochs.
+    When: large redundant pools; repeating what D4 keeps beat fresh random data in the paper. When not: what is far
+    from all centroids may be noise; small data, where clusters mean little.
+    """
+
+    dedup: float = field(default=0.75, metadata={"help": "fraction that deduplication keeps, in (0, 1]"})
+    diversify: float = field(default=0.5, metadata={"help": "fraction of the survivors to keep, in (0, 1]"})
+    clusters: int | None = field(
+        default=None, metadata={"help": "number of clusters; default the root of the examples"}
+    )
+    backend: str = field(default="sklearn", metadata={"help": '"sklearn" or "faiss"'})
+    embedding: str = field(default="policy", metadata={"help": SOURCE_HELP})
+    pooling: str = field(default="last", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
+
+    signals = (Signal.EMBEDDING,)
+    paper = "hf.co/papers/2308.12284"
+    family = "reduction"
+    criterion = "none"
+    selector = "per_cluster"
+    cost = "one forward per example (policy), two clusterings on the CPU (benchmarks/scale.py)"
+    state = "its score column (8 bytes per example)"
+    renewable = True
+    chooses = True
+    actions: ClassVar[tuple[str, ...]] = ("keep_top",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("dedup", self.dedup, 0, 1, open_low=True)
+        check_range("diversify", self.diversify, 0, 1, open_low=True)
+        if self.keep is not None:
+            raise ValueError(f"keep={self.keep!r}: d4 keeps dedup * diversify of the data; set those.")
+        if self.clusters is not None:
+            check_range("clusters", self.clusters, 1, 2**31)
+        check_choice("backend", self.backend, ("sklearn", "faiss"))
+        check_source(self.embedding, self.pooling)
+        if self.renew and self.embedding != "policy":
+            raise ValueError(f"renew={self.renew!r} measures the policy again, but embedding={self.embedding!r}.")
+
+    def check(self, run: Run) -> None:
+        super().check(run)
+        require_backend(self.backend)
+        check_embeddings(run, self.embedding)
+
+    def measure(self, run: Run) -> dict[str, np.ndarray]:
+        assert run.passes is not None
+        vectors = embeddings(run, self.embedding, self.pooling, live=run.step > 0)
+        return {self.name: run.passes.from_first(run.size, lambda: self._choose(run, vectors))}
+
+    def _choose(self, run: Run, vectors: np.ndarray) -> np.ndarray:
+        def cluster(rows: np.ndarray, count: int | None, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+            return spherical_kmeans(rows, count, seed=seed, backend=self.backend)
+
+        kept = d4_select(
+            vectors,
+            dedup_ratio=self.dedup,
+            proto_ratio=self.diversify,
+            num_clusters=self.clusters,
+            seed=run.seed % 2**32,
+            cluster=cluster,
+        )
+        scores = np.full(run.size, -np.inf)
+        scores[kept] = 1.0
+        return scores

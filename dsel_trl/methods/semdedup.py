@@ -1,0 +1,92 @@
+"""SemDeDup: one of each group of near duplicates."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from ..embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
+from ..functional.semdedup import (
+    KEEP,
+    eps_for_fraction,
+    max_similarity,
+    rank_clusters,
+    require_backend,
+    semdedup_keep,
+    spherical_kmeans,
+    unit_rows,
+)
+from ..method import Run, check_choice, check_range, register
+from ..prescored import Prescored
+from ..tap import Signal
+
+
+@register("semdedup")
+@dataclass
+class SemDedup(Prescored):
+    """
+    Drops examples that say nearly the same as another one.
+
+    What: embeddings are clustered by direction; inside a cluster, an example whose cosine similarity to one before it
+    exceeds `1 - eps` is dropped (hf.co/papers/2303.09540). `prefer` says which of two duplicates comes first: the one
+    far from the centroid (`hard`), near it (`easy`), or a random one. Without `eps` it is set so that the share `keep`
+    is left. `renew` clusters the policy's embeddings of the moment again every so many epochs.
+    When: scraped or generated data with paraphrases. When not: duplicates that fall into different clusters are not
+    found; exact duplicates are found cheaper by a hash.
+    Plan of 1,000,000 examples x 64: see `benchmarks/scale.py`; it grows with the clusters' sizes squared.
+    """
+
+    keep: float | None = field(default=0.75, metadata={"help": "fraction to keep, in (0, 1]; eps is set to fit"})
+    eps: float | None = field(default=None, metadata={"help": "instead of keep: drop above similarity 1 - eps"})
+    clusters: int | None = field(
+        default=None, metadata={"help": "number of clusters; default the root of the examples"}
+    )
+    prefer: str = field(default="hard", metadata={"help": f"one of {', '.join(KEEP)}"})
+    backend: str = field(default="sklearn", metadata={"help": '"sklearn" or "faiss"'})
+    embedding: str = field(default="policy", metadata={"help": SOURCE_HELP})
+    pooling: str = field(default="mean", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
+
+    signals = (Signal.EMBEDDING,)
+    paper = "hf.co/papers/2303.09540"
+    family = "reduction"
+    criterion = "none"
+    selector = "per_cluster, threshold"
+    cost = "one forward per example (policy), clustering on the CPU; 1,000,000 x 64 in 1,000 clusters: see the card"
+    state = "two columns (16 bytes per example)"
+    renewable = True
+    chooses = True
+    actions: ClassVar[tuple[str, ...]] = ("keep_top", "curriculum", "sample")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eps is not None:
+            check_range("eps", self.eps, 0, 2)
+        if self.clusters is not None:
+            check_range("clusters", self.clusters, 1, 2**31)
+        check_choice("prefer", self.prefer, KEEP)
+        check_choice("backend", self.backend, ("sklearn", "faiss"))
+        check_source(self.embedding, self.pooling)
+        if self.renew and self.embedding != "policy":
+            raise ValueError(f"renew={self.renew!r} measures the policy again, but embedding={self.embedding!r}.")
+
+    def check(self, run: Run) -> None:
+        super().check(run)
+        require_backend(self.backend)
+        check_embeddings(run, self.embedding)
+
+    def measure(self, run: Run) -> dict[str, np.ndarray]:
+        assert run.passes is not None
+        vectors = embeddings(run, self.embedding, self.pooling, live=run.step > 0)
+        similarity = run.passes.from_first(run.size, lambda: self._similarity(run, vectors))
+        eps = eps_for_fraction(similarity, self.keep or 1.0) if self.eps is None else self.eps
+        scores = np.full(run.size, -np.inf)
+        kept = semdedup_keep(similarity, eps)
+        # Less similar to what comes before it = more of its own to say.
+        scores[kept] = 1.0 - similarity[kept]
+        return {"semdedup_similarity": similarity, self.name: scores}
+
+    def _similarity(self, run: Run, vectors: np.ndarray) -> np.ndarray:
+        rows = unit_rows(vectors)
+        labels, centroids = spherical_kmeans(rows, self.clusters, seed=run.seed % 2**32, backend=self.backend)
+        orders = rank_clusters(rows, labels, centroids, keep=self.prefer, rng=run.rng(run.epoch, 17))
+        return max_similarity(orders, run.size)
