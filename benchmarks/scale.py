@@ -9,12 +9,15 @@ Prints a table and writes JSON.
 import argparse
 import json
 import time
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 
+from dsel_trl.composition import Composition
+from dsel_trl.functional.dataset_decomposition import bucket_of_length
 from dsel_trl.functional.ranking import keep_count
 from dsel_trl.ledger import Ledger
-from dsel_trl.composition import Composition
 from dsel_trl.method import create_method
 from dsel_trl.run import Run
 from dsel_trl.sampler import PlanSampler
@@ -45,6 +48,31 @@ def timed(function, repeats: int = 3) -> float:
         function()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
+
+
+def batch_plans(examples: int) -> dict[str, float]:
+    """Time and extra memory of the batch planners on lengths as of web documents, 1 and 8 processes."""
+    lengths = np.random.default_rng(2).lognormal(5.0, 1.0, examples).astype(np.int32).clip(1, 4096)
+    ids, rows = np.arange(examples), {}
+    for world in (1, 8):
+        arguments = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1)
+        run = Run(trainer="sft", size=examples, ledger=Ledger(1), epochs=3, world=world, arguments=arguments)
+        planners = {
+            "token_budget": create_method("token_budget"),
+            "dataset_decomposition": create_method("dataset_decomposition", max_log2=12),
+        }
+        for name, method in planners.items():
+            method._lengths = lengths
+            if name == "dataset_decomposition":
+                method._longest, method._budget = 12, 8 * world * 4096
+                method._buckets = bucket_of_length(lengths, max_log2=12)
+            rows[f"{name}, {world} processes: first plan s"] = timed(lambda m=method, r=run: m.batch(r, ids), 1)
+            rows[f"{name}, {world} processes: later plan s"] = timed(lambda m=method, r=run: m.batch(r, ids), 1)
+            tracemalloc.start()
+            method.batch(run, ids)
+            rows[f"{name}, {world} processes: plan MB"] = tracemalloc.get_traced_memory()[1] / 1e6
+            tracemalloc.stop()
+    return rows
 
 
 def main() -> None:
@@ -85,10 +113,12 @@ def main() -> None:
     ids_total = examples
     rows["state_dict s"] = timed(lambda: ledger.state_dict(), 1)
 
+    rows.update({f"1M examples: {name}": value for name, value in batch_plans(1_000_000).items()})
+
     print(f"{ids_total:,} examples, 4 scores, one core")
     for name, value in rows.items():
         limit = next((limit for key, limit in LIMITS.items() if name.startswith(key)), None)
-        print(f"{name:<36}{value:>12.3f}{'' if limit is None else f'   limit {limit:g}'}")
+        print(f"{name:<66}{value:>12.3f}{'' if limit is None else f'   limit {limit:g}'}")
     with open(options.output, "w", encoding="utf-8") as file:
         json.dump({"examples": examples, "rows": rows, "limits": LIMITS}, file, indent=1)
 

@@ -4,15 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests import tiny
 
 from dsel_trl import SelectionCallback, create_method
 from dsel_trl.batching import BatchPlanSampler, over_ranks, row_lengths
+from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -142,7 +143,7 @@ def test_every_example_once_per_epoch_and_the_schedule_is_right(make_trainer, no
     assert np.bincount(np.concatenate(witness.ids)).tolist() == [3] * 40
     steps = trainer.state.max_steps // 3
     for epoch in range(3):
-        assert sorted(sum(witness.ids[epoch * steps : (epoch + 1) * steps], [])) == list(range(40))
+        assert sorted(chain.from_iterable(witness.ids[epoch * steps : (epoch + 1) * steps])) == list(range(40))
     assert len({len(ids) for ids in witness.ids}) > 1
     rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
     assert rates[-1] == pytest.approx(5e-3 / trainer.state.max_steps)
@@ -215,7 +216,7 @@ def test_every_example_once_per_epoch_in_any_number_of_processes(runs, name):
     ids = trace(runs, name).ids
     steps = len(ids) // 3
     for epoch in range(3):
-        assert sorted(sum(ids[epoch * steps : (epoch + 1) * steps], [])) == list(range(40))
+        assert sorted(chain.from_iterable(ids[epoch * steps : (epoch + 1) * steps])) == list(range(40))
 
 
 @pytest.mark.parametrize("kind", ["dpo", "sft"])

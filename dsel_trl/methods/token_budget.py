@@ -12,7 +12,8 @@ from ..method import register
 from ..run import Run
 from ..tap import Signal
 
-SHUFFLED_WINDOW = 1024
+# What is sorted together: many batches, so that they are alike, but not all, so that no two passes are.
+SHUFFLED_WINDOW, SHUFFLED_STEPS = 1024, 128
 # With an order to keep to, lengths are only sorted among this many optimizer steps' worth of neighbours.
 ORDERED_STEPS = 8
 # How many passes are looked at to find an epoch length that fits them all.
@@ -38,7 +39,8 @@ class TokenBudget(Batched):
     rejected). An epoch keeps about its number of steps.
     When not: methods that need batches of a fixed number (`pick`); lengths that hardly differ; padding-free training,
     which has no padding to save.
-    Cost of a plan of 1,000,000 examples: see `benchmarks/scale.py`; about half a second and 60 MB.
+    Cost of a plan of 1,000,000 examples on one core (`benchmarks/scale.py`): 1-2 seconds and 52 MB; the first plan,
+    which also finds the budget and looks ahead, 5 seconds.
     """
 
     tokens: int | None = field(
@@ -49,7 +51,9 @@ class TokenBudget(Batched):
     )
     window: int | None = field(
         default=None,
-        metadata={"help": "examples sorted together; default 1024, or 8 optimizer steps where a method orders"},
+        metadata={
+            "help": "examples sorted together; default 128 micro-steps (1024 at least), where a method orders 8 steps"
+        },
     )
     max_examples: int | None = field(default=None, metadata={"help": "largest number of examples in a batch"})
     signals = (Signal.LENGTH,)
@@ -91,11 +95,11 @@ class TokenBudget(Batched):
         return over_ranks([order[bounds[i] : bounds[i + 1]] for i in shuffled.tolist()], run.world)
 
     def _window(self, run: Run, examples: int) -> int:
-        arguments = run.arguments
-        window = self.window or SHUFFLED_WINDOW
-        if self.window is None and run.ordered:
-            step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * run.world
-            window = ORDERED_STEPS * step
+        batch, accumulation = run.arguments.per_device_train_batch_size, run.arguments.gradient_accumulation_steps
+        usual = max(SHUFFLED_WINDOW, SHUFFLED_STEPS * batch * run.world)
+        if run.ordered:
+            usual = ORDERED_STEPS * batch * accumulation * run.world
+        window = self.window or usual
         # Equal windows, as a short last one would be batched badly; whole shares for all ranks in each of them.
         window = -(-examples // -(-examples // window))
         return -(-window // run.world) * run.world
