@@ -1,4 +1,4 @@
-import builtins
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -92,14 +92,8 @@ def test_kmeans_finds_directions_whatever_the_length():
 
 
 def test_missing_backend_names_the_extra(monkeypatch):
-    real = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name.startswith(("sklearn", "faiss")):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    monkeypatch.setitem(sys.modules, "faiss", None)
     for backend in ("sklearn", "faiss"):
         with pytest.raises(ImportError, match=r'pip install "dsel-trl\[cluster\]"'):
             spherical_kmeans(random_rows(4), 2, backend=backend)
