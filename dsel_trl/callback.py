@@ -372,7 +372,7 @@ class SelectionCallback(TrainerCallback):
         """Completion tokens and trained tokens of each example, after the trainer's truncation."""
         if self._lengths_read is None:
             dataset, limit = self.trainer.train_dataset, getattr(self.trainer.args, "max_length", None)
-            pairs = self.kind == "dpo"
+            pairs = self.kind in ("dpo", "reward")
             self._lengths_read = pair_lengths(dataset, limit) if pairs else sequence_lengths(dataset)
         return self._lengths_read
 

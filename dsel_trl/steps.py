@@ -81,7 +81,7 @@ class OptimizerStep:
         """Scores and weighs the batch whose loss was just computed; returns what is to be added to the loss."""
         batch = listening.batch or self._batch(listening)
         values: dict[str, Tensor] = {"loss": batch.loss}
-        if seams.trainer_kind(self.trainer) == "dpo":
+        if seams.trainer_kind(self.trainer) in ("dpo", "reward"):
             values["implicit_margin"] = batch.implicit_margin
         for method in self.methods.using("score"):
             scores = method.score(batch)

@@ -100,7 +100,8 @@ class Tap:
             logits, name = getattr(output, "logits", None), "logits"
             if logits is None or reading.labels is None:
                 return
-            log_probs = label_log_probs(logits.detach(), reading.labels)
+            # The head of a reward model gives one number per row.
+            log_probs = logits if logits.dim() == 2 else label_log_probs(logits.detach(), reading.labels)
         forward = Forward(
             log_probs.detach(),
             *(
@@ -138,6 +139,7 @@ class LossSettings:
     f_divergence: str = "reverse_kl"
     f_alpha: float = 1.0
     ld_alpha: float | None = None
+    center_rewards: float = 0.0
     use_weighting: bool = False
 
 
@@ -302,6 +304,36 @@ class PairBatch(Batch):
         if weights.dim() > 1:
             weights = (weights * self.token_mask).sum(dim=1) / self.token_mask.sum(dim=1).clamp(min=1)
         return weights.view(2, self.size).mean(dim=0)
+
+
+@dataclass
+class RewardBatch(PairBatch):
+    """A micro-batch of pairs as a reward model sees them: one reward per row in the place of log-probabilities."""
+
+    @cached_property
+    def token_mask(self) -> Tensor:
+        return self.inputs["attention_mask"][:, 1:].bool()
+
+    @cached_property
+    def _policy_sums(self) -> tuple[Tensor, Tensor]:
+        raise ValueError("A reward model gives rewards, no log-probabilities.")
+
+    @cached_property
+    def rewards(self) -> tuple[Tensor, Tensor]:
+        """Rewards of the chosen and of the rejected responses, `(B,)` each."""
+        chosen, rejected = self.policy.log_probs.float().squeeze(-1).chunk(2)
+        return chosen, rejected
+
+    @cached_property
+    def implicit_margin(self) -> Tensor:
+        """Reward of the chosen less that of the rejected response, `(B,)`."""
+        return self.rewards[0] - self.rewards[1]
+
+    @cached_property
+    def loss(self) -> Tensor:
+        """Loss of each pair: Bradley-Terry with the dataset's margin, if it has one, and the centring term."""
+        margin = self.implicit_margin - self.inputs.get("margin", 0.0)
+        return -torch.nn.functional.logsigmoid(margin) + self.settings.center_rewards * sum(self.rewards) ** 2
 
 
 @dataclass

@@ -15,12 +15,22 @@ from datasets import Dataset
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers.trainer_pt_utils import BatchRebalanceSampler
-from trl import DPOTrainer, SFTTrainer
+from trl import DPOTrainer, RewardTrainer, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from .batching import BatchPlanSampler
 from .sidecar import read_sidecar
-from .tap import ROW_LENGTHS, Batch, Forward, LossSettings, PairBatch, Reading, SequenceBatch, label_log_probs
+from .tap import (
+    ROW_LENGTHS,
+    Batch,
+    Forward,
+    LossSettings,
+    PairBatch,
+    Reading,
+    RewardBatch,
+    SequenceBatch,
+    label_log_probs,
+)
 
 if TYPE_CHECKING:
     from .callback import SelectionCallback
@@ -114,6 +124,10 @@ class SelectionMixin(_Trainer):
     """
 
     selection: "SelectionCallback | None" = None
+    # Set by the trainers themselves.
+    data_collator: Any
+    _signature_columns: Any
+    _train_batch_size: int
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A class made on the spot cannot be found by name: rebuild it from the class it was made of.
@@ -239,15 +253,17 @@ def stock_class(cls: type) -> type:
 
 
 def trainer_kind(trainer: Any) -> str:
-    """`"dpo"` or `"sft"`; `TypeError` for trainers whose signals are not known."""
-    for kind, cls in (("dpo", DPOTrainer), ("sft", SFTTrainer)):
+    """`"dpo"`, `"sft"` or `"reward"`; `TypeError` for trainers whose signals are not known."""
+    for kind, cls in (("dpo", DPOTrainer), ("sft", SFTTrainer), ("reward", RewardTrainer)):
         if isinstance(trainer, cls):
             return kind
-    raise TypeError(f"{type(trainer).__name__} is not supported: use TRL's DPOTrainer or SFTTrainer.")
+    raise TypeError(f"{type(trainer).__name__} is not supported: use a DPOTrainer, SFTTrainer or RewardTrainer.")
 
 
 def loss_settings(trainer: Any) -> LossSettings:
     """What decides a pair's loss, as the trainer holds it now (`beta` may change while it trains)."""
+    if trainer_kind(trainer) == "reward":
+        return LossSettings(center_rewards=trainer.args.center_rewards_coefficient or 0.0)
     if trainer_kind(trainer) != "dpo":
         return LossSettings()
     return LossSettings(
@@ -266,19 +282,22 @@ def loss_settings(trainer: Any) -> LossSettings:
 def make_batch(trainer: Any, ids: Tensor, inputs: dict[str, Any], reading: Reading, **context: Any) -> Batch:
     """The batch of a reading, in the layout of this trainer."""
     assert reading.policy is not None
-    cls = SequenceBatch if is_sequences(trainer, inputs) else PairBatch
+    pairs = RewardBatch if trainer_kind(trainer) == "reward" else PairBatch
+    cls = SequenceBatch if is_sequences(trainer, inputs) else pairs
     return cls(ids, inputs, reading.policy, reading.reference, settings=loss_settings(trainer), **context)
 
 
 def is_sequences(trainer: Any, inputs: dict[str, Any]) -> bool:
     """Whether a batch holds single sequences: always for SFT, and in passes over one side of the pairs."""
-    return trainer_kind(trainer) != "dpo" or "labels" in inputs
+    return trainer_kind(trainer) == "sft" or "labels" in inputs
 
 
 def labels_of(trainer: Any, inputs: dict[str, Any]) -> Tensor:
     """Labels of a collated batch, -100 where there is no loss."""
     if is_sequences(trainer, inputs):
         return inputs["labels"]
+    if trainer_kind(trainer) == "reward":
+        return inputs["input_ids"]  # no token has a loss of its own, but none is hidden either
     return inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
 
 
@@ -376,8 +395,8 @@ def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: 
     """
     if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
         raise ValueError(
-            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can be "
-            "made then. Score the data in a run without them and give the scores as dataset columns."
+            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
+            "be made then. Score the data in a run without them and give the scores as dataset columns."
         )
     labels = labels_of(trainer, inputs)
     own = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "labels", EXAMPLE_ID, ROW_LENGTHS}
@@ -386,6 +405,9 @@ def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: 
     model.eval()
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
+            if trainer_kind(trainer) == "reward":
+                rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
+                return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
             output = model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True)
             policy = Forward(
                 output.log_probs if output.log_probs is not None else label_log_probs(output.logits, labels),

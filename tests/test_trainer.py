@@ -228,7 +228,7 @@ def test_the_mixin_serves_a_subclass(model, tmp_path):
 
 
 def test_only_dpo_and_sft_trainers_are_served(model):
-    with pytest.raises(TypeError, match="DPOTrainer or SFTTrainer"):
+    with pytest.raises(TypeError, match="DPOTrainer, SFTTrainer or RewardTrainer"):
         seams.trainer_kind(object())
 
 

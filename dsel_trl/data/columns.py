@@ -104,7 +104,10 @@ def pair_lengths(dataset: Dataset, max_length: int | None) -> tuple[np.ndarray, 
     Returns:
         Two `int32` arrays of shape `(N,)`.
     """
-    prompt, chosen, rejected = (list_lengths(dataset, f"{name}_ids") for name in ("prompt", "chosen", "rejected"))
+    chosen, rejected = (list_lengths(dataset, f"{name}_ids") for name in ("chosen", "rejected"))
+    # Pairs for a reward model hold the prompt in both sides.
+    with_prompt = "prompt_ids" in dataset.column_names
+    prompt = list_lengths(dataset, "prompt_ids") if with_prompt else np.zeros_like(chosen)
     sides = [prompt + chosen, prompt + rejected]
     if max_length is not None:
         sides = [np.minimum(side, max_length) for side in sides]

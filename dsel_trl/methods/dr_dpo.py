@@ -26,7 +26,7 @@ class DrDpo(Method):
     )
 
     signals = (Signal.LOSS,)
-    trainers = ("dpo",)
+    trainers = ("dpo", "reward")
     paper = "hf.co/papers/2407.07880"
     selector = "weight"
     normalize = "none"

@@ -33,7 +33,7 @@ class Margin(ExplicitMargin, ByScore):
     source: str = field(default="implicit", metadata={"help": f"one of {', '.join(SOURCES)}"})
 
     signals = (Signal.IMPLICIT_MARGIN, Signal.EXPLICIT_MARGIN)
-    trainers = ("dpo",)
+    trainers = ("dpo", "reward")
     criterion = "internal or external_continuous"
     selector = "top_k, band, weight, sample, curriculum"
 

@@ -23,6 +23,7 @@ class Random(Method):
 
     packed_rows = True
     family = "none"
+    trainers = ("dpo", "sft", "reward")
     criterion = "none"
     selector = "random"
     state = "none"

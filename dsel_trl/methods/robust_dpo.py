@@ -39,7 +39,7 @@ class RobustDpo(Method):
     normalize: str = field(default="none", metadata={"help": '"none": weights as they are; "mean1"'})
 
     signals = (Signal.IMPLICIT_MARGIN,)
-    trainers = ("dpo",)
+    trainers = ("dpo", "reward")
     paper = "hf.co/papers/2403.00409"
     selector = "weight"
     state = "eps and two sums"
@@ -57,6 +57,8 @@ class RobustDpo(Method):
         self._epoch = 0
 
     def check(self, run: Run) -> None:
+        if self.own_loss and run.trainer != "dpo":
+            raise ValueError(f"mode={self.mode!r} is a form of DPO's loss: with a reward model use mode='posterior'.")
         if self.own_loss:
             check_sigmoid(run, f"mode={self.mode!r}")
 

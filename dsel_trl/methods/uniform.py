@@ -18,5 +18,6 @@ class Uniform(Method):
 
     packed_rows = True
     family = "none"
+    trainers = ("dpo", "sft", "reward")
     criterion = "none"
     selector = "all"

@@ -15,6 +15,7 @@ class KeepBatches(Method):
     """Keeps each micro-batch as the methods saw it."""
 
     name = "keep_batches"
+    trainers = ("dpo", "sft", "reward")
 
     def __init__(self) -> None:
         self.batches: list[PairBatch] = []

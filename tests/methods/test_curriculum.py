@@ -1,0 +1,106 @@
+"""Curricula by any difficulty: what is open when, controls, and sampling with and without bias."""
+
+import numpy as np
+import pytest
+
+from dsel_trl import SelectionCallback, create_method
+from dsel_trl.functional.pacing import competence, unigram_rarity
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(no_picture):
+    """Every run of this file ends without a picture."""
+
+
+def served(make_trainer, config=None, **parameters):
+    trainer = make_trainer("sft", **(config or {}))
+    witness = tiny.attach(trainer, "curriculum", **parameters)
+    trainer.train()
+    return trainer, np.concatenate(witness.ids), witness
+
+
+def rarities(trainer):
+    rows = [row["input_ids"] for row in trainer.train_dataset]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
+    return unigram_rarity(np.concatenate(rows), offsets)
+
+
+def test_competence_opens_the_rare_ones_late(make_trainer):
+    trainer, ids, _ = served(make_trainer, start=0.1, full_at=1.0)
+    difficulty = rarities(trainer)
+    np.testing.assert_allclose(trainer.selection.ledger["curriculum_rarity"], difficulty, rtol=1e-5)
+    rank = np.argsort(np.argsort(difficulty, kind="stable"), kind="stable")
+    for position, i in enumerate(ids.tolist()):
+        open_now = np.ceil(float(competence(position / 40, 1.0, initial=0.1)) * 40)
+        assert rank[i] < max(open_now, position + 1)
+    assert sorted(ids.tolist()) == list(range(40))
+
+
+def test_reverse_and_strict_order(make_trainer):
+    difficulty = np.array(tiny.completions()["difficulty"])
+    for reverse in (False, True):
+        _, ids, _ = served(make_trainer, by="column", column="difficulty", pacing="none", reverse=reverse)
+        assert ids.tolist() == np.argsort(-difficulty if reverse else difficulty).tolist()
+
+
+def test_the_control_opens_a_random_pool(make_trainer):
+    parameters = {"by": "column", "column": "difficulty", "start": 0.2, "full_at": 1.0, "pacing": "linear"}
+    difficulty = np.array(tiny.completions()["difficulty"])
+    _, ids, _ = served(make_trainer, **parameters)
+    _, control, _ = served(make_trainer, random_order=True, **parameters)
+    assert np.corrcoef(difficulty[ids], np.arange(40))[0, 1] > 0.4
+    assert abs(np.corrcoef(difficulty[control], np.arange(40))[0, 1]) < 0.4
+
+
+def test_pacing_over_the_run(make_trainer):
+    parameters = {"by": "column", "column": "difficulty", "pacing": "linear", "start": 0.25, "keep": 0.5}
+    config = {"num_train_epochs": 4}
+    difficulty = np.array(tiny.completions()["difficulty"])
+    _, each, _ = served(make_trainer, config, **parameters)
+    _, over, _ = served(make_trainer, config, pacing_over="run", full_at=1.0, **parameters)
+    # The first epoch of a pacing over the run stays with easier examples than that of a pacing over each epoch.
+    assert difficulty[over[:20]].mean() < difficulty[each[:20]].mean() + 1e-9
+    assert difficulty[over[-20:]].mean() > difficulty[over[:20]].mean()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_sampling_follows_the_difficulty(make_trainer, reverse):
+    difficulty = np.array(tiny.completions()["difficulty"])
+    parameters = {"by": "column", "column": "difficulty", "action": "sample", "keep": 0.5, "temperature": 0.05}
+    _, ids, _ = served(make_trainer, reverse=reverse, **parameters)
+    easy = difficulty[ids].mean() < difficulty.mean()
+    assert easy != reverse
+    assert len(ids) == len(set(ids.tolist())) == 20
+
+
+def test_unbiased_sampling_weighs_by_the_inverse_probability(make_trainer):
+    parameters = {"by": "column", "column": "difficulty", "action": "sample", "keep": 0.5, "temperature": 0.5}
+    trainer, _, witness = served(
+        make_trainer, {"per_device_train_batch_size": 4}, unbiased=True, clip=1e9, **parameters
+    )
+    difficulty = np.array(tiny.completions()["difficulty"])
+    for step in witness.steps:
+        raw = np.exp(difficulty[step.ids] / 0.5)
+        np.testing.assert_allclose(step.values["weight"], raw / raw.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"by": "size"}, "by='size'"),
+        ({"by": "column"}, "by='column'"),
+        ({"column": "x"}, "column='x'"),
+        ({"unbiased": True}, "unbiased=True"),
+        ({"pacing_over": "step"}, "pacing_over='step'"),
+        ({"action": "weight"}, "action='weight'"),
+    ],
+)
+def test_wrong_parameters(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        create_method("curriculum", **parameters)
+
+
+def test_a_missing_column(make_trainer):
+    with pytest.raises(ValueError, match="nothing"):
+        SelectionCallback(make_trainer("sft"), "curriculum", by="column", column="nothing")
