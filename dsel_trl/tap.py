@@ -289,7 +289,8 @@ class PairBatch(Batch):
         width = self.token_mask.shape[1]
         expected = self.policy.log_sum_sq_probs[:, -width:]
         aligned = aligned_logps(self.policy.log_probs[:, -width:], expected, self.token_mask)
-        return wpo_pair_weight(*aligned.chunk(2), cap=None)
+        chosen, rejected = aligned.chunk(2)
+        return wpo_pair_weight(chosen, rejected, None)
 
     @cached_property
     def lengths(self) -> Tensor:
