@@ -85,13 +85,13 @@ class Turns(TrainerCallback):
         return control
 
 
-def build_trainer(options, rows: Dataset, kind: str, variant: str, seed: int = 0, **more):
+def build_trainer(options, rows: Dataset, kind: str, variant: str, seed: int = 0, other: dict | None = None, **more):
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     from dsel_trl import SelectionCallback, create_method
 
     config, selection = (DOCUMENTS if kind == "sft" else PAIRS)[variant]
-    config = {**config, **more}
+    config, selection = {**config, **more}, other or selection
     batch, accumulation = options.batch_size, 1
     if config.get("packing"):
         # As many tokens per step as the default batch has: packed rows are full, and without flash attention a
@@ -209,6 +209,46 @@ def pooled(rows: np.ndarray) -> np.ndarray:
     return rows[..., 0].sum(axis=-1) / rows[..., 2].sum(axis=-1)
 
 
+SAME_LOSS = {
+    "sft": {
+        "TRL default": None,
+        "token_budget": {"name": "token_budget"},
+        "dataset_decomposition": {"name": "dataset_decomposition", "mode": "decompose", "min_log2": 6},
+    },
+    "dpo": {
+        "TRL default": None,
+        "token_budget": {"name": "token_budget"},
+        "token_budget, weighting: batch": {"name": "token_budget", "weighting": "batch"},
+    },
+}
+
+
+def same_loss(options, path: str, kind: str) -> dict[str, list[float]]:
+    """Validation loss after one epoch over the same rows, so after the same trained tokens, for each seed."""
+    rows = load(options, path, kind)
+    if kind == "sft":
+        rows = rows.map(lambda row: {"input_ids": row["input_ids"][: options.max_length]})
+    held = len(rows) // 5
+    train, test = rows.select(range(held, len(rows))), rows.select(range(held))
+    losses: dict[str, list[float]] = {name: [] for name in SAME_LOSS[kind]}
+    for seed in range(options.same_loss):
+        for name, selection in SAME_LOSS[kind].items():
+            trainer = build_trainer(options, train, kind, "TRL default", seed, selection, num_train_epochs=1)
+            trainer.train()
+            trainer.eval_dataset = build_trainer(options, test, kind, "TRL default", seed).train_dataset
+            losses[name].append(trainer.evaluate()["eval_loss"])
+    print(
+        f"\n{Path(path).stem}: validation loss, {options.same_loss} seeds\n{'batches':<34}{'mean':>8}{'difference':>13}"
+    )
+    base = np.array(losses["TRL default"])
+    for name, values in losses.items():
+        difference = np.array(values) - base
+        spread = f"{difference.mean():+.4f} ({difference.std(ddof=1):.4f})" if name != "TRL default" else ""
+        print(f"{name:<34}{np.mean(values):>8.4f}  {spread}", flush=True)
+    print(f"standard deviation of TRL default over the seeds: {base.std(ddof=1):.4f}")
+    return losses
+
+
 def table(name: str, results: dict[str, dict]) -> None:
     print(f"\n{name}\n{'batches':<26}{'tokens/s':>10}{'25%-75%':>16}{'real share':>12}{'x default':>11}{'5%-95%':>14}")
     base = np.array(results["TRL default"]["turns"])
@@ -242,6 +282,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000, help="rows of each file, drawn at random")
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps per turn")
+    parser.add_argument("--same-loss", type=int, default=0, metavar="N", help="compare validation losses of N seeds")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("vsl.json"))
     options = parser.parse_args()
@@ -251,8 +292,11 @@ def main() -> None:
     report = {"batch_size": options.batch_size, "max_length": options.max_length, "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as options.scratch:
         for path, kind in [(options.documents, "sft")] * bool(options.documents) + [(p, "dpo") for p in options.pairs]:
-            results = measure(options, load(options, path, kind), kind)
-            table(Path(path).stem, results)
+            if options.same_loss:
+                results = same_loss(options, path, kind)
+            else:
+                results = measure(options, load(options, path, kind), kind)
+                table(Path(path).stem, results)
             report[Path(path).stem] = results
             gc.collect()
     options.output.write_text(json.dumps(report, indent=1) + "\n")
