@@ -76,9 +76,7 @@ def test_sampling_follows_the_difficulty(make_trainer, reverse):
 
 def test_unbiased_sampling_weighs_by_the_inverse_probability(make_trainer):
     parameters = {"by": "column", "column": "difficulty", "action": "sample", "keep": 0.5, "temperature": 0.5}
-    trainer, _, witness = served(
-        make_trainer, {"per_device_train_batch_size": 4}, unbiased=True, clip=1e9, **parameters
-    )
+    _, _, witness = served(make_trainer, {"per_device_train_batch_size": 4}, unbiased=True, clip=1e9, **parameters)
     difficulty = np.array(tiny.completions()["difficulty"])
     for step in witness.steps:
         raw = np.exp(difficulty[step.ids] / 0.5)
