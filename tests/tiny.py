@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import datasets
 import numpy as np
@@ -132,6 +133,24 @@ def texts(size: int = 40, seed: int = 0) -> Dataset:
 
 DATASETS = {"dpo": preferences, "sft": completions, "lm": texts}
 
+PREPARED_BY = ("max_length", "truncation_mode", "packing", "packing_strategy", "padding_free", "completion_only_loss")
+_PREPARED: dict[Any, Any] = {}
+
+
+def prepared_once(cls: type) -> Any:
+    """TRL's own preparation of a dataset, done once for each dataset and what of the arguments it depends on."""
+    prepare = cls._prepare_dataset
+
+    def prepared(self: Any, dataset: Any, processing_class: Any, args: Any, *rest: Any) -> Any:
+        if not isinstance(dataset, Dataset):
+            return prepare(self, dataset, processing_class, args, *rest)
+        key = (cls, dataset._fingerprint, *(getattr(args, name, None) for name in PREPARED_BY), *rest)
+        if key not in _PREPARED:
+            _PREPARED[key] = prepare(self, dataset, processing_class, args, *rest)
+        return _PREPARED[key]
+
+    return patch.object(cls, "_prepare_dataset", prepared)
+
 
 def make_trainer(
     kind: str,
@@ -158,14 +177,15 @@ def make_trainer(
         else None
     )
     cls, args = (DPOTrainer, DPOConfig) if kind == "dpo" else (SFTTrainer, SFTConfig)
-    return cls(
-        str(model),
-        args=args(str(output_dir), **{**COMMON, **config}),
-        train_dataset=DATASETS[kind]() if dataset is None else dataset,
-        eval_dataset=eval_dataset,
-        peft_config=peft_config,
-        callbacks=callbacks,
-    )
+    with prepared_once(cls):
+        return cls(
+            str(model),
+            args=args(str(output_dir), **{**COMMON, **config}),
+            train_dataset=DATASETS[kind]() if dataset is None else dataset,
+            eval_dataset=eval_dataset,
+            peft_config=peft_config,
+            callbacks=callbacks,
+        )
 
 
 def stir(trainer: Any, seed: int = 1, scale: float = 0.03) -> None:
