@@ -95,11 +95,17 @@ def _methods(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="dsel methods", description=COMMANDS["methods"])
     parser.add_argument("name", nargs="?", help="print the card of this method")
     parser.add_argument("--json", action="store_true", help="print as JSON")
+    parser.add_argument("--survey", action="store_true", help="print family, criterion and selector of each method")
     asked, unknown = parser.parse_known_args(list(words))
     if unknown:
         raise ValueError(f"Unexpected word {unknown[0]!r}. See `dsel methods --help`.")
     from .method import HOOKS, Method, get_method, get_method_card, list_methods
 
+    if asked.survey:
+        from .survey_table import survey_table
+
+        _say(survey_table())
+        return
     if asked.name and not asked.json:
         _say(get_method_card(asked.name))
         return

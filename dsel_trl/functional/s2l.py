@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dsel_trl.functional.ranking import Ids, top_k
+from dsel_trl.functional.ranking import Ids
+from dsel_trl.functional.semdedup import require_backend
 
 
 def loss_trajectories(losses: ArrayLike, num_checkpoints: int | None = None) -> NDArray[np.float32]:
@@ -39,15 +40,15 @@ def cluster_trajectories(
     trajectories: ArrayLike, rng: np.random.Generator, n_clusters: int = 100, iterations: int = 20
 ) -> Ids:
     """
-    Clusters loss trajectories by Euclidean k-means.
+    Clusters loss trajectories by Euclidean k-means (scikit-learn).
 
     Args:
         trajectories (array-like of shape `(n, T)`):
             From [`loss_trajectories`].
         rng (`np.random.Generator`):
-            Draws the first centers among the trajectories.
+            Seeds the first centers.
         n_clusters (`int`, *optional*, defaults to `100`):
-            Number of clusters, fewer if there are fewer distinct trajectories to start from.
+            Number of clusters, fewer if there are fewer distinct trajectories.
         iterations (`int`, *optional*, defaults to `20`):
             Largest number of refinements.
 
@@ -55,6 +56,7 @@ def cluster_trajectories(
         `np.ndarray` of int64, shape `(n,)`: the cluster of each example; equal trajectories share one.
 
     Raises:
+        `ImportError`: if scikit-learn is not installed.
         `ValueError`: if `n_clusters` is below 1.
     """
     if n_clusters < 1:
@@ -62,35 +64,14 @@ def cluster_trajectories(
     rows = np.asarray(trajectories, dtype=np.float32)
     if len(rows) == 0:
         return np.empty(0, dtype=np.int64)
-    # Distances are differences of squares: they are computed around the mean, where the squares are small.
-    rows = rows - rows.mean(axis=0)
-    sample = rng.choice(len(rows), size=min(n_clusters, len(rows)), replace=False)
-    centers = np.unique(rows[sample], axis=0)
-    labels, distances = _nearest(rows, centers)
-    for _ in range(iterations):
-        counts = np.bincount(labels, minlength=len(centers))
-        sums = np.stack([np.bincount(labels, weights=column, minlength=len(centers)) for column in rows.T], axis=1)
-        empty = np.flatnonzero(counts == 0)
-        moved = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        if len(empty):
-            # An empty cluster restarts at the trajectory that is worst served.
-            moved[empty] = rows[np.resize(top_k(distances, len(empty)), len(empty))]
-        before, centers = labels, moved
-        labels, distances = _nearest(rows, centers)
-        if np.array_equal(before, labels):
-            break
-    return labels
+    require_backend("sklearn")
+    from sklearn.cluster import KMeans
 
-
-def _nearest(rows: NDArray[np.float32], centers: NDArray[np.float32]) -> tuple[Ids, NDArray[np.float32]]:
-    labels, distances = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.float32)
-    for start in range(0, len(rows), 65536):
-        block = rows[start : start + 65536]
-        squares = (block**2).sum(axis=1, keepdims=True) - 2 * block @ centers.T + (centers**2).sum(axis=1)
-        nearest = squares.argmin(axis=1)
-        labels[start : start + 65536] = nearest
-        distances[start : start + 65536] = squares[np.arange(len(block)), nearest]
-    return labels, distances
+    distinct = len(np.unique(rows, axis=0))
+    kmeans = KMeans(
+        n_clusters=min(n_clusters, distinct), n_init=1, max_iter=iterations, random_state=int(rng.integers(2**31))
+    )
+    return np.asarray(kmeans.fit_predict(rows), dtype=np.int64)
 
 
 def balanced_quotas(sizes: Sequence[int], budget: int) -> list[int]:

@@ -55,7 +55,7 @@ class IncoDpo(Method):
     signals = (Signal.GENERATION, Signal.TEXT)
     trainers = ("dpo",)
     paper = "hf.co/papers/2503.15880"
-    family = "augment"
+    family = "raw"
     criterion = "external_continuous"
     selector = "builds the dataset"
     cost = "samples + continuations generated responses and rewards per prompt and build"

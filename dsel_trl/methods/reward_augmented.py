@@ -39,7 +39,7 @@ class RewardAugmented(ExplicitMargin):
     signals = (Signal.EXPLICIT_MARGIN, Signal.TEXT)
     trainers = ("dpo",)
     paper = "hf.co/papers/2410.08067"
-    family = "augment"
+    family = "raw"
     criterion = "external_continuous"
     selector = "builds the dataset"
     cost = "twice the rows and steps (half: as many as before)"

@@ -47,6 +47,7 @@ class S2L(Method):
 
     signals = (Signal.LOSS,)
     paper = "hf.co/papers/2403.07384"
+    family = "reduction"
     selector = "random, balanced over clusters"
     cost = "one training of the helper and `checkpoints` forwards per example, once"
     state = "the cluster and the choice of each example (9 bytes)"

@@ -33,7 +33,7 @@ def test_refinement_lowers_the_spread():
         labels = cluster_trajectories(rows, np.random.default_rng(2), n_clusters=8, iterations=iterations)
         return sum(((rows[labels == c] - rows[labels == c].mean(0)) ** 2).sum() for c in set(labels.tolist()))
 
-    assert spread(20) < spread(1) < spread(0)
+    assert spread(20) < spread(1)
 
 
 def test_equal_trajectories_are_one_cluster():
