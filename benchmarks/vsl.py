@@ -237,9 +237,8 @@ def same_loss(options, path: str, kind: str) -> dict[str, list[float]]:
             trainer.train()
             trainer.eval_dataset = build_trainer(options, test, kind, "TRL default", seed).train_dataset
             losses[name].append(trainer.evaluate()["eval_loss"])
-    print(
-        f"\n{Path(path).stem}: validation loss, {options.same_loss} seeds\n{'batches':<34}{'mean':>8}{'difference':>13}"
-    )
+    print(f"\n{Path(path).stem}: validation loss, {options.same_loss} seeds")
+    print(f"{'batches':<34}{'mean':>8}  difference (deviation)")
     base = np.array(losses["TRL default"])
     for name, values in losses.items():
         difference = np.array(values) - base
