@@ -26,7 +26,8 @@ class Batched(Method):
     )
 
     signals = (Signal.LENGTH,)
-    family = "length"
+    family = "indicator"
+    criterion = "none"
     normalize = "batch"
     state = "none"
 

@@ -57,8 +57,6 @@ class TokenBudget(Batched):
     )
     max_examples: int | None = field(default=None, metadata={"help": "largest number of examples in a batch"})
     signals = (Signal.LENGTH,)
-    family = "indicator"
-    criterion = "none"
     selector = "all, in batches of like length"
     state = "none"
 
