@@ -1,5 +1,5 @@
 """
-The command line: `dsel dpo | sft | methods`, the same program as `python -m dsel_trl`.
+The command line: `dsel dpo | sft | build | methods`, the same program as `python -m dsel_trl`.
 
 Exit codes: 0 done, 1 the training failed, 2 something in the arguments or the data has to be mended, 130 interrupted.
 """
@@ -18,6 +18,7 @@ DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
 COMMANDS = {
     "dpo": "preference training with selection (TRL's DPOTrainer)",
     "sft": "supervised fine-tuning with selection (TRL's SFTTrainer)",
+    "build": "write a dataset: reward-augmented pairs, or continuations of a stronger model's responses",
     "methods": "list the methods, or print the card of one",
 }
 USAGE = """usage: dsel COMMAND [arguments]
@@ -150,6 +151,10 @@ def _dispatch(words: list[str]) -> None:
         _say(f"dsel-trl {version('dsel-trl')}")
     elif command in ("dpo", "sft"):
         _train(command, rest)
+    elif command == "build":
+        from .building import build_file
+
+        _say(build_file(rest))
     elif command == "methods":
         _methods(rest)
     else:

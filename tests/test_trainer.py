@@ -119,7 +119,6 @@ def test_packing_with_a_method_that_allows_it(make_trainer):
 
 def anatomy(trainer):
     model = seams.base_model(trainer)
-    modules = dict(trainer.model.named_modules())
     return {
         "class": type(trainer),
         "attributes": sorted(trainer.__dict__),

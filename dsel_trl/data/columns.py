@@ -50,7 +50,7 @@ def list_lengths(dataset: Dataset, name: str) -> np.ndarray:
 
 def original_positions(dataset: Dataset) -> np.ndarray | None:
     """
-    Position of each row in the dataset the user passed, where it can be known, else `None` (the rows count themselves).
+    Position of each row in the dataset the user passed, where it can be known, else `None`.
 
     TRL drops over-long rows while it prepares a dataset; a column `example_id`, or the index table that `filter` and
     `shuffle` leave behind, still says where a row came from.

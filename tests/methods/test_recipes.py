@@ -36,7 +36,8 @@ def test_a_recipe_trains(path, demo, tmp_path, capsys):
     kind = kind_of(path)
     words = [kind, "--config", str(path), "--dataset_name", str(demo / kind), "--output_dir", str(tmp_path / "run")]
     words += ["--model_name_or_path", str(demo / "model"), "--max_steps", "2", "--warmup_steps", "0"]
-    words += ["--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none", "--save_strategy", "no"]
+    words += ["--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none"]
+    words += ["--save_strategy", "no"]
     assert main(words) == DONE, capsys.readouterr().err
     assert list((tmp_path / "run").rglob("selection/ledger.parquet"))
 

@@ -1,8 +1,8 @@
 """Checks every oracle file of a folder against the public functions of `dsel_trl`.
 
-An oracle file `<name>.<split>.json` holds inputs and expected outputs. The adapter `adapters/<name>.py` reads the inputs,
-calls the package and yields `(label, got, expected)` triples; this runner compares them with the tolerance of the file.
-`DSEL_ORACLES` names another folder with files of the same format.
+An oracle file `<name>.<split>.json` holds inputs and expected outputs. The adapter `adapters/<name>.py` reads the
+inputs, calls the package and yields `(label, got, expected)` triples; this runner compares them with the tolerance of
+the file. `DSEL_ORACLES` names another folder with files of the same format.
 """
 
 import importlib
