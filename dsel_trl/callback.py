@@ -340,7 +340,11 @@ class SelectionCallback(TrainerCallback):
         """Scores an oversized candidate batch without gradient and returns the rows to train on."""
         (method,) = self.methods.using("pick")
         own_ids = inputs[seams.EXAMPLE_ID].cpu()
-        candidates = self.steps.score_rows(inputs, own_ids, reference=method.references)
+        candidates = (
+            self.steps.score_rows(inputs, own_ids, reference=method.references)
+            if method.scores_candidates
+            else self.steps.unscored(inputs, own_ids)
+        )
         positions = method.pick(self.run, candidates).cpu()
         ids, _ = candidates.gather(candidates.ids)
         rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes

@@ -88,6 +88,11 @@ class Method:
         """Whether the reference model's log-probabilities are needed when candidates are scored."""
         return bool({Signal.REF_LOGPS, Signal.IMPLICIT_MARGIN, Signal.LOSS} & set(self.signals))
 
+    @property
+    def scores_candidates(self) -> bool:
+        """Whether candidates go through the model before `pick`; where only their ids count, they need not."""
+        return True
+
     def epoch_size(self, run: Run) -> int | None:
         """Examples per epoch, said before training starts; `None` = as many as are kept at the first plan."""
         return None

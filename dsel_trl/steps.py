@@ -13,7 +13,7 @@ from . import trainer as seams
 from .composition import Composition
 from .gate import Gate, WeightAverage
 from .run import Run, Step
-from .tap import Batch, Reading, Tap
+from .tap import Batch, Forward, Reading, Tap
 
 
 @dataclass
@@ -168,6 +168,11 @@ class OptimizerStep:
 
     def score_rows(self, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True) -> Batch:
         return seams.score_rows(self.trainer, inputs, ids, reference=reference, **self.context())
+
+    def unscored(self, inputs: dict[str, Any], ids: Tensor) -> Batch:
+        """Candidates of which only the ids and inputs are looked at: no forward is made."""
+        device = inputs["input_ids"].device
+        return Batch(ids.to(device), inputs, Forward(torch.empty(0, device=device)), **self.context())
 
     def gather(self, values: Tensor) -> tuple[Tensor, slice]:
         accelerator = self.trainer.accelerator

@@ -97,7 +97,7 @@ class Zip(Prescored):
         return self.factor if self.form == "online" else 1
 
     @property
-    def references(self) -> bool:
+    def scores_candidates(self) -> bool:
         return False
 
     def check(self, run: Run) -> None:

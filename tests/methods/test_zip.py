@@ -69,12 +69,15 @@ def test_each_epoch_complements_those_before(make_trainer):
     assert len(set(np.concatenate(epochs).tolist())) == 30
 
 
-def test_online_takes_what_was_not_trained_just_now(make_trainer):
+def test_online_takes_what_was_not_trained_just_now(make_trainer, monkeypatch):
+    scored = []
+    monkeypatch.setattr("dsel_trl.trainer.score_rows", lambda *args, **kwargs: scored.append(args))
     rows = [tiny.completions(40)[i % 4] if i % 2 else tiny.completions(40)[i] for i in range(40)]
     trainer = make_trainer("sft", dataset=Dataset.from_list(rows), max_steps=8)
     witness = tiny.attach(trainer, "zip", form="online", factor=4, serializer="text")
     trainer.train()
     trained = np.concatenate(witness.ids).tolist()
+    assert not scored
     copies = [i % 4 for i in trained if i % 2]
     assert len(copies) < len(trained) / 2
     window = trainer.selection.methods.methods[0].state_dict()["window"]

@@ -1,0 +1,161 @@
+"""
+Time and memory of the planners that read texts, embeddings and losses, at 1 million examples on one core.
+
+Each runs in a process of its own on made-up inputs: texts of 8 to 60 words, vectors of 64 numbers. Prints a table and
+writes JSON; `benchmarks/scale.py` adds the rows to its own.
+
+    OMP_NUM_THREADS=1 python benchmarks/scale_plans.py --examples 1000000 --output scale_plans.json
+"""
+
+import argparse
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import numpy as np
+
+from dsel_trl.functional.d4 import d4_select
+from dsel_trl.functional.deita import diversity_filter
+from dsel_trl.functional.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
+from dsel_trl.functional.edge import edge_scores, guideline_effect
+from dsel_trl.functional.ifd import ifd_perplexity_ratio, select_superfiltering
+from dsel_trl.functional.pacing import unigram_rarity
+from dsel_trl.functional.perplexity import perplexity_band
+from dsel_trl.functional.semdedup import max_similarity, rank_clusters, spherical_kmeans, unit_rows
+from dsel_trl.functional.zip import zip_select
+from dsel_trl.ledger import Ledger
+from dsel_trl.method import create_method
+from dsel_trl.run import Run
+
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rt", "sta", "lem", "go", "vi", "tor")]
+
+
+def texts_of(examples: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(8, 60, examples)
+    words = np.array(WORDS)[np.minimum(rng.zipf(1.3, int(lengths.sum())), len(WORDS)) - 1].tolist()
+    ends = np.cumsum(lengths).tolist()
+    return [" ".join(words[end - length : end]) for end, length in zip(ends, lengths.tolist(), strict=True)]
+
+
+def vectors_of(examples: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    centers = rng.standard_normal((1000, 64), dtype=np.float32)
+    return centers[rng.integers(0, 1000, examples)] + 0.7 * rng.standard_normal((examples, 64), dtype=np.float32)
+
+
+def run_dsir(texts: list[str]) -> None:
+    hashed = hash_ngrams(texts)
+    target = hash_ngrams(texts[:1000])
+    weights = log_importance_weights(hashed, bucket_distribution(hashed, 10_000), bucket_distribution(target, 10_000))
+    dsir_select(weights, len(texts) // 2, rng=np.random.default_rng(0))
+
+
+def run_semdedup(vectors: np.ndarray) -> None:
+    rows = unit_rows(vectors)
+    labels, centroids = spherical_kmeans(rows)
+    max_similarity(rank_clusters(rows, labels, centroids), len(rows))
+
+
+def run_infobatch(ledger: Ledger) -> None:
+    arguments = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    run = Run(trainer="sft", size=len(ledger), ledger=ledger, epochs=8, arguments=arguments)
+    method = create_method("infobatch")
+    method.setup(run)
+    method.plan(run, 0)
+
+
+def planners(examples: int) -> dict[str, tuple[Callable[[], object], Callable[..., object]]]:
+    """For each planner what makes its input and what is measured."""
+
+    def losses() -> np.ndarray:
+        return np.random.default_rng(2).gamma(4.0, 0.5, (2, examples))
+
+    def ledger() -> Ledger:
+        table = Ledger(examples)
+        table.write("loss", None, losses()[0], 1)
+        return table
+
+    def tokens() -> tuple[np.ndarray, np.ndarray]:
+        lengths = np.random.default_rng(3).integers(8, 60, examples)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return np.random.default_rng(4).zipf(1.3, int(offsets[-1])).clip(max=50_000), offsets
+
+    def scored() -> tuple[np.ndarray, np.ndarray]:
+        return losses()[0], vectors_of(examples)
+
+    return {
+        "zip: start and a round of 100 (k1=10000)": (
+            lambda: texts_of(examples),
+            lambda texts: zip_select(texts, 100, serializer="text"),
+        ),
+        "deita: filter to 10,000 of 64 numbers": (scored, lambda pair: diversity_filter(*pair, size=10_000)),
+        "ifd": (losses, lambda pair: select_superfiltering(ifd_perplexity_ratio(*pair), examples // 10)),
+        "perplexity": (losses, lambda pair: perplexity_band(pair[0], 0.5)),
+        "edge: one turn each": (
+            losses,
+            lambda pair: edge_scores(guideline_effect(*pair), np.arange(examples), examples),
+        ),
+        "semdedup: 1,000 clusters": (lambda: vectors_of(examples), run_semdedup),
+        "d4: 1,000 clusters": (lambda: vectors_of(examples), d4_select),
+        "dsir": (lambda: texts_of(examples), run_dsir),
+        "curriculum: rarity": (tokens, lambda pair: unigram_rarity(*pair)),
+        "infobatch": (ledger, run_infobatch),
+    }
+
+
+def memory(key: str) -> float:
+    """MB of this process, by a key of the kernel's status file."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(float(line.split()[1]) / 1024 for line in status if line.startswith(key))
+
+
+def measured(make: Callable[[], object], run: Callable[..., object]) -> tuple[float, float]:
+    """Seconds and additional MB at the peak, in a process of its own."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        warnings.simplefilter("ignore")
+        given = make()
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as peak:
+            peak.write("5")
+        before, start = memory("VmRSS"), time.perf_counter()
+        run(given)
+        os.write(writing, json.dumps([time.perf_counter() - start, memory("VmHWM") - before]).encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="ascii") as found:
+        text = found.read()
+    os.waitpid(pid, 0)
+    seconds, megabytes = json.loads(text)
+    return seconds, megabytes
+
+
+def text_plans(examples: int, only: str = "") -> dict[str, float]:
+    """Rows of the table: seconds and MB per planner."""
+    rows = {}
+    for name, (make, run) in planners(examples).items():
+        if only in name:
+            rows[f"{name}: s"], rows[f"{name}: MB"] = measured(make, run)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, default=1_000_000)
+    parser.add_argument("--only", default="", help="planners whose name contains this")
+    parser.add_argument("--output", default="scale_plans.json")
+    options = parser.parse_args()
+    rows = text_plans(options.examples, options.only)
+    print(f"{options.examples:,} examples, one core")
+    for name, value in rows.items():
+        print(f"{name:<60}{value:>12.2f}")
+    with open(options.output, "w", encoding="utf-8") as file:
+        json.dump({"examples": options.examples, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
