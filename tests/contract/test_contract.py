@@ -266,7 +266,7 @@ def two_processes(bench, tmp_path_factory):
             }
         )
     path = folder / "specs.json"
-    path.write_text(json.dumps(specs))
+    path.write_text(json.dumps([specs]))
     subprocess.run(
         [sys.executable, "-m", "tests.distributed.forked", str(path)],
         check=True,
@@ -274,7 +274,7 @@ def two_processes(bench, tmp_path_factory):
         cwd=ROOT,
         timeout=550,
     )
-    ended = json.loads(Path(f"{path}.ended").read_text())
+    (ended,) = json.loads(Path(f"{path}.ended").read_text())
     return SimpleNamespace(folder=folder, ended=dict(zip(GUISES, ended, strict=True)))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
+from trl.trainer.base_trainer import _BaseTrainer
 
 from dsel_trl import SelectionCallback, create_method, report, sidecar
 from tests import live, tiny
@@ -90,7 +91,7 @@ def make_methods(names: list[Any]) -> list[Any]:
 
 def train(spec: dict[str, Any]) -> None:
     """Trains as `spec` says; the first process leaves a trace at `spec["trace"]`."""
-    report.draw_run = lambda *args: None
+    report.draw_run = _BaseTrainer.create_model_card = lambda *args, **kwargs: None
     dataset = tiny.DATASETS[spec["kind"]](spec.get("size", 21))
     trainer = tiny.make_trainer(spec["kind"], spec["model"], spec["output_dir"], dataset=dataset, **spec["config"])
     witness = tiny.Witness()
