@@ -13,6 +13,7 @@ import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
+from scale_plans import text_plans
 
 from dsel_trl.composition import Composition
 from dsel_trl.functional.dataset_decomposition import bucket_of_length
@@ -114,6 +115,7 @@ def main() -> None:
     rows["state_dict s"] = timed(lambda: ledger.state_dict(), 1)
 
     rows.update({f"1M examples: {name}": value for name, value in batch_plans(1_000_000).items()})
+    rows.update({f"1M examples: {name}": value for name, value in text_plans(1_000_000).items()})
 
     print(f"{ids_total:,} examples, 4 scores, one core")
     for name, value in rows.items():

@@ -139,7 +139,9 @@ def text_plans(examples: int, only: str = "") -> dict[str, float]:
     rows = {}
     for name, (make, run) in planners(examples).items():
         if only in name:
-            rows[f"{name}: s"], rows[f"{name}: MB"] = measured(make, run)
+            seconds, megabytes = measured(make, run)
+            print(f"{name:<60}{seconds:>10.2f} s{megabytes:>10.0f} MB", flush=True)
+            rows[f"{name}: s"], rows[f"{name}: MB"] = seconds, megabytes
     return rows
 
 
@@ -149,10 +151,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="planners whose name contains this")
     parser.add_argument("--output", default="scale_plans.json")
     options = parser.parse_args()
-    rows = text_plans(options.examples, options.only)
     print(f"{options.examples:,} examples, one core")
-    for name, value in rows.items():
-        print(f"{name:<60}{value:>12.2f}")
+    rows = text_plans(options.examples, options.only)
     with open(options.output, "w", encoding="utf-8") as file:
         json.dump({"examples": options.examples, "rows": rows}, file, indent=1)
 

@@ -36,6 +36,7 @@ class Curriculum(ByScore):
     and importance sampling). keep_top keeps the easiest, keep_bottom the hardest.
     When: limited time, noisy data. When not: in standard settings most of a curriculum's benefit is that of
     `random_order`.
+    Plan of 1,000,000 examples of 8 to 60 tokens: rarity 5 s and 0.8 GB, once; see `length_curriculum` for the order.
     """
 
     action: str = field(default="curriculum", metadata={"help": "curriculum, sample, keep_top, keep_bottom or band"})

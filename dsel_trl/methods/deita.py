@@ -41,7 +41,8 @@ class Deita(Prescored):
     slots {instruction} and {output}. `renew` runs the filter again with the policy's embeddings of the moment.
     When: large instruction pools of mixed quality. When not: without a trained scorer the digit of a small general
     model says little; long conversations score higher by construction.
-    Plan of 1,000,000 examples: the filter holds the kept vectors only; 100,000 x 768 takes under a minute on a core.
+    Plan of 1,000,000 examples: the filter holds the kept vectors only; down to 10,000 of 64 numbers it takes a second
+    and 54 MB on a core, where few are alike; time grows with examples looked at times examples kept.
     """
 
     keep: float | None = field(default=0.1, metadata={"help": "fraction to keep, in (0, 1]"})

@@ -32,6 +32,7 @@ class Edge(Prescored):
     When: tasks with rules that can be written down, such as tool use and multi-step interaction. When not: a guideline
     that says nothing of the task makes every effectiveness 1.
     Memory of a pass: 8 bytes per response token (2.4 GB for 1,000,000 examples of 300).
+    Plan of 1,000,000 examples, losses known: 0.1 s and 64 MB.
     """
 
     keep: float | None = field(default=0.5, metadata={"help": "fraction to keep, in (0, 1]"})

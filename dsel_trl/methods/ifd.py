@@ -31,6 +31,7 @@ class Ifd(Prescored):
     checkpoint. Of a pair the chosen response is the answer.
     When: instruction data with much that the model can do already. When not: plain texts without an instruction;
     very short answers, whose ratio is mostly noise.
+    Plan of 1,000,000 examples, losses known: 0.1 s and 40 MB.
     """
 
     keep: float | None = field(default=0.1, metadata={"help": "fraction to keep, in (0, 1]"})

@@ -25,6 +25,7 @@ class Perplexity(Prescored):
     middle, or highest (hf.co/papers/2309.04564). Of a pair, the chosen response counts.
     When: pruning web text (middle or high), or noisy data (not the highest). When not: no band is best everywhere, so
     compare them; low perplexity is often mere repetition.
+    Plan of 1,000,000 examples, losses known: 0.4 s and 14 MB.
     """
 
     action: str = field(

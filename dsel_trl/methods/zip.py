@@ -39,6 +39,9 @@ class Zip(Prescored):
     When: large pools with much repetition, no quality labels, no GPU time to spare.
     When not: DEFLATE sees back 32 KiB, so redundancy with anything farther away is invisible; noise and typing errors
     compress badly too and are preferred; on small, clean data there is little to gain.
+    Plan of 1,000,000 texts of 8 to 60 words, on a core: 77 s and 0.3 GB for the start and the first round of 100; with
+    the defaults a further round takes 2 to 4 s, so a budget of 10,000 takes minutes and one of 200,000 is out of reach
+    without many `workers`.
     """
 
     keep: float | None = field(default=0.2, metadata={"help": "fraction to choose, in (0, 1]"})

@@ -79,7 +79,7 @@ FURTHER: dict[str, Case] = {
     "deita:weight": Case({"complexity_column": "difficulty", "quality_column": "weight", "action": "weight"}),
     "edge:weight": Case({"guideline": "w1 w2", "action": "weight"}),
     "jest:diverse": Case(
-        {"clean_column": "difficulty", "clean_above": 0.3, "factor": 2, "diversity": 1.0, "helper_lora": False},
+        {"reference_column": "difficulty", "factor": 2, "diversity": 1.0},
         repeats=False,
     ),
     "infobatch:period": Case({"period": 1, "prescore": True, "prune_ratio": 0.6}),
