@@ -16,7 +16,7 @@ FLOORS = (
     {"run", "passes", "method", "composition", "selection"},
     {"methods"},
     {"trainer", "callback", "steps", "checks", "metrics", "report", "proxy", "generation"},
-    {"cli", "__main__", "ablation", "arguments", "launch", "comparison"},
+    {"cli", "__main__", "ablation", "arguments", "launch", "comparison", "building", "survey_table"},
 )
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 

@@ -170,7 +170,7 @@ def test_wrong_columns_for_the_trainer(capsys, recipe):
 def test_a_method_of_the_other_trainer(capsys, recipe, tmp_path):
     tiny.completions(8).to_parquet(tmp_path / "texts.parquet")
     words = ["sft", "--config", recipe(dataset_name=str(tmp_path / "texts.parquet"), selection=[{"name": "margin"}])]
-    assert "'margin' works with ['dpo'], not with `dsel sft`" in error_of(capsys, words)
+    assert "'margin' works with ['dpo', 'reward'], not with `dsel sft`" in error_of(capsys, words)
 
 
 def test_an_earlier_checkpoint_is_not_overwritten(capsys, recipe, tmp_path):
