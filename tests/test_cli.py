@@ -270,7 +270,7 @@ def test_methods(capsys):
     assert main(["methods", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows) == list_methods()
-    assert rows["random"]["trainers"] == ["dpo", "sft"]
+    assert rows["random"]["trainers"] == ["dpo", "sft", "reward"]
     assert rows["random"]["hooks"] == ["select"]
     assert rows["random"]["summary"].endswith(".")
 
