@@ -190,7 +190,7 @@ def runs(model, tmp_path_factory):
         check=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
-        timeout=500,
+        timeout=1500,
     )
     return folder
 

@@ -135,7 +135,7 @@ def test_two_processes(model, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads((tmp_path / "errors.json").read_text())

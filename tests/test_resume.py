@@ -122,7 +122,7 @@ def runs(model, tmp_path_factory):
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
-        timeout=550,
+        timeout=1500,
     )
     ended = json.loads((folder / "specs.json.ended").read_text())
     return folder, {
@@ -198,7 +198,7 @@ def test_killed_and_resumed_under_torchrun(runs, model, tmp_path):
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1500,
         )
         assert (done.returncode == 0) == (phase == "resumed"), done.stderr[-3000:]
     torch.load(tmp_path / "resumed.trace", weights_only=False).assert_ends_as(trace(folder, name))

@@ -272,7 +272,7 @@ def two_processes(bench, tmp_path_factory):
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
-        timeout=550,
+        timeout=1500,
     )
     (ended,) = json.loads(Path(f"{path}.ended").read_text())
     return SimpleNamespace(folder=folder, ended=dict(zip(GUISES, ended, strict=True)))
