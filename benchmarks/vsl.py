@@ -30,9 +30,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Traine
 DOCUMENTS = {
     "TRL default": ({}, None),
     "TRL group_by_length": ({"train_sampling_strategy": "group_by_length"}, None),
-    "TRL packing (bfd)": ({"packing": True}, None),
     "TRL packing (wrapped)": ({"packing": True, "packing_strategy": "wrapped"}, None),
+    "TRL packing (bfd), by row": ({"packing": True, "row_by_row": True}, None),
     "token_budget": ({}, {"name": "token_budget"}),
+    # A small micro-batch stays in a CPU's cache: packing row by row must be compared with this.
+    "token_budget, by row": ({"row_by_row": True}, {"name": "token_budget"}),
     # Without a curriculum: the first steps are then like all others, which is what a short measurement needs.
     "dataset_decomposition": (
         {},
@@ -92,12 +94,18 @@ def build_trainer(options, rows: Dataset, kind: str, variant: str, seed: int = 0
 
     config, selection = (DOCUMENTS if kind == "sft" else PAIRS)[variant]
     config, selection = {**config, **more}, other or selection
-    batch, accumulation = options.batch_size, 1
-    if config.get("packing"):
-        # As many tokens per step as the default batch has: packed rows are full, and without flash attention a
-        # flattened row costs the square of its length, so the rows of a step come one after another.
-        tokens = np.minimum([len(ids) for ids in rows["input_ids"]], options.max_length).mean()
-        batch, accumulation = 1, max(1, round(options.batch_size * tokens / options.max_length))
+    batch, accumulation, full = options.batch_size, 1, 1
+    if kind == "sft":
+        # As many tokens per step as the default batch has on average, in full rows.
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        full = max(1, round(batch * float(np.minimum(lengths, options.max_length).mean()) / options.max_length))
+    if config.pop("row_by_row", False):
+        # Without flash attention a flattened row costs the square of its length: the rows of a step go one by one.
+        batch, accumulation = 1, full
+    elif config.get("packing"):
+        batch = full
+    if selection is not None and accumulation > 1:
+        selection = {**selection, "tokens": options.max_length}
     model_config = AutoConfig.from_pretrained(options.model)
     model_config.max_position_embeddings = max(model_config.max_position_embeddings, options.max_length + 1)
     torch.manual_seed(seed)
@@ -118,28 +126,12 @@ def build_trainer(options, rows: Dataset, kind: str, variant: str, seed: int = 0
         "learning_rate": 1e-3 if kind == "sft" else 1e-4,
         **config,
     }
-    if kind == "sft":
-        if selection is not None and selection.get("mode") == "decompose":
-            args["max_length"] = None
-            selection = {**selection, "max_log2": options.max_length.bit_length() - 1}
-            selection["tokens"] = options.max_length * max(
-                1, round(options.batch_size * float(np.mean([len(i) for i in rows["input_ids"]])) / options.max_length)
-            )
-            args["per_device_train_batch_size"] = 1
-        trainer = SFTTrainer(
-            model,
-            args=SFTConfig(**args),
-            train_dataset=rows,
-            processing_class=AutoTokenizer.from_pretrained(options.model),
-        )
-    else:
-        args["precompute_ref_log_probs"] = False
-        trainer = DPOTrainer(
-            model,
-            args=DPOConfig(**args),
-            train_dataset=rows,
-            processing_class=AutoTokenizer.from_pretrained(options.model),
-        )
+    if selection is not None and selection.get("mode") == "decompose":
+        args |= {"max_length": None, "per_device_train_batch_size": 1}
+        selection = {**selection, "max_log2": options.max_length.bit_length() - 1, "tokens": full * options.max_length}
+    cls, config_cls = (SFTTrainer, SFTConfig) if kind == "sft" else (DPOTrainer, DPOConfig)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    trainer = cls(model, args=config_cls(**args), train_dataset=rows, processing_class=tokenizer)
     if selection is not None:
         trainer.add_callback(SelectionCallback(trainer, create_method(**selection)))
     return trainer
@@ -249,12 +241,12 @@ def same_loss(options, path: str, kind: str) -> dict[str, list[float]]:
 
 
 def table(name: str, results: dict[str, dict]) -> None:
-    print(f"\n{name}\n{'batches':<26}{'tokens/s':>10}{'25%-75%':>16}{'real share':>12}{'x default':>11}{'5%-95%':>14}")
+    print(f"\n{name}\n{'batches':<28}{'tokens/s':>10}{'25%-75%':>16}{'real share':>12}{'x default':>11}{'5%-95%':>14}")
     base = np.array(results["TRL default"]["turns"])
     draws = np.random.default_rng(0).integers(0, len(base), size=(2, 4000, len(base)))
     for variant, result in results.items():
         if "failed" in result:
-            print(f"{variant:<26} failed: {result['failed'][:90]}")
+            print(f"{variant:<28} failed: {result['failed'][:90]}")
             continue
         rows = np.array(result["turns"])
         low, high = np.quantile(rows[:, 0] / rows[:, 2], [0.25, 0.75])
@@ -264,7 +256,7 @@ def table(name: str, results: dict[str, dict]) -> None:
         result |= {"tokens_per_second": pooled(rows), "ratio": ratio, "interval": interval.tolist(), "share": share}
         spread = f"{low:.0f}-{high:.0f}"
         print(
-            f"{variant:<26}{pooled(rows):>10.0f}{spread:>16}{share:>12.3f}{ratio:>11.2f}"
+            f"{variant:<28}{pooled(rows):>10.0f}{spread:>16}{share:>12.3f}{ratio:>11.2f}"
             f"{interval[0]:>7.2f}-{interval[1]:.2f}",
             flush=True,
         )
