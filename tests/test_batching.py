@@ -159,7 +159,7 @@ def test_every_example_once_per_epoch_and_the_schedule_is_right(make_trainer, no
 def runs(model, tmp_path_factory):
     """Folder with traces of undisturbed, killed and resumed runs, in one and in two processes."""
     folder = tmp_path_factory.mktemp("batched")
-    specs = []
+    chains = []
     for planner, method in PLANNERS.items():
         for kind, world, workers, kill in (("dpo", 1, 2, 8), ("dpo", 2, 0, 13), ("sft", 1, 0, 13), ("sft", 2, 2, 8)):
             name = f"{planner}-{kind}-{world}-{workers}"
@@ -179,12 +179,12 @@ def runs(model, tmp_path_factory):
                     "save_steps": 3,
                 },
             }
-            specs.append({**base, "trace": str(folder / f"{name}.trace")})
+            chains.append([{**base, "trace": str(folder / f"{name}.trace")}])
             again = {**base, "output_dir": str(folder / f"{name}.again"), "log": str(folder / f"{name}.again.log")}
             killed = {"event": "on_substep_end", "count": kill, "rank": world - 1}
-            specs.append({**again, "kill": killed})
-            specs.append({**again, "resume": True, "trace": str(folder / f"{name}.again.trace")})
-    (folder / "specs.json").write_text(json.dumps(specs))
+            resumed = {**again, "resume": True, "trace": str(folder / f"{name}.again.trace")}
+            chains.append([{**again, "kill": killed}, resumed])
+    (folder / "specs.json").write_text(json.dumps(chains))
     subprocess.run(
         [sys.executable, "-m", "tests.distributed.forked", str(folder / "specs.json")],
         check=True,
