@@ -87,11 +87,11 @@ class Bench:
             self.kept[key] = Finished(trainer, tiny.Trace.of(trainer, witness), saving.saved)
         return self.kept[key]
 
-    def stock(self, kind: str, **config: Any) -> tuple[list[dict[str, float]], dict[str, Any]]:
-        """Logged rows and final weights of the stock trainer."""
-        key = ("stock", kind, tuple(sorted(config.items())))
+    def stock(self, kind: str, name: str, **config: Any) -> tuple[list[dict[str, float]], dict[str, Any]]:
+        """Logged rows and final weights of the stock trainer on the data of a case."""
+        key = ("stock", kind, case(name).size, *sorted({**case(name).config, **config}.items()))
         if key not in self.kept:
-            trainer = self.trainer(kind, **config)
+            trainer = self.trainer(kind, name, **config)
             trainer.train()
             self.kept[key] = tiny.losses_of(trainer), tiny.weights_of(trainer)
         return self.kept[key]

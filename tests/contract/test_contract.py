@@ -76,7 +76,7 @@ def test_neutral_parameters_are_stock_bit_for_bit(bench, name, kind):
     trainer = bench.trainer(kind, name)
     attach(trainer, make(name, case(name).neutral))
     trainer.train()
-    losses, weights = bench.stock(kind, **case(name).config)
+    losses, weights = bench.stock(kind, name)
     assert tiny.losses_of(trainer) == losses
     tiny.assert_same_weights(tiny.weights_of(trainer), weights)
 
@@ -239,7 +239,7 @@ def test_detached_after_a_step_the_trainer_is_stock(bench, name):
     trainer._total_train_tokens = 0
     set_seed(trainer.args.seed)
     trainer.train()
-    losses, weights = bench.stock(kind, **case(name).config, weight_decay=0.0)
+    losses, weights = bench.stock(kind, name, weight_decay=0.0)
     assert tiny.losses_of(trainer) == losses
     tiny.assert_same_weights(tiny.weights_of(trainer), weights)
 
