@@ -214,9 +214,7 @@ def test_unknown_scores_neither_win_nor_spread(bench, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_detached_after_a_step_the_trainer_is_stock(bench, name):
     kind = first_kind(name)
-    # The data of the stock run: some methods have a case on another number of rows.
-    rows = data(None, kind)
-    trainer = bench.trainer(kind, name, dataset=rows, learning_rate=0.0, weight_decay=0.0)
+    trainer = bench.trainer(kind, name, learning_rate=0.0, weight_decay=0.0)
     stock_class, dataset = type(trainer), trainer.train_dataset
     model = seams.base_model(trainer)
     forward, callbacks = model.__dict__.get("forward"), list(trainer.callback_handler.callbacks)
