@@ -215,8 +215,8 @@ class ByScore(Method):
         if self.reverse:
             scores = -scores
         if self.action == "sample":
-            drawn = gumbel_top_k(scores[ids], len(ids), temperature=self.temperature, rng=rng)
-            return ids[drawn]
+            left = self.share_of(run, scores) - len(run.served)
+            return ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
         if self.pacing == "none":
             return in_order(scores, ids)
         length = self.share_of(run, scores)
