@@ -68,8 +68,8 @@ def pair_losses(
 
     Args:
         loss_type (`str`):
-            One of `SEPARABLE_LOSSES`. For `"sft"`, a token mean over the batch in TRL, the value is the mean token loss
-            of the pair's chosen response.
+            One of `SEPARABLE_LOSSES`. For `"sft"`, a token mean over the batch in TRL, the value is the mean token
+            loss of the pair's chosen response.
         chosen_log_ratios, rejected_log_ratios (`torch.Tensor` of shape `(B,)`):
             Policy minus reference log-probabilities, summed over the completion.
         beta (`float`):

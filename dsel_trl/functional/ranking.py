@@ -221,8 +221,8 @@ def gumbel_top_k(
     if temperature == 0:
         return top_k(values, k)
     if noise is None:
-        # The logarithm of an exponential draw is a negative Gumbel one. Drawn in the precision of the scores: a float32
-        # ledger ranks in half the time. A draw of exactly 0 would be an infinite key, which is never chosen.
+        # The logarithm of an exponential draw is a negative Gumbel one. It is drawn in the precision of the scores, as
+        # float32 ranks in half the time. A draw of exactly 0 would be an infinite key, which is never chosen.
         draws = _generator(rng, "gumbel_top_k").standard_exponential(len(values), dtype=values.dtype.type)
         noise = -np.log(np.maximum(draws, np.finfo(values.dtype).tiny))
     else:
