@@ -61,6 +61,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "curry_dpo": ("curry_dpo", {}, "drops", "scores"),
     "filtered_dpo": ("filtered_dpo", {"max_new_tokens": 16}, "drops", "scores"),
     "rho_loss": ("rho_loss", {"factor": 2, **FULL}, "drops", "model"),
+    "jest": ("jest", {"clean_column": "score_chosen", "clean_above": 7.0, "factor": 2, **HELPER}, "drops", "both"),
     "select_k_of_b: loss": ("select_k_of_b", {"factor": 2}, "drops", "model"),
     "s2l": ("s2l", {"keep": KEEP, "clusters": 20, "checkpoints": 4, **HELPER}, "drops", "model"),
     "infobatch": ("infobatch", {}, "drops", "model"),
@@ -75,6 +76,10 @@ RUNS: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "gamma_po": ("gamma_po", {"form": "dpo", "tau": 0.5}, "weighs", "model"),
     "amapo": ("amapo", {}, "weighs", "model"),
 }
+
+
+# Methods that make other rows of the pairs: they neither leave a pair out nor weigh it.
+REBUILDING = ("inco_dpo", "reward_augmented")
 
 
 class MeanWeight(Method):
@@ -138,7 +143,7 @@ def run(name: str, seed: int, model: Path, folder: str, pairs: int, epochs: int)
     callback = SelectionCallback(trainer, [create_method(method_name, **parameters), weights])
     trainer.train()
     if kind == "drops":
-        picks = method_name in ("rho_loss", "select_k_of_b")
+        picks = method_name in ("rho_loss", "select_k_of_b", "jest")
         dropped = callback.ledger.visits == 0 if picks else callback.ledger.dropped
         if not dropped.any():
             return {"dropped": 0.0, "flipped_among_dropped": float("nan"), "flipped_among_kept": float(flipped.mean())}
@@ -179,6 +184,7 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
         if "weight_clean" in row:
             cells = [cell(row[key]) for key in ("weight_flipped", "weight_clean", "flipped_among_lowest")]
             lines.append(f"{name:28} {RUNS[name][3]:8} {cells[0]:>14} {cells[1]:>16} {cells[2]:>14}")
+    lines += ["", f"Neither drop nor weigh, but rebuild the pairs: {', '.join(REBUILDING)}."]
     return "\n".join(lines)
 
 

@@ -1,5 +1,5 @@
 """
-Time and memory of the planners that read texts, embeddings and losses, at 1 million examples on one core.
+Time and memory of the planners that read texts, embeddings, losses and scores, at 1 million examples on one core.
 
 Each runs in a process of its own on made-up inputs: texts of 8 to 60 words, vectors of 64 numbers. Prints a table and
 writes JSON; `benchmarks/scale.py` adds the rows to its own.
@@ -13,10 +13,13 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 
+from dsel_trl.composition import Composition
 from dsel_trl.functional.d4 import d4_select
 from dsel_trl.functional.deita import diversity_filter
 from dsel_trl.functional.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
@@ -28,6 +31,7 @@ from dsel_trl.functional.semdedup import max_similarity, rank_clusters, spherica
 from dsel_trl.functional.zip import zip_select
 from dsel_trl.ledger import Ledger
 from dsel_trl.method import create_method
+from dsel_trl.passes import Passes
 from dsel_trl.run import Run
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rt", "sta", "lem", "go", "vi", "tor")]
@@ -60,12 +64,52 @@ def run_semdedup(vectors: np.ndarray) -> None:
     max_similarity(rank_clusters(rows, labels, centroids), len(rows))
 
 
-def run_infobatch(ledger: Ledger) -> None:
-    arguments = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    run = Run(trainer="sft", size=len(ledger), ledger=ledger, epochs=8, arguments=arguments)
-    method = create_method("infobatch")
+# Methods whose plan comes from columns of the ledger or the dataset alone.
+BY_SCORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "random": ("random", {}),
+    "margin: keep_top": ("margin", {}),
+    "margin: band": ("margin", {"action": "band"}),
+    "margin: sample": ("margin", {"action": "sample"}),
+    "margin: curriculum": ("margin", {"action": "curriculum"}),
+    "margin: disagreement": ("margin", {"source": "disagreement"}),
+    "length_curriculum": ("length_curriculum", {}),
+    "curriculum: length, sample": ("curriculum", {"by": "length", "action": "sample"}),
+    "alignment_potential": ("alignment_potential", {"form": "dpo"}),
+    "bees: two margins": ("bees", {"sources": ["explicit", "implicit"], "refresh": "epoch"}),
+    "selective_dpo: column": ("selective_dpo", {"source": "column"}),
+    "curry_dpo": ("curry_dpo", {}),
+    "infobatch": ("infobatch", {}),
+}
+
+
+def run_of(examples: int) -> Run:
+    """A run over made-up scores, margins, losses and lengths."""
+    rng = np.random.default_rng(5)
+    ledger = Ledger(examples)
+    ledger.write("loss", None, rng.gamma(4.0, 0.5, examples), 1)
+    for name in ("implicit_margin", "margin", "alignment_potential_implicit"):
+        ledger.write(name, None, rng.standard_normal(examples, dtype=np.float32), 1)
+    columns = {name: rng.standard_normal(examples) for name in ("score_chosen", "score_rejected", "difficulty")}
+    lengths = rng.integers(16, 2048, examples).astype(np.int32)
+    return Run(
+        trainer="dpo",
+        size=examples,
+        ledger=ledger,
+        epochs=8,
+        arguments=SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1),
+        read_column=columns.__getitem__,
+        read_lengths=lambda: (lengths, lengths),
+        # The forwards are not what is measured here.
+        passes=cast(Passes, SimpleNamespace(measure=lambda *args, **kwargs: ledger["margin"].copy())),
+    )
+
+
+def run_plan(run: Run, name: str, parameters: dict[str, Any]) -> None:
+    """Set-up and the first plan of a method, as at the start of an epoch."""
+    method = create_method(name, **parameters)
+    method.check(run)
     method.setup(run)
-    method.plan(run, 0)
+    Composition([method]).plan(run)
 
 
 def planners(examples: int) -> dict[str, tuple[Callable[[], object], Callable[..., object]]]:
@@ -73,11 +117,6 @@ def planners(examples: int) -> dict[str, tuple[Callable[[], object], Callable[..
 
     def losses() -> np.ndarray:
         return np.random.default_rng(2).gamma(4.0, 0.5, (2, examples))
-
-    def ledger() -> Ledger:
-        table = Ledger(examples)
-        table.write("loss", None, losses()[0], 1)
-        return table
 
     def tokens() -> tuple[np.ndarray, np.ndarray]:
         lengths = np.random.default_rng(3).integers(8, 60, examples)
@@ -103,7 +142,9 @@ def planners(examples: int) -> dict[str, tuple[Callable[[], object], Callable[..
         "d4: 1,000 clusters": (lambda: vectors_of(examples), d4_select),
         "dsir": (lambda: texts_of(examples), run_dsir),
         "curriculum: rarity": (tokens, lambda pair: unigram_rarity(*pair)),
-        "infobatch": (ledger, run_infobatch),
+    } | {
+        name: (lambda: run_of(examples), partial(run_plan, name=method, parameters=parameters))
+        for name, (method, parameters) in BY_SCORE.items()
     }
 
 
@@ -114,7 +155,7 @@ def memory(key: str) -> float:
 
 
 def measured(make: Callable[[], object], run: Callable[..., object]) -> tuple[float, float]:
-    """Seconds and additional MB at the peak, in a process of its own."""
+    """CPU seconds and additional MB at the peak, in a process of its own."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -122,9 +163,9 @@ def measured(make: Callable[[], object], run: Callable[..., object]) -> tuple[fl
         given = make()
         with open("/proc/self/clear_refs", "w", encoding="ascii") as peak:
             peak.write("5")
-        before, start = memory("VmRSS"), time.perf_counter()
+        before, start = memory("VmRSS"), time.process_time()
         run(given)
-        os.write(writing, json.dumps([time.perf_counter() - start, memory("VmHWM") - before]).encode())
+        os.write(writing, json.dumps([time.process_time() - start, memory("VmHWM") - before]).encode())
         os._exit(0)
     os.close(writing)
     with open(reading, encoding="ascii") as found:
