@@ -19,19 +19,20 @@ def alpha_margin(
 
     Args:
         ratio_margin (`torch.Tensor` of shape `(B,)`):
-            `q`: the log-ratio margin of per-token averages.
+            `q` of the global batch: the log-ratio margin of per-token averages.
         mean (`float`), std (`float`):
-            Moving averages over the global batches. If `std` is not positive, `c = gamma_ratio`.
+            Moving averages over the global batches.
         alpha (`float`, *optional*, defaults to `0.2`):
             How far the target follows the pair; 0 gives SimPO.
         gamma_ratio (`float`, *optional*, defaults to `0.6`):
             SimPO's target margin divided by beta.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`, detached; `gamma_ratio` where `q` is not finite.
+        `torch.Tensor` of shape `(B,)`, detached; `gamma_ratio` where `q` is not finite, and for all pairs if there is
+        nothing to compare with: fewer than two finite `q`, or a `std` that is not positive.
     """
     ratio_margin = upcast(ratio_margin.detach())
-    if not std > 0:
+    if int(torch.isfinite(ratio_margin).sum()) < 2 or not std > 0:
         return torch.full_like(ratio_margin, gamma_ratio)
     shift = alpha * (ratio_margin - mean) / std + gamma_ratio
     return torch.where(torch.isfinite(shift), shift, gamma_ratio)

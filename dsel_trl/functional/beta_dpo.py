@@ -75,7 +75,7 @@ def draw_mask(log_weights: Tensor, k: int, generator: torch.Generator) -> Tensor
 
 
 def batch_beta(
-    margin: Tensor, mask: Tensor, mean: float, beta: float = 0.1, a: float = 0.6, floor: float = 1e-3
+    margin: Tensor, mask: Tensor, mean: float, std: float, beta: float = 0.1, a: float = 0.6, floor: float = 1e-3
 ) -> float:
     """
     Beta of a batch, `max(beta * (1 + a * (mean of the kept margins - M)), floor)`.
@@ -85,8 +85,8 @@ def batch_beta(
             Log-ratio margins of the global batch.
         mask (`torch.Tensor` of shape `(B,)`):
             1 where the pair is kept.
-        mean (`float`):
-            Moving average M.
+        mean (`float`), std (`float`):
+            Moving averages M and S.
         beta (`float`, *optional*, defaults to `0.1`):
             The base beta.
         a (`float`, *optional*, defaults to `0.6`):
@@ -95,10 +95,12 @@ def batch_beta(
             Smallest beta.
 
     Returns:
-        `float`: the base beta if nothing is kept.
+        `float`: the base beta if nothing is kept, or there is nothing to compare with: fewer than two finite margins,
+        or an S that is not positive.
     """
-    kept = upcast(margin.detach())[mask > 0]
-    if kept.numel() == 0:
+    margin = upcast(margin.detach())
+    kept = margin[mask > 0]
+    if kept.numel() == 0 or int(torch.isfinite(margin).sum()) < 2 or not std > 0:
         return beta
     return max(beta * (1 + a * (float(kept.mean()) - mean)), floor)
 

@@ -23,8 +23,8 @@ class AlphaDpo(LossForm):
     averaged log-ratio margin over the reference, and mean and deviation are moving averages over the batches of all
     processes (hf.co/papers/2410.10148). Exact, as row weights on TRL's sigmoid loss; `alpha: 0` is SimPO.
     When: as SimPO, with a reference at hand.
-    When not: other loss types than sigmoid are refused. TRL's learning rates for sums of log-probabilities need not
-    suit averages.
+    When not: other loss types than sigmoid are refused. A micro-batch of one pair is trained as SimPO. TRL's learning
+    rates for sums of log-probabilities need not suit averages.
     """
 
     beta: float = field(default=2.5, metadata={"help": "scale of the averaged margin; 2.5 to 10 in the paper"})
@@ -47,10 +47,10 @@ class AlphaDpo(LossForm):
     def weigh(self, batch: Batch) -> Tensor:
         assert isinstance(batch, PairBatch)
         averages = Averages.of(batch)
-        ratios = log_ratio_margin(*averages)
-        self._moments = ema_update(self._moments, batch.gather(ratios)[0], self.decay, self.ema_init)
-        target = alpha_margin(ratios, self._moments.mean, self._moments.std, self.alpha, self.gamma_ratio)
-        return alpha_dpo_gate_rows(*averages[:2], target, self.beta, **self.stock(batch))
+        ratios, own = batch.gather(log_ratio_margin(*averages))
+        self._moments = ema_update(self._moments, ratios, self.decay, self.ema_init)
+        targets = alpha_margin(ratios, self._moments.mean, self._moments.std, self.alpha, self.gamma_ratio)
+        return alpha_dpo_gate_rows(*averages[:2], targets[own], self.beta, **self.stock(batch))
 
     def state_dict(self) -> dict[str, Any]:
         return {"mean": self._moments.mean, "std": self._moments.std, "updates": self._moments.updates}

@@ -69,7 +69,7 @@ class BetaDpo(Method):
         log_weights = log_keep_weights(margins, self._moments.mean, self._moments.std)
         mask = draw_mask(log_weights, kept_pairs(len(margins), self.filter_ratio), generator)
         self._weights = (mask * (len(mask) / mask.sum().clamp(min=1)))[own]
-        used = batch_beta(margins, mask, self._moments.mean, beta, self.a, self.floor)
+        used = batch_beta(margins, mask, self._moments.mean, self._moments.std, beta, self.a, self.floor)
         run.log({"beta_dpo_beta": used, "beta_dpo_mean": self._moments.mean, "beta_dpo_std": self._moments.std})
         return {"beta": used}
 

@@ -64,9 +64,15 @@ def test_the_same_seed_draws_the_same_mask():
 
 def test_batch_beta_by_hand():
     margin, mask = torch.tensor([2.0, 4.0, 100.0]), torch.tensor([1.0, 1.0, 0.0])
-    assert batch_beta(margin, mask, mean=1.0, beta=0.1, a=0.6) == pytest.approx(0.1 * (1 + 0.6 * 2.0))
-    assert batch_beta(-margin, mask, mean=1.0) == 1e-3
-    assert batch_beta(margin, torch.zeros(3), mean=1.0, beta=0.1) == 0.1
+    assert batch_beta(margin, mask, mean=1.0, std=1.0, beta=0.1, a=0.6) == pytest.approx(0.1 * (1 + 0.6 * 2.0))
+    assert batch_beta(-margin, mask, mean=1.0, std=1.0) == 1e-3
+    assert batch_beta(margin, torch.zeros(3), mean=1.0, std=1.0, beta=0.1) == 0.1
+
+
+@pytest.mark.parametrize(("margin", "std"), [([4.0], 1.0), ([4.0, math.nan], 1.0), ([4.0, 4.0], 0.0)])
+def test_without_company_or_deviation_the_beta_is_the_base_beta(margin, std):
+    margin = torch.tensor(margin)
+    assert batch_beta(margin, torch.isfinite(margin).float(), mean=1.0, std=std, beta=0.1) == 0.1
 
 
 def test_loss_averages_the_kept_pairs():

@@ -9,8 +9,8 @@ from dsel_trl.functional.running import EmaMoments, ema_update
 
 def evaluate(oracle):
     inputs, expected = oracle["inputs"], oracle["expected"]
-    state = EmaMoments()
-    for step, (batch, wanted) in enumerate(zip(inputs["batches"], expected["batches"], strict=True)):
+    state, batches = EmaMoments(), []
+    for batch, wanted in zip(inputs["batches"], expected["batches"], strict=True):
         names = ("policy_chosen", "policy_rejected", "ref_chosen", "ref_rejected")
         logps = [torch.tensor(batch[name]) for name in names]
         ratio_margin = log_ratio_margin(*logps)
@@ -22,5 +22,6 @@ def evaluate(oracle):
             "margin_term": margin,
             "losses": alpha_dpo_loss(*logps[:2], margin, inputs["beta"]),
         }
-        for name, value in wanted.items():
-            yield f"batches[{step}].{name}", got[name], value
+        batches.append({name: got[name] for name in wanted})
+    for name, value in expected.items():
+        yield name, {"batches": batches}[name], value

@@ -9,8 +9,8 @@ from dsel_trl.functional.running import EmaMoments, ema_update
 
 def evaluate(oracle):
     inputs, expected = oracle["inputs"], oracle["expected"]
-    state = EmaMoments()
-    for step, (batch, wanted) in enumerate(zip(inputs["batches"], expected["steps"], strict=True)):
+    state, steps = EmaMoments(), []
+    for batch, wanted in zip(inputs["batches"], expected["steps"], strict=True):
         margin = log_ratio_margin(
             torch.tensor(batch["policy_chosen"]),
             torch.tensor(batch["policy_rejected"]),
@@ -19,7 +19,7 @@ def evaluate(oracle):
         )
         mask = torch.tensor(batch.get("mask", wanted["mask"]))
         state = ema_update(state, margin, inputs["ema_gamma"], init="zero")
-        beta_used = batch_beta(margin, mask, state.mean, inputs["beta"], inputs["a"])
+        beta_used = batch_beta(margin, mask, state.mean, state.std, inputs["beta"], inputs["a"])
         loss, losses = beta_dpo_loss(margin, mask, beta_used)
         got = {
             "gap": margin,
@@ -32,5 +32,6 @@ def evaluate(oracle):
             "losses": losses,
             "loss": loss,
         }
-        for name, value in wanted.items():
-            yield f"steps[{step}].{name}", got[name], value
+        steps.append({name: got[name] for name in wanted})
+    for name, value in expected.items():
+        yield name, {"steps": steps}[name], value
