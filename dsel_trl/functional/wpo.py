@@ -39,8 +39,8 @@ def log_sum_squared_probs(logits: Tensor) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(...)`, in float32 or better.
     """
-    logits = upcast(logits)
-    return torch.logsumexp(2 * logits, dim=-1) - 2 * torch.logsumexp(logits, dim=-1)
+    # The logarithms of the probabilities first: logsumexp(2z) - 2 logsumexp(z) cancels where the logits are large.
+    return torch.logsumexp(2 * upcast(logits).log_softmax(-1), dim=-1)
 
 
 def aligned_logps(logps: Tensor, expected_logps: Tensor, mask: Tensor) -> Tensor:
