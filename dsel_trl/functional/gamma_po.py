@@ -85,7 +85,8 @@ def target_margins(
     batch = upcast(gaps.detach())
     together = batch if past_gaps is None else torch.cat([batch, past_gaps.detach().to(batch)])
     valid = torch.isfinite(together)
-    values = together[valid]
+    # Float64: the steps build on each other, and the loss sees the difference of the gap and its margin.
+    values = together[valid].double()
     n = values.numel()
     margins = torch.full_like(together, gamma0)
     if n == 0:
@@ -99,7 +100,7 @@ def target_margins(
         # gamma0 / (1 + exp(g - gamma)), written as a sigmoid so that large gaps do not overflow.
         slope = tau * (1 + torch.log(n * (p + eps))) + gamma0 * torch.sigmoid(gamma - values)
         p = torch.softmax(torch.log(p) - step * slope, dim=0)
-    margins[valid] = gamma
+    margins[valid] = gamma.to(margins)
     return margins[: batch.numel()]
 
 

@@ -44,6 +44,13 @@ def test_nan_is_left_out_and_large_gaps_do_not_overflow():
     assert target_margins(torch.tensor([math.nan]), 4.0).tolist() == [4.0]
 
 
+def test_twenty_steps_lose_no_precision_in_float32():
+    gaps = torch.from_numpy(np.random.default_rng(0).normal(scale=8.0, size=32)).float()
+    margins, exact = target_margins(gaps, 5.0, tau=3.0), target_margins(gaps.double(), 5.0, tau=3.0)
+    assert margins.dtype == torch.float32
+    torch.testing.assert_close(margins.double(), exact, atol=0, rtol=1e-7)
+
+
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="-1"):
         target_margins(GAPS, 4.0, tau=-1)
