@@ -58,12 +58,13 @@ def mean_validation_loss(tables: Iterable[Sequence[tuple[str, float]]], join: st
     Args:
         tables (iterable of sequences of `(id, loss)`):
             One table per seed and checkpoint, the rows of both helper models together. Of rows that repeat an id the
-            first counts; a non-finite loss is skipped.
+            first counts; a NaN is skipped.
         join (`str`, *optional*, defaults to `"outer"`):
             `"outer"` keeps every id; `"left"` only those of the first table, as in the reference.
 
     Returns:
-        `dict[str, float]`: id to difficulty (higher = harder) in the order of appearance; NaN without any finite loss.
+        `dict[str, float]`: id to difficulty (higher = harder) in the order of appearance; NaN without any loss. An
+        infinite loss makes the difficulty infinite: the losses of other checkpoints cannot make such a pair easy.
 
     Raises:
         `ValueError`: if `join` is unknown.
@@ -78,7 +79,7 @@ def mean_validation_loss(tables: Iterable[Sequence[tuple[str, float]]], join: st
                 continue
             seen.add(key)
             row = losses.setdefault(key, [])
-            if np.isfinite(loss):
+            if not np.isnan(loss):
                 row.append(float(loss))
     return {key: float(np.mean(row)) if row else float("nan") for key, row in losses.items()}
 

@@ -40,6 +40,12 @@ def test_joins_and_repeated_ids():
         mean_validation_loss(tables, join="inner")
 
 
+def test_an_infinite_loss_is_not_averaged_away():
+    difficulty = mean_validation_loss([[("a", math.inf), ("b", 9.0)], [("a", 0.1), ("b", NAN)]])
+    assert difficulty == {"a": math.inf, "b": 9.0}
+    assert easy_first(["a", "b"], difficulty).tolist() == [1, 0]
+
+
 def test_unknown_rows_drop_out_repeated_rows_stay_and_nan_is_last():
     difficulty = {"a": 0.5, "b": NAN, "c": 0.1}
     rows = ["b", "a", "x", "c", "a"]
