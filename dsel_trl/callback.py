@@ -14,7 +14,7 @@ from . import trainer as seams
 from .batching import BatchPlanSampler
 from .checks import check_run
 from .composition import Composition
-from .data.columns import dataset_fingerprint, numeric_column, original_positions, pair_lengths, sequence_lengths
+from .data.columns import dataset_fingerprint, numeric_column, original_positions, response_lengths, sequence_lengths
 from .ledger import Ledger
 from .method import Method, create_method
 from .metrics import Metrics
@@ -31,7 +31,7 @@ class SelectionCallback(TrainerCallback):
     Lets methods decide which examples a TRL trainer learns from, in which order and with which weight.
 
     Args:
-        trainer ([`~trl.DPOTrainer`] or [`~trl.SFTTrainer`]):
+        trainer ([`~trl.DPOTrainer`], [`~trl.SFTTrainer`], [`~trl.KTOTrainer`] or [`~trl.RewardTrainer`]):
             The trainer, constructed and not yet trained. It is re-typed in place; `detach()` undoes it.
         method ([`Method`], `str`, or a list of them):
             What to do. A name takes its parameters from the keyword arguments; a list is composed: weights multiply,
@@ -94,6 +94,11 @@ class SelectionCallback(TrainerCallback):
     def candidates(self) -> int:
         """Candidates drawn for one trained example."""
         return self.methods.candidates
+
+    @property
+    def regroups(self) -> bool:
+        """Whether other examples come together in a batch than the trainer would put there."""
+        return self.methods.regroups
 
     @property
     def batch_examples(self) -> int:
@@ -182,6 +187,7 @@ class SelectionCallback(TrainerCallback):
             self.ledger.load_state_dict(part(arrays, "ledger"), values["ledger"])
             self.run.resumed = True
             self.run.step, self.run.epoch = values["step"], values["epoch"]
+            self.steps.kl = values["kl"]
             self.metrics_window.load_state_dict(values["metrics"])
         self.run.proxy = partial(_train_proxy, self)
         for method in self.methods.methods:
@@ -376,8 +382,11 @@ class SelectionCallback(TrainerCallback):
         """Completion tokens and trained tokens of each example, after the trainer's truncation."""
         if self._lengths_read is None:
             dataset, limit = self.trainer.train_dataset, getattr(self.trainer.args, "max_length", None)
-            pairs = self.kind in ("dpo", "reward")
-            self._lengths_read = pair_lengths(dataset, limit) if pairs else sequence_lengths(dataset)
+            if self.kind == "sft":
+                self._lengths_read = sequence_lengths(dataset)
+            else:
+                sides = ("completion",) if self.kind == "kto" else ("chosen", "rejected")
+                self._lengths_read = response_lengths(dataset, limit, sides)
         return self._lengths_read
 
     # ---- Checkpoints ----
@@ -407,6 +416,7 @@ class SelectionCallback(TrainerCallback):
             "fingerprint": self.fingerprint,
             "step": self.run.step,
             "epoch": self.run.epoch,
+            "kl": float(self.steps.kl),
             "ledger": ledger,
             "metrics": self.metrics_window.state_dict(),
             "methods": [],

@@ -68,11 +68,20 @@ def check_run(trainer: Any, kind: str, methods: Composition, read_column: Callab
                 f"train_dataset has {len(dataset)} examples, fewer than one batch of {examples} "
                 f"({trainer._train_batch_size} x {args.world_size} processes x {methods.candidates} candidates)."
             )
-    if methods.plans and args.train_sampling_strategy != "random":
+    # What a user has not set is no wish: KTO's own default is "sequential".
+    usual = type(args).train_sampling_strategy
+    if methods.plans and args.train_sampling_strategy not in ("random", usual):
         planning = methods.using("select", "order", "plan", "batch")
         raise ValueError(
             f"train_sampling_strategy={args.train_sampling_strategy!r} orders the examples, and so do "
-            f"{[m.name for m in planning]}: leave train_sampling_strategy at 'random'."
+            f"{[m.name for m in planning]}: leave train_sampling_strategy at {usual!r}."
+        )
+    if kind == "kto" and trainer.calculate_KL and trainer.precompute_ref_logps and methods.regroups:
+        grouping = methods.using("select", "order", "plan", "batch", "pick")
+        raise ValueError(
+            f"precompute_ref_log_probs=True holds the reference of KTO's KL term for the batches of the dataset's own "
+            f"order, and {[m.name for m in grouping]} serve others. Set precompute_ref_log_probs=False, or "
+            "loss_type='apo_zero_unpaired', which has no KL term."
         )
     present = column_names(dataset)
     for method in methods.methods:

@@ -53,6 +53,11 @@ class Composition:
         return bool(self.using("select", "order", "plan", "batch"))
 
     @property
+    def regroups(self) -> bool:
+        """Whether other examples come together in a batch than the trainer would put there."""
+        return self.plans or self.candidates > 1
+
+    @property
     def carry_over(self) -> bool:
         return any(method.carry_over for method in self.using("plan"))
 

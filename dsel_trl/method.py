@@ -40,7 +40,7 @@ class Method:
 
     Class attributes:
         signals (`tuple[Signal, ...]`): what it measures.
-        trainers (`tuple[str, ...]`): which trainers it supports.
+        trainers (`tuple[str, ...]`): which trainers it supports, of `"dpo"`, `"sft"`, `"kto"` and `"reward"`.
         columns: dataset columns it reads, as a property of its parameters.
         normalize (`str`): `"mean1"` divides its weights by their mean over the optimizer step, `"none"` leaves them;
             `"batch"` is for factors that undo the loss's mean over a batch: they are not written down as weights.

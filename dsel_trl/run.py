@@ -24,7 +24,7 @@ class Step:
         ids (`np.ndarray` of shape `(n,)`, int64):
             Examples trained, over all ranks and micro-batches.
         values (`dict[str, np.ndarray]`):
-            Per-example values by name: the scores of the methods, `loss`, `implicit_margin` for pairs, `weight`.
+            Per-example values by name: the scores of the methods, `loss`, `implicit_margin` for preferences, `weight`.
     """
 
     ids: np.ndarray
@@ -56,7 +56,7 @@ class Run:
         resumed (`bool`):
             Whether this run continues a checkpoint: what `setup` once computed is in the ledger already.
         arguments:
-            The trainer's own arguments (`DPOConfig`, `SFTConfig`), to read only.
+            The trainer's own arguments (`DPOConfig`, `SFTConfig`, ...), to read only.
         output_dir (`str`):
             Where the run writes; caches belong under it.
         dataset:

@@ -19,18 +19,20 @@ class Sequences:
         run ([`Run`]):
             The run.
         side (`str`, *optional*, defaults to `"chosen"`):
-            Which response of a pair.
+            Which response of a pair; where a row has only one (KTO), it is that.
     """
 
     def __init__(self, run: Run, side: str = "chosen") -> None:
-        self.pairs = run.trainer == "dpo"
-        names = ["prompt_ids", f"{side}_ids"] if self.pairs else ["input_ids", "labels"]
+        response = {"dpo": side, "kto": "completion"}.get(run.trainer)
+        # Whether prompts and responses lie in columns of their own and are put together when they are collated.
+        self.joins = response is not None
+        names = ["prompt_ids", f"{response}_ids"] if self.joins else ["input_ids", "labels"]
         missing = [name for name in names if name not in run.dataset.column_names]
         if missing:
             raise ValueError(f"The prepared dataset has no {missing}, only {sorted(run.dataset.column_names)}.")
         self._rows = run.dataset.select_columns(names)
         self._names = names
-        self._limit = run.arguments.max_length if self.pairs else None
+        self._limit = run.arguments.max_length if self.joins else None
         self._from_end = getattr(run.arguments, "truncation_mode", "keep_start") == "keep_end"
         self.pad = run.processing_class.pad_token_id or 0
         self.device = run.model.device
@@ -39,7 +41,7 @@ class Sequences:
         """(token ids, labels) of some examples; the label of a token that is not trained is -100."""
         rows = self._rows.__getitems__(np.asarray(ids).tolist())
         first, second = self._names
-        if not self.pairs:
+        if not self.joins:
             return [(row[first], row[second]) for row in rows]
         cut = (
             slice(None) if self._limit is None else slice(-self._limit, None) if self._from_end else slice(self._limit)

@@ -46,6 +46,8 @@ class OptimizerStep:
     def __init__(self, trainer: Any, methods: Composition, run: Run, tap: Tap) -> None:
         self.trainer, self.methods, self.run, self.tap = trainer, methods, run, tap
         self.average = WeightAverage()
+        # KTO's KL term in the batch trained last: what a pass, which has no batch of its own, takes for it.
+        self.kl: float | Tensor = 0.0
         self._rows: list[dict[str, Tensor]] = []
         self._micro_batches = 1
 
@@ -69,7 +71,7 @@ class OptimizerStep:
 
     def _adjust(self, listening: Listening, stack: contextlib.ExitStack) -> None:
         reading = listening.reading
-        if reading.policy is None or (reading.reference is None and seams.expects_reference(self.trainer)):
+        if reading.policy is None or len(reading.without_gradient) < seams.forwards_without_gradient(self.trainer):
             return
         listening.batch = self._batch(listening)
         for method in self.methods.using("adjust"):
@@ -80,8 +82,9 @@ class OptimizerStep:
     def after_forward(self, listening: Listening) -> Tensor | None:
         """Scores and weighs the batch whose loss was just computed; returns what is to be added to the loss."""
         batch = listening.batch or self._batch(listening)
+        self.kl = batch.settings.kl
         values: dict[str, Tensor] = {"loss": batch.loss}
-        if seams.trainer_kind(self.trainer) in ("dpo", "reward"):
+        if seams.trainer_kind(self.trainer) != "sft":
             values["implicit_margin"] = batch.implicit_margin
         for method in self.methods.using("score"):
             scores = method.score(batch)
@@ -167,7 +170,7 @@ class OptimizerStep:
         )
 
     def score_rows(self, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True) -> Batch:
-        return seams.score_rows(self.trainer, inputs, ids, reference=reference, **self.context())
+        return seams.score_rows(self.trainer, inputs, ids, reference=reference, kl=self.kl, **self.context())
 
     def unscored(self, inputs: dict[str, Any], ids: Tensor) -> Batch:
         """Candidates of which only the ids and inputs are looked at: no forward is made."""

@@ -1,8 +1,8 @@
 """Per-example signals out of the forwards a trainer makes anyway.
 
 TRL's trainers run the model through a fused LM head whose output carries per-token log-probabilities. A forward hook
-keeps them while a training step is open; `PairBatch` and `SequenceBatch` turn them into the quantities that methods
-ask for, computed only when asked.
+keeps them while a training step is open; `PairBatch`, `SequenceBatch` and [`~dsel_trl.unpaired.KTOBatch`] turn them
+into the quantities that methods ask for, computed only when asked.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,13 +52,18 @@ class Forward:
 
 @dataclass
 class Reading:
-    """What the tap saw while it was open: the last forward with gradient, and the last without."""
+    """What the tap saw while it was open: the last forward with gradient, and those without in their order."""
 
     labels: Tensor | None = None
     gate: Gate | None = None
     policy: Forward | None = None
-    reference: Forward | None = None
+    without_gradient: list[Forward] = field(default_factory=list)
     when_read: Callable[[], None] | None = None
+
+    @property
+    def reference(self) -> Forward | None:
+        """The last forward without gradient: all trainers run the reference model last."""
+        return self.without_gradient[-1] if self.without_gradient else None
 
 
 class Tap:
@@ -115,7 +120,7 @@ class Tap:
             if reading.gate is not None:
                 setattr(output, name, reading.gate(values))
         else:
-            reading.reference = forward
+            reading.without_gradient.append(forward)
         if reading.when_read is not None:
             reading.when_read()
 
@@ -129,7 +134,7 @@ def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass
 class LossSettings:
-    """What of the trainer's configuration decides the value of a pair's loss."""
+    """What of the trainer decides the value of an example's loss; `kl` is KTO's KL term, a number of the batch."""
 
     beta: float = 0.1
     loss_types: tuple[str, ...] = ("sigmoid",)
@@ -141,6 +146,9 @@ class LossSettings:
     ld_alpha: float | None = None
     center_rewards: float = 0.0
     use_weighting: bool = False
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    kl: float | Tensor = 0.0
 
 
 @dataclass
@@ -194,7 +202,7 @@ class Batch:
 
     @property
     def implicit_margin(self) -> Tensor:
-        """Reward margin of each pair, `(B,)`; batches without pairs have none."""
+        """Reward margin of each pair or labelled response, `(B,)`; batches without preferences have none."""
         raise NotImplementedError("Only preference pairs have an implicit margin.")
 
     def row_weights(self, weights: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 from transformers.trainer_pt_utils import BatchRebalanceSampler
-from trl import DPOTrainer, RewardTrainer, SFTTrainer
+from trl import DPOTrainer, KTOTrainer, RewardTrainer, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from .batching import BatchPlanSampler
@@ -31,6 +31,7 @@ from .tap import (
     SequenceBatch,
     label_log_probs,
 )
+from .unpaired import KTOBatch
 
 if TYPE_CHECKING:
     from .callback import SelectionCallback
@@ -41,6 +42,11 @@ else:
 
 EXAMPLE_ID = "example_id"
 COLUMNS = "example_columns"
+KINDS = {"dpo": DPOTrainer, "sft": SFTTrainer, "kto": KTOTrainer, "reward": RewardTrainer}
+# Reference log-probabilities that a prepared dataset may hold: of a pair, and of KTO's responses.
+REFERENCES = {"ref_chosen_logps", "ref_rejected_logps", "ref_logps", "ref_KL_logps"}
+# What else of a collated batch is no input of a model.
+NOT_FOR_THE_MODEL = {"completion_mask", "labels", "label", EXAMPLE_ID, ROW_LENGTHS}
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -110,6 +116,32 @@ def collated(collator: Callable[[list[dict[str, Any]]], dict[str, Any]], rows: l
     return batch
 
 
+class PairedAnew:
+    """
+    KTO's collator for batches that a selection puts together: their KL completions are each other's.
+
+    KTO estimates its KL term on prompts with the completions of their neighbours. TRL pairs them beforehand, for the
+    batches of the dataset's own order (and forbids any other); here the rows that are served together are paired in
+    the same way, each prompt with the completion before it.
+    """
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        completions = [row["completion_ids"] for row in rows]
+        before = completions[-1:] + completions[:-1]
+        return self.collator([{**row, "KL_completion_ids": other} for row, other in zip(rows, before, strict=True)])
+
+
+def collator_of(trainer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """The collator of the batches that the trainer's selection serves."""
+    # Where images are in the data, TRL's own collator pairs the rows of each batch.
+    paired_before = trainer_kind(trainer) == "kto" and trainer.calculate_KL and not trainer._is_vision_dataset
+    collator = trainer.data_collator
+    return PairedAnew(collator) if paired_before and trainer.selection.regroups else collator
+
+
 def content_id(row: dict[str, Any]) -> int:
     """63-bit hash of what a row holds."""
     content = json.dumps(row, sort_keys=True, default=str).encode()
@@ -158,7 +190,7 @@ class SelectionMixin(_Trainer):
             return super().get_train_dataloader()
         collator, batch_size = self.data_collator, self._train_batch_size
         columns = self.selection.columns if self.selection.streaming else ()
-        self.data_collator = ExampleCollator(collator, columns)
+        self.data_collator = ExampleCollator(collator_of(self), columns)
         self._train_batch_size = batch_size * self.selection.candidates
         try:
             return super().get_train_dataloader()
@@ -253,19 +285,28 @@ def stock_class(cls: type) -> type:
 
 
 def trainer_kind(trainer: Any) -> str:
-    """`"dpo"`, `"sft"` or `"reward"`; `TypeError` for trainers whose signals are not known."""
-    for kind, cls in (("dpo", DPOTrainer), ("sft", SFTTrainer), ("reward", RewardTrainer)):
+    """One of `KINDS`; `TypeError` for trainers whose signals are not known."""
+    for kind, cls in KINDS.items():
         if isinstance(trainer, cls):
             return kind
-    raise TypeError(f"{type(trainer).__name__} is not supported: use a DPOTrainer, SFTTrainer or RewardTrainer.")
+    known = ", ".join(cls.__name__ for cls in KINDS.values())
+    raise TypeError(f"{type(trainer).__name__} is not supported: use one of {known}.")
 
 
 def loss_settings(trainer: Any) -> LossSettings:
-    """What decides a pair's loss, as the trainer holds it now (`beta` may change while it trains)."""
-    if trainer_kind(trainer) == "reward":
-        return LossSettings(center_rewards=trainer.args.center_rewards_coefficient or 0.0)
-    if trainer_kind(trainer) != "dpo":
+    """What decides an example's loss, as the trainer holds it now (`beta` may change while it trains)."""
+    kind = trainer_kind(trainer)
+    if kind == "sft":
         return LossSettings()
+    if kind == "reward":
+        return LossSettings(center_rewards=trainer.args.center_rewards_coefficient or 0.0)
+    if kind == "kto":
+        return LossSettings(
+            beta=trainer.beta,
+            loss_types=(trainer.loss_type,),
+            desirable_weight=trainer.desirable_weight,
+            undesirable_weight=trainer.undesirable_weight,
+        )
     return LossSettings(
         beta=trainer.beta,
         loss_types=tuple(trainer.loss_types),
@@ -279,12 +320,34 @@ def loss_settings(trainer: Any) -> LossSettings:
     )
 
 
-def make_batch(trainer: Any, ids: Tensor, inputs: dict[str, Any], reading: Reading, **context: Any) -> Batch:
-    """The batch of a reading, in the layout of this trainer."""
+BATCHES = {"dpo": PairBatch, "sft": SequenceBatch, "kto": KTOBatch, "reward": RewardBatch}
+
+
+def make_batch(
+    trainer: Any,
+    ids: Tensor,
+    inputs: dict[str, Any],
+    reading: Reading,
+    *,
+    kl: float | Tensor | None = None,
+    **context: Any,
+) -> Batch:
+    """The batch of a reading, in the layout of this trainer; `kl` where KTO's KL term is not to be read as well."""
     assert reading.policy is not None
-    pairs = RewardBatch if trainer_kind(trainer) == "reward" else PairBatch
-    cls = SequenceBatch if is_sequences(trainer, inputs) else pairs
-    return cls(ids, inputs, reading.policy, reading.reference, settings=loss_settings(trainer), **context)
+    settings, kind = loss_settings(trainer), trainer_kind(trainer)
+    if kind == "kto" and trainer.calculate_KL:
+        settings.kl = kl_term(trainer, inputs, reading) if kl is None else kl
+    cls = SequenceBatch if is_sequences(trainer, inputs) else BATCHES[kind]
+    return cls(ids, inputs, reading.policy, reading.reference, settings=settings, **context)
+
+
+def kl_term(trainer: Any, inputs: dict[str, Any], reading: Reading) -> Tensor:
+    """KTO's KL term of a training step, the mean over all ranks, as the trainer itself is about to compute it."""
+    width = inputs["KL_completion_mask"].shape[1] - 1
+    # Both models run the KL rows before the examples: the policy first of all, the reference after the policy.
+    policy, *rest = (forward.log_probs[:, -width:].sum(dim=1) for forward in reading.without_gradient[:2])
+    reference = inputs["ref_KL_logps"] if trainer.precompute_ref_logps else rest[0]
+    return trainer.accelerator.gather_for_metrics((policy - reference).mean()).mean().clamp(min=0)
 
 
 def is_sequences(trainer: Any, inputs: dict[str, Any]) -> bool:
@@ -301,9 +364,11 @@ def labels_of(trainer: Any, inputs: dict[str, Any]) -> Tensor:
     return inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
 
 
-def expects_reference(trainer: Any) -> bool:
-    """Whether a training step runs the reference model."""
-    return trainer_kind(trainer) == "dpo" and not trainer.precompute_ref_logps
+def forwards_without_gradient(trainer: Any) -> int:
+    """How many forwards without gradient belong to a training step: those of the reference, and of KTO's KL term."""
+    kind = trainer_kind(trainer)
+    reference = int(kind in ("dpo", "kto") and not trainer.precompute_ref_logps)
+    return 2 * reference + 1 if kind == "kto" and trainer.calculate_KL else reference
 
 
 def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
@@ -335,7 +400,7 @@ def collate_rows(trainer: Any, ids: np.ndarray) -> dict[str, Any]:
     if trainer.selection.rows is None:
         trainer.selection.rows = trainer._remove_unused_columns(trainer.train_dataset, description="Scoring")
     rows = trainer.selection.rows.__getitems__(np.asarray(ids).tolist())
-    return trainer._prepare_inputs(collated(trainer.data_collator, rows))
+    return trainer._prepare_inputs(collated(collator_of(trainer), rows))
 
 
 def rebuilt(trainer: Any, build: Callable[[], Any], file: Path, resumed: bool) -> Any:
@@ -366,7 +431,7 @@ def prepared(trainer: Any, dataset: Any, name: str) -> Any:
             arguments += [trainer.args.packing, trainer._formatting_func]
         dataset = trainer._prepare_dataset(*arguments, name)
     wanted = getattr(trainer.args, "precompute_ref_log_probs", False)
-    if wanted and "ref_chosen_logps" not in dataset.column_names:
+    if wanted and not REFERENCES & set(dataset.column_names):
         batch_size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_train_batch_size
         dataset = trainer._precompute_ref_logps(dataset, name, batch_size)
     return dataset
@@ -387,11 +452,20 @@ def replace_dataset(trainer: Any, dataset: Any) -> None:
         trainer.selection.served_rows.dataset = trainer._remove_unused_columns(dataset, description="Rebuilt")
 
 
-def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True, **context: Any) -> Batch:
+def score_rows(
+    trainer: Any,
+    inputs: dict[str, Any],
+    ids: Tensor,
+    *,
+    reference: bool = True,
+    kl: float | Tensor = 0.0,
+    **context: Any,
+) -> Batch:
     """
     Runs a collated batch through the policy (and the reference) without gradient, in evaluation mode.
 
-    The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched.
+    The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched. `kl` is what KTO's
+    losses take for the KL term, which belongs to a trained batch: rows that are only looked at have none.
     """
     if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
         raise ValueError(
@@ -399,8 +473,8 @@ def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: 
             "be made then. Score the data in a run without them and give the scores as dataset columns."
         )
     labels = labels_of(trainer, inputs)
-    own = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps", "labels", EXAMPLE_ID, ROW_LENGTHS}
-    kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith(f"{COLUMNS}.")}
+    own = NOT_FOR_THE_MODEL | REFERENCES
+    kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith((f"{COLUMNS}.", "KL_"))}
     model, training = trainer.model, trainer.model.training
     model.eval()
     try:
@@ -415,12 +489,12 @@ def score_rows(trainer: Any, inputs: dict[str, Any], ids: Tensor, *, reference: 
                 output.is_top1,
                 output.log_sum_sq_probs,
             )
-            ref = None
-            if reference and not is_sequences(trainer, inputs) and "ref_chosen_logps" not in inputs:
-                ref = Forward(_reference_token_logps(trainer, kwargs, labels))
+            reading = Reading(policy=policy)
+            if reference and not is_sequences(trainer, inputs) and not REFERENCES & set(inputs):
+                reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
     finally:
         model.train(training)
-    return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=policy, reference=ref), **context)
+    return make_batch(trainer, ids.to(labels.device), inputs, reading, kl=kl, **context)
 
 
 def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = (
     {"functional"},
-    {"tap", "gate", "ghost", "ledger", "sidecar", "sampler", "batching", "data", "cache"},
+    {"tap", "unpaired", "gate", "ghost", "ledger", "sidecar", "sampler", "batching", "data", "cache"},
     {"run", "passes", "method", "composition", "selection"},
     {"methods"},
     {"trainer", "callback", "steps", "checks", "metrics", "report", "proxy", "generation"},

@@ -118,7 +118,7 @@ def test_packing_with_a_method_that_needs_single_examples(make_trainer):
 
 
 def test_pairs_only(make_trainer):
-    with pytest.raises(ValueError, match=r"'dr_dpo' works with \['dpo', 'reward'\], not with SFTTrainer"):
+    with pytest.raises(ValueError, match=r"'dr_dpo' works with \['dpo', 'kto', 'reward'\], not with SFTTrainer"):
         SelectionCallback(make_trainer("sft"), "dr_dpo")
 
 

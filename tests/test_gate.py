@@ -139,7 +139,7 @@ def test_two_processes(model, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads((tmp_path / "errors.json").read_text())
-    assert len(errors) == 10
+    assert len(errors) == 12
     assert max(errors.values()) < TOLERANCE, errors
 
 

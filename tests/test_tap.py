@@ -27,6 +27,7 @@ class Looks(Method):
     batches: list = field(default_factory=list, init=False)
 
     name = "looks"
+    trainers = ("dpo", "sft", "kto")
     packed_rows = True
 
     def score(self, batch):

@@ -20,7 +20,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from dsel_trl import Method, SelectionCallback
 
@@ -131,9 +131,24 @@ def texts(size: int = 40, seed: int = 0) -> Dataset:
     )
 
 
-DATASETS = {"dpo": preferences, "sft": completions, "lm": texts}
+@cache
+def judged(size: int = 40, seed: int = 0) -> Dataset:
+    """Completions that are desirable or not, for KTO."""
+    labels = np.random.default_rng([seed, 4]).random(size) < 0.5
+    return completions(size, seed).add_column("label", labels)
+
+
+DATASETS = {"dpo": preferences, "sft": completions, "lm": texts, "kto": judged}
+TRAINERS = {
+    "dpo": (DPOTrainer, DPOConfig),
+    "sft": (SFTTrainer, SFTConfig),
+    "lm": (SFTTrainer, SFTConfig),
+    "kto": (KTOTrainer, KTOConfig),
+}
 
 PREPARED_BY = ("max_length", "truncation_mode", "packing", "packing_strategy", "padding_free", "completion_only_loss")
+# KTO's KL term, if the loss has one, is prepared for batches of the size that is trained.
+KTO_PREPARED_BY = ("loss_type", "per_device_train_batch_size")
 _PREPARED: dict[Any, Any] = {}
 
 
@@ -144,7 +159,8 @@ def prepared_once(cls: type) -> Any:
     def prepared(self: Any, dataset: Any, processing_class: Any, args: Any, *rest: Any) -> Any:
         if not isinstance(dataset, Dataset):
             return prepare(self, dataset, processing_class, args, *rest)
-        key = (cls, dataset._fingerprint, *(getattr(args, name, None) for name in PREPARED_BY), *rest)
+        names = (*PREPARED_BY, *(KTO_PREPARED_BY if cls is KTOTrainer else ()))
+        key = (cls, dataset._fingerprint, *(getattr(args, name, None) for name in names), *rest)
         if key not in _PREPARED:
             _PREPARED[key] = prepare(self, dataset, processing_class, args, *rest)
         return _PREPARED[key]
@@ -163,8 +179,8 @@ def make_trainer(
     eval_dataset: Any = None,
     callbacks: Any = None,
     **config: Any,
-) -> DPOTrainer | SFTTrainer:
-    """A stock trainer on the tiny model: `kind` is `"dpo"`, `"sft"` (prompt-completion) or `"lm"` (plain text)."""
+) -> DPOTrainer | SFTTrainer | KTOTrainer:
+    """A stock trainer on the tiny model: `kind` is `"dpo"`, `"sft"` (prompt-completion), `"lm"` (text) or `"kto"`."""
     peft_config = (
         LoraConfig(
             r=4,
@@ -176,7 +192,7 @@ def make_trainer(
         if lora
         else None
     )
-    cls, args = (DPOTrainer, DPOConfig) if kind == "dpo" else (SFTTrainer, SFTConfig)
+    cls, args = TRAINERS[kind]
     with prepared_once(cls):
         return cls(
             str(model),
@@ -218,6 +234,7 @@ class Witness(Method):
     steps: list = field(default_factory=list, init=False)
 
     name = "witness"
+    trainers = ("dpo", "sft", "kto")
     packed_rows = True
 
     def observe(self, run: Any, step: Any) -> None:

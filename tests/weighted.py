@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from dsel_trl import Method, SelectionCallback
-from dsel_trl.tap import PairBatch
+from dsel_trl.tap import SequenceBatch
 from tests import tiny
 
 # Weights by example id: small, large, zero, and all different.
@@ -25,9 +25,10 @@ class FixedWeights(Method):
     seen: list = field(default_factory=list, init=False)
 
     name = "fixed_weights"
+    trainers = ("dpo", "sft", "kto")
 
     def weigh(self, batch):
-        margin = batch.implicit_margin if isinstance(batch, PairBatch) else None
+        margin = None if isinstance(batch, SequenceBatch) else batch.implicit_margin
         self.seen.append(
             {"ids": batch.ids.clone(), "loss": batch.loss, "margin": margin, "inputs": dict(batch.inputs)}
         )
@@ -101,8 +102,8 @@ def explicit_gradient(
     """
     total: dict[str, torch.Tensor] = {}
     trainer.model.train()
-    is_pair = hasattr(trainer, "beta")
-    tokens = None if is_pair else sum((batch["labels"][:, 1:] != -100).sum() for batch in micro_batches)
+    is_preference = hasattr(trainer, "beta")
+    tokens = None if is_preference else sum((batch["labels"][:, 1:] != -100).sum() for batch in micro_batches)
     for batch, batch_weights in zip(micro_batches, weights, strict=True):
         for alone, share in alone_with_share(trainer, batch, tokens):
             trainer.model.zero_grad()
@@ -110,7 +111,7 @@ def explicit_gradient(
             loss.backward()
             index = share[0]
             # Tokens are counted over all ranks, and the trainer multiplies by their number what DDP then averages.
-            scale = 1 / len(micro_batches) if is_pair else 1 / trainer.accelerator.num_processes
+            scale = 1 / len(micro_batches) if is_preference else 1 / trainer.accelerator.num_processes
             factor = float(batch_weights[index]) * share[1] * scale
             for name, gradient in gradients(trainer.model).items():
                 total[name] = total.get(name, 0.0) + factor * gradient.double()
@@ -120,7 +121,13 @@ def explicit_gradient(
 
 def alone_with_share(trainer: Any, batch: dict[str, Any], tokens: Any) -> Any:
     """Each example of a micro-batch as a batch of its own, with its position and its share of the batch's mean."""
-    if tokens is None:
+    if "label" in batch:
+        size = len(batch["label"])
+        # The KL term is a number of the whole batch: each response alone keeps all its rows.
+        whole = {key: value for key, value in batch.items() if "KL_" in key}
+        for i in range(size):
+            yield {**{key: value[[i]] for key, value in batch.items() if key not in whole}, **whole}, (i, 1.0 / size)
+    elif tokens is None:
         size = batch["input_ids"].shape[0] // 2
         # TRL's `sft` loss is the mean over the chosen tokens of the batch: a long response counts more.
         chosen_tokens = batch["completion_mask"][:size, 1:].sum(dim=1).double()

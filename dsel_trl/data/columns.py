@@ -97,22 +97,31 @@ def _row_sizes(dataset: Dataset, name: str) -> np.ndarray:
     return np.ones(len(dataset), dtype=np.int32)
 
 
-def pair_lengths(dataset: Dataset, max_length: int | None) -> tuple[np.ndarray, np.ndarray]:
+def response_lengths(
+    dataset: Dataset, max_length: int | None, sides: Sequence[str] = ("chosen", "rejected")
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    Completion tokens and trained tokens of each tokenised pair, both sides together, after truncation to `max_length`.
+    Completion tokens and trained tokens of each row's tokenised responses, after truncation to `max_length`.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Tokenised rows.
+        max_length (`int`, *optional*):
+            What each response is truncated to, with its prompt.
+        sides (`Sequence[str]`, *optional*, defaults to `("chosen", "rejected")`):
+            Which responses a row has: both sides of a pair, counted together, or a single `"completion"`.
 
     Returns:
         Two `int32` arrays of shape `(N,)`.
     """
-    chosen, rejected = (list_lengths(dataset, f"{name}_ids") for name in ("chosen", "rejected"))
     # Pairs for a reward model hold the prompt in both sides.
     with_prompt = "prompt_ids" in dataset.column_names
-    prompt = list_lengths(dataset, "prompt_ids") if with_prompt else np.zeros_like(chosen)
-    sides = [prompt + chosen, prompt + rejected]
+    prompt = list_lengths(dataset, "prompt_ids") if with_prompt else np.zeros(len(dataset), dtype=np.int32)
+    totals = np.stack([prompt + list_lengths(dataset, f"{side}_ids") for side in sides])
     if max_length is not None:
-        sides = [np.minimum(side, max_length) for side in sides]
-    completion = sum(np.maximum(side - prompt, 0) for side in sides)
-    return np.asarray(completion, dtype=np.int32), sides[0] + sides[1]
+        totals = np.minimum(totals, max_length)
+    completions = np.maximum(totals - prompt, 0)
+    return completions.sum(axis=0, dtype=np.int32), totals.sum(axis=0, dtype=np.int32)
 
 
 def sequence_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

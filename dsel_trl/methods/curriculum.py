@@ -53,6 +53,7 @@ class Curriculum(ByScore):
     clip: float = field(default=10.0, metadata={"help": "unbiased: largest weight"})
 
     signals = (Signal.LENGTH, Signal.LOSS)
+    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/1903.09848, hf.co/papers/2012.03107"
     family = "indicator"
     criterion = "internal"

@@ -37,6 +37,7 @@ class D4(Prescored):
     pooling: str = field(default="last", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
 
     signals = (Signal.EMBEDDING,)
+    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2308.12284"
     family = "reduction"
     criterion = "none"

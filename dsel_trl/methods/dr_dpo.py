@@ -16,7 +16,9 @@ class DrDpo(Method):
     Weighs down the pairs that fit worst, as likely flipped.
 
     What: weights `B * softmax(-loss / beta_prime)` over the global micro-batch: the gradient of Dr. DPO's
-    `-beta' log mean exp(-loss / beta')` (hf.co/papers/2407.07880), for any separable loss type.
+    `-beta' log mean exp(-loss / beta')` (hf.co/papers/2407.07880), for any separable loss type. KTO's
+    labelled responses are weighed in the same way; their losses lie between 0 and 1, so that at `beta_prime` 1 no
+    weight is more than e times another: take a smaller one there.
     When: label noise, batches of 8 pairs or more. When not: with one pair per batch it is plain DPO; hard but right
     pairs are weighed down too.
     """
@@ -26,7 +28,7 @@ class DrDpo(Method):
     )
 
     signals = (Signal.LOSS,)
-    trainers = ("dpo", "reward")
+    trainers = ("dpo", "kto", "reward")
     paper = "hf.co/papers/2407.07880"
     selector = "weight"
     normalize = "none"

@@ -44,6 +44,7 @@ class Dsir(Prescored):
     min_words: int = field(default=0, metadata={"help": "shorter examples are dropped (100 in the paper's code)"})
 
     signals = (Signal.TEXT,)
+    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2302.03169"
     family = "indicator"
     criterion = "external_continuous"

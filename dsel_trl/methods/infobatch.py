@@ -43,6 +43,7 @@ class InfoBatch(Method):
     min_keep: int = field(default=1, metadata={"help": "well-learned examples that are always kept"})
 
     signals = (Signal.LOSS,)
+    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2303.04947"
     selector = "random among the well learned, with weights"
     packed_rows = True

@@ -27,6 +27,7 @@ class LengthCurriculum(ByScore):
     by: str = field(default="completion", metadata={"help": '"completion" or "total" tokens'})
 
     signals = (Signal.LENGTH,)
+    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2012.03107"
     selector = "curriculum"
     state = "none"

@@ -10,7 +10,7 @@ from ..explicit import ExplicitMargin
 from ..functional.ranking import zscore
 from ..method import Run, check_choice, register
 from ..selection import ByScore, known_scores
-from ..tap import Batch, PairBatch, Signal
+from ..tap import Batch, Signal
 
 SOURCES = ("implicit", "explicit", "disagreement")
 
@@ -25,6 +25,8 @@ class Margin(ExplicitMargin, ByScore):
     the training forward; `explicit` is the difference of two scores (columns, `reward` or
     `reward_model`); `disagreement` is the
     distance of the two after z-scoring both (large = the model and the scores see the pair differently).
+    A reward model's margin is that of its rewards; KTO's, the reward `beta * log-ratio` of a desirable response and
+    minus that of an undesirable one (only `implicit`, for there is no second response).
     `action` says what to do about it: keep_top, keep_bottom, band, weight, sample or curriculum.
     When: large explicit margins are the cleaner labels; small implicit margins are what the model has not learned.
     When not: implicit margins are all zero until the policy has moved, so the first epoch's choice is random then.
@@ -33,7 +35,7 @@ class Margin(ExplicitMargin, ByScore):
     source: str = field(default="implicit", metadata={"help": f"one of {', '.join(SOURCES)}"})
 
     signals = (Signal.IMPLICIT_MARGIN, Signal.EXPLICIT_MARGIN)
-    trainers = ("dpo", "reward")
+    trainers = ("dpo", "kto", "reward")
     criterion = "internal or external_continuous"
     selector = "top_k, band, weight, sample, curriculum"
 
@@ -48,6 +50,13 @@ class Margin(ExplicitMargin, ByScore):
     def explicit(self) -> bool:
         return self.source != "implicit"
 
+    def check(self, run: Run) -> None:
+        if self.explicit and run.trainer == "kto":
+            raise ValueError(
+                f"source={self.source!r} compares the scores of two responses, but KTO's examples have one: leave "
+                "source='implicit'."
+            )
+
     def scores(self, run: Run) -> np.ndarray:
         if self.source == "implicit":
             return known_scores(run, self.name)
@@ -61,7 +70,6 @@ class Margin(ExplicitMargin, ByScore):
         return np.where(np.isinf(explicit), -np.inf, distance).astype(np.float32)
 
     def score(self, batch: Batch) -> Tensor:
-        assert isinstance(batch, PairBatch)
         if self.source == "implicit":
             return batch.implicit_margin
         explicit = self.batch_margin(batch)

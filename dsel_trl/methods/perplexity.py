@@ -36,6 +36,7 @@ class Perplexity(Prescored):
     model: str | None = field(default=None, metadata={"help": "another causal model to ask, by path"})
 
     signals = (Signal.LOSS,)
+    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2309.04564"
     family = "indicator"
     criterion = "internal"

@@ -23,7 +23,7 @@ class Random(Method):
 
     packed_rows = True
     family = "none"
-    trainers = ("dpo", "sft", "reward")
+    trainers = ("dpo", "sft", "kto", "reward")
     criterion = "none"
     selector = "random"
     state = "none"

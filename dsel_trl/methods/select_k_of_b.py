@@ -8,7 +8,7 @@ from torch import Tensor
 from ..explicit import ExplicitMargin
 from ..functional.select_k_of_b import select_k_of_b
 from ..method import Run, check_choice, check_range, register
-from ..tap import Batch, PairBatch, Signal
+from ..tap import Batch, Signal
 
 SCORES = ("loss", "implicit_margin", "explicit_margin", "length")
 MODES = ("top_k", "bottom_k", "gumbel_top_k", "epsilon_mix")
@@ -22,7 +22,8 @@ class SelectKOfB(ExplicitMargin):
 
     What: the score is the current loss, the implicit margin, an explicit margin (columns, `reward` or `reward_model`),
     or the length; `mode` says how to choose. The choice is over the candidates of all processes and acts at once,
-    without sampler lag. Rows that are not chosen count as seen: an epoch has `1 / factor` of the steps.
+    without sampler lag. Rows that are not chosen count as seen: an epoch has `1 / factor` of the steps. KTO's losses
+    are compared at the KL term of the batch trained last.
     When: the choice must follow the model closely. When not: it costs `factor` extra forwards per trained example
     (twice that with a reference model that is not precomputed); a plan costs none.
     """
@@ -34,6 +35,7 @@ class SelectKOfB(ExplicitMargin):
     epsilon: float = field(default=0.1, metadata={"help": "epsilon_mix: chance of a random candidate per slot"})
 
     signals = (Signal.LOSS,)
+    trainers = ("dpo", "sft", "kto")
     selector = "top_k, gumbel_top_k"
     cost = "factor forwards per trained example (twice with a reference model)"
     state = "none"
@@ -61,15 +63,16 @@ class SelectKOfB(ExplicitMargin):
         return self.by in ("loss", "implicit_margin")
 
     def check(self, run: Run) -> None:
-        if self.by.endswith("margin") and run.trainer != "dpo":
+        if self.by == "explicit_margin" and run.trainer != "dpo":
             raise ValueError(f"by={self.by!r} needs preference pairs, but the trainer is {run.trainer!r}.")
+        if self.by == "implicit_margin" and run.trainer == "sft":
+            raise ValueError(f"by={self.by!r} needs preferences, but the trainer is 'sft'.")
 
     def value(self, batch: Batch) -> Tensor:
         """The score of each candidate, `(B,)`."""
         if self.by == "explicit_margin":
             return self.batch_margin(batch)
         if self.by == "implicit_margin":
-            assert isinstance(batch, PairBatch)
             return batch.implicit_margin
         return batch.loss if self.by == "loss" else batch.lengths.float()
 

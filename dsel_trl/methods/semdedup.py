@@ -48,6 +48,7 @@ class SemDedup(Prescored):
     pooling: str = field(default="mean", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
 
     signals = (Signal.EMBEDDING,)
+    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2303.09540"
     family = "reduction"
     criterion = "none"

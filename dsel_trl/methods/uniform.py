@@ -18,6 +18,6 @@ class Uniform(Method):
 
     packed_rows = True
     family = "none"
-    trainers = ("dpo", "sft", "reward")
+    trainers = ("dpo", "sft", "kto", "reward")
     criterion = "none"
     selector = "all"

@@ -25,7 +25,7 @@ class WeightColumn(Method):
     normalize: str = field(default="mean1", metadata={"help": '"mean1": weights average 1 over each step; "none"'})
     allow_negative: bool = field(default=False, metadata={"help": "whether negative weights are meant"})
 
-    trainers = ("dpo", "sft", "reward")
+    trainers = ("dpo", "sft", "kto", "reward")
     criterion = "external_continuous"
     selector = "weight"
     state = "none"

@@ -61,6 +61,7 @@ class Zip(Prescored):
     factor: int = field(default=4, metadata={"help": "online: candidates drawn for one trained example, at least 2"})
 
     signals = (Signal.TEXT,)
+    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2407.06645"
     family = "raw"
     criterion = "internal"

@@ -120,5 +120,8 @@ def first_kind(name: str) -> str:
     return kinds(name)[0]
 
 
+# KTO has a light pass of its own: what is particular about it is in `tests/test_kto.py`.
+LABELLED = [name for name in METHODS if "kto" in get_method(name).trainers]
 EVERYWHERE = [(name, kind) for name in GUISES for kind in kinds(name)]
 NEUTRAL = [(name, kind) for name, kind in EVERYWHERE if case(name).neutral is not None]
+NEUTRAL += [(name, "kto") for name in LABELLED if case(name).neutral is not None]

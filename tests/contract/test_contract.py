@@ -18,7 +18,7 @@ from dsel_trl import Method, SelectionCallback, get_method
 from dsel_trl import trainer as seams
 from tests import tiny
 from tests.contract.bench import CONFIG, data, loading
-from tests.contract.cases import EVERYWHERE, GUISES, METHODS, NEUTRAL, case, first_kind, kinds, make
+from tests.contract.cases import EVERYWHERE, GUISES, LABELLED, METHODS, NEUTRAL, case, first_kind, kinds, make
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +69,16 @@ def test_trains_with_lora_and_precomputed_references(bench, name, kind):
     assert_sound(trace)
     moved = {key for key, value in before.items() if not torch.equal(value, trace.weights[key])}
     assert all("lora_" in key for key in moved)
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_trains_on_labelled_responses(bench, name):
+    trainer, witness = bench.attached(name, "kto", max_steps=3)
+    trainer.train()
+    trace = tiny.Trace.of(trainer, witness)
+    assert_sound(trace)
+    assert len(trace.ids) == 3
+    assert all(np.isfinite(values["implicit_margin"]).all() for values in trace.values)
 
 
 @pytest.mark.parametrize(("name", "kind"), NEUTRAL)

@@ -3,10 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from datasets import Dataset
+from torch.nn.functional import pad
 
 from dsel_trl import report
 from tests import tiny, weighted
@@ -29,7 +31,20 @@ CASES = {
     "nll_accumulated": ("sft", "mean1", {"gradient_accumulation_steps": 2}),
     "dft_lora_mean1": ("sft", "mean1", {"loss_type": "dft", "lora": True}),
     "nll_flat": ("lm", "mean1", {"padding_free": True, "max_length": None}),
+    "kto": ("kto", "mean1", {}),
+    "kto_lora_precomputed": ("kto", "none", {"lora": True, "precompute_ref_log_probs": True}),
 }
+
+
+def with_common_kl(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """KTO's batches of both ranks, each with the KL rows of both: the KL term is the mean over the ranks."""
+    common = {}
+    for name in [name for name in batches[0] if "KL_" in name]:
+        width = max(batch[name].shape[-1] for batch in batches)
+        rows = [batch[name] for batch in batches]
+        rows = [pad(row, (0, width - row.shape[1])) if row.dim() == 2 else row for row in rows]
+        common[name] = torch.cat(rows)
+    return [{**batch, **common} for batch in batches]
 
 
 def main(model: str, folder: str) -> None:
@@ -48,7 +63,7 @@ def main(model: str, folder: str) -> None:
         seen = [micro for part in parts for micro in part]
         assert len({tuple(ids.tolist()) for ids, _ in seen}) == len(seen)
         table = [torch.from_numpy(weighted.WEIGHTS)[ids] for ids, _ in seen]
-        inputs = [inputs for _, inputs in seen]
+        inputs = with_common_kl([inputs for _, inputs in seen])
         explicit = weighted.explicit_gradient(trainer, inputs, weighted.normalized(table, normalize))
         errors[name] = weighted.Outcome(gated, explicit, {}, torch.empty(0), None).error
     if dist.get_rank() == 0:
