@@ -11,16 +11,25 @@ from typing import Any, NoReturn
 
 import yaml
 from transformers.utils import is_torch_bf16_gpu_available
-from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+from trl import (
+    DatasetMixtureConfig,
+    DPOConfig,
+    KTOConfig,
+    ModelConfig,
+    RewardConfig,
+    ScriptArguments,
+    SFTConfig,
+    TrlParser,
+)
 
 RUNS = ("stock", "selection", "random")
-CONFIGS: dict[str, Any] = {"dpo": DPOConfig, "sft": SFTConfig}
+CONFIGS: dict[str, Any] = {"dpo": DPOConfig, "sft": SFTConfig, "kto": KTOConfig, "reward": RewardConfig}
 
 
 @dataclass
 class SelectionArguments:
     """
-    What `dsel dpo` and `dsel sft` take beside TRL's own arguments.
+    What `dsel dpo` and the other trainings take beside TRL's own arguments.
 
     Args:
         selection (`str`, *optional*):
@@ -151,7 +160,7 @@ def read_selection(value: Any) -> list[dict[str, Any]]:
 
 
 def make_parser(kind: str) -> TrlParser:
-    """The parser of `dsel dpo` or `dsel sft`: all of TRL's arguments and ours."""
+    """The parser of `dsel dpo` or another training: all of TRL's arguments and ours."""
     types: Any = (ScriptArguments, CONFIGS[kind], ModelConfig, DatasetMixtureConfig, SelectionArguments)
     parser = _Parser(
         types,
@@ -200,11 +209,11 @@ def _resume(value: str | None) -> str | bool | None:
 
 def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
     """
-    Reads the arguments of `dsel dpo` or `dsel sft`.
+    Reads the arguments of `dsel dpo` or another training.
 
     Args:
         kind (`str`):
-            `"dpo"` or `"sft"`.
+            `"dpo"`, `"sft"`, `"kto"` or `"reward"`.
         argv (`Sequence[str]`):
             The words after it.
 

@@ -1,5 +1,5 @@
 """
-The command line: `dsel dpo | sft | build | methods`, the same program as `python -m dsel_trl`.
+The command line: `dsel dpo | sft | kto | reward | build | methods`, the same program as `python -m dsel_trl`.
 
 Exit codes: 0 done, 1 the training failed, 2 something in the arguments or the data has to be mended, 130 interrupted.
 """
@@ -15,9 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-COMMANDS = {
+TRAININGS = {
     "dpo": "preference training with selection (TRL's DPOTrainer)",
     "sft": "supervised fine-tuning with selection (TRL's SFTTrainer)",
+    "kto": "training on responses that are desirable or not, with selection (TRL's KTOTrainer)",
+    "reward": "training of a reward model with selection (TRL's RewardTrainer)",
+}
+COMMANDS = {
+    **TRAININGS,
     "build": "write a dataset: reward-augmented pairs, or continuations of a stronger model's responses",
     "methods": "list the methods, or print the card of one",
 }
@@ -149,7 +154,7 @@ def _dispatch(words: list[str]) -> None:
         from importlib.metadata import version
 
         _say(f"dsel-trl {version('dsel-trl')}")
-    elif command in ("dpo", "sft"):
+    elif command in TRAININGS:
         _train(command, rest)
     elif command == "build":
         from .building import build_file

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 MEASURES = {
     "dpo": ("eval_rewards/accuracies", "held-out accuracy", "{:.1%}"),
     "sft": ("eval_loss", "held-out loss", "{:.4f}"),
+    "kto": ("eval_loss", "held-out loss", "{:.4f}"),
+    "reward": ("eval_accuracy", "held-out accuracy", "{:.1%}"),
 }
 FLIPPED = "truth_flipped"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig
-from trl import DPOTrainer, SFTTrainer, get_dataset, get_peft_config, get_quantization_config
+from trl import get_dataset, get_peft_config, get_quantization_config
 
 from .arguments import Arguments
 from .callback import SelectionCallback
@@ -18,10 +18,10 @@ from .composition import Composition
 from .data.demo_model import build_demo_model
 from .data.loading import DEMO, AnyDataset, check_rows, load_splits, number_rows, take_split
 from .method import Method, create_method
+from .trainer import KINDS
 
 logger = logging.getLogger(__name__)
 
-TRAINERS = {"dpo": DPOTrainer, "sft": SFTTrainer}
 # What a wrong argument raises, here and in TRL: the user's to mend. Anything else is a failure of the run.
 MISTAKES = (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError)
 
@@ -128,7 +128,7 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
         "trust_remote_code": False,
     }
     with _no_empty_folder(Path(training.output_dir)):
-        trainer = TRAINERS[job.arguments.kind](
+        trainer = KINDS[job.arguments.kind](
             model=job.model,
             args=training,
             train_dataset=job.train_dataset,

@@ -170,7 +170,7 @@ def test_wrong_columns_for_the_trainer(capsys, recipe):
 def test_a_method_of_the_other_trainer(capsys, recipe, tmp_path):
     tiny.completions(8).to_parquet(tmp_path / "texts.parquet")
     words = ["sft", "--config", recipe(dataset_name=str(tmp_path / "texts.parquet"), selection=[{"name": "margin"}])]
-    assert "'margin' works with ['dpo', 'reward'], not with `dsel sft`" in error_of(capsys, words)
+    assert "'margin' works with ['dpo', 'kto', 'reward'], not with `dsel sft`" in error_of(capsys, words)
 
 
 def test_an_earlier_checkpoint_is_not_overwritten(capsys, recipe, tmp_path):
@@ -270,7 +270,7 @@ def test_methods(capsys):
     assert main(["methods", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows) == list_methods()
-    assert rows["random"]["trainers"] == ["dpo", "sft", "reward"]
+    assert rows["random"]["trainers"] == ["dpo", "sft", "kto", "reward"]
     assert rows["random"]["hooks"] == ["select"]
     assert rows["random"]["summary"].endswith(".")
 
@@ -304,6 +304,32 @@ def test_sft_trains_with_an_evaluation_file(recipe, tmp_path):
     words = ["--dataset_name", "train.jsonl", "--eval_dataset_name", "held_out.jsonl", "--eval_strategy", "steps"]
     assert main(["sft", "--config", recipe(eval_steps=1), *words]) == 0
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_kto_trains_on_labels_and_on_pairs(capsys, recipe, tmp_path, pairs):
+    tiny.judged(16).to_json(tmp_path / "train.jsonl")
+    selection = [{"name": "margin", "action": "keep_bottom"}]
+    for out, data in (("labels", "train.jsonl"), ("pairs", str(pairs))):
+        words = ["--dataset_name", data, "--output_dir", out]
+        assert main(["kto", "--config", recipe(selection=selection), *words]) == 0
+        assert len(Dataset.from_parquet(f"{out}/selection/ledger.parquet")) == {"labels": 16, "pairs": 48}[out]
+    line = error_of(capsys, ["kto", "--config", recipe(selection=[{"name": "wpo"}], output_dir="wpo")])
+    assert "'wpo' works with ['dpo'], not with `dsel kto`" in line
+    tiny.completions(16).to_json(tmp_path / "unlabelled.jsonl")
+    words = ["--dataset_name", "unlabelled.jsonl", "--output_dir", "unlabelled"]
+    assert "'completion' and 'label', or 'chosen' and 'rejected'" in error_of(
+        capsys, ["kto", "--config", recipe(), *words]
+    )
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_reward_model_is_trained_and_compared(recipe, tmp_path, pairs):
+    path = recipe(compare=["stock", "selection"], eval_dataset_name=str(pairs), selection=[{"name": "dr_dpo"}])
+    assert main(["reward", "--config", path]) == 0
+    runs = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
+    assert [run["run"] for run in runs] == ["stock", "selection"]
+    assert all(0 <= run["accuracy"] <= 1 for run in runs)
 
 
 def test_a_stream_trains_with_a_method_that_only_weighs(recipe, tmp_path):

@@ -277,3 +277,37 @@ def demo_completions(
     return pairs.remove_columns(["rejected", "score_rejected"]).rename_columns(
         {"chosen": "completion", "score_chosen": "score"}
     )
+
+
+def demo_judged(seed: int = 0, train_size: int = 2048, test_size: int = 512, flip_rate: float = 0.3) -> DatasetDict:
+    """
+    Builds the demo corpus for KTO: of each pair of [`demo_preferences`] one response and whether it is desirable.
+
+    Every other pair gives its `chosen` response, labelled as desirable, the rest their `rejected` one. A flipped pair
+    so becomes a wrong label, and the judge's score of the response is in the column `score`.
+
+    Args:
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the corpus.
+        train_size (`int`, *optional*, defaults to `2048`):
+            Number of training examples.
+        test_size (`int`, *optional*, defaults to `512`):
+            Number of held-out examples, all of them labelled correctly.
+        flip_rate (`float`, *optional*, defaults to `0.3`):
+            Share of training examples with a wrong label.
+
+    Returns:
+        [`~datasets.DatasetDict`]: splits `train` and `test` with the columns `prompt`, `completion`, `label`, `score`
+        and the truth columns of [`demo_preferences`].
+    """
+    judged = DatasetDict()
+    for split, pairs in demo_preferences(seed, train_size, test_size, flip_rate).items():
+        sides = [("chosen", "rejected")[row % 2] for row in range(len(pairs))]
+        columns = {name: pairs[name] for name in ("chosen", "rejected", "score_chosen", "score_rejected")}
+        judged[split] = (
+            pairs.remove_columns(list(columns))
+            .add_column("completion", [columns[side][row] for row, side in enumerate(sides)])
+            .add_column("label", [side == "chosen" for side in sides])
+            .add_column("score", [columns[f"score_{side}"][row] for row, side in enumerate(sides)])
+        )
+    return judged

@@ -16,7 +16,7 @@ from datasets import (
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from .columns import column_names
-from .demo import demo_completions, demo_preferences
+from .demo import demo_completions, demo_judged, demo_preferences
 
 Splits: TypeAlias = DatasetDict | IterableDatasetDict
 AnyDataset: TypeAlias = Dataset | IterableDataset
@@ -28,7 +28,10 @@ READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "cs
 NEEDED = {
     "dpo": (("chosen", "rejected"),),
     "sft": (("messages",), ("prompt", "completion"), ("input_ids",)),
+    "kto": (("completion", "label"), ("chosen", "rejected")),
+    "reward": (("chosen", "rejected"),),
 }
+DEMOS = {"dpo": demo_preferences, "sft": demo_completions, "kto": demo_judged, "reward": demo_preferences}
 
 
 def _reader(path: Path) -> str | None:
@@ -72,7 +75,7 @@ def load_splits(name: str, *, kind: str = "dpo", config: str | None = None, stre
             a folder made by `save_to_disk`; a hub id; or `demo`, the built-in corpus. A folder or file goes before a
             hub id of the same name, and `demo` goes before both.
         kind (`str`, *optional*, defaults to `"dpo"`):
-            Which form of the demo corpus is wanted: `"dpo"` or `"sft"`.
+            For which trainer the demo corpus is wanted: `"dpo"`, `"sft"`, `"kto"` or `"reward"`.
         config (`str`, *optional*):
             Configuration of a hub dataset.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -86,7 +89,7 @@ def load_splits(name: str, *, kind: str = "dpo", config: str | None = None, stre
         `ValueError`: if what is there cannot be read.
     """
     if name == DEMO:
-        demo = demo_preferences() if kind == "dpo" else demo_completions()
+        demo = DEMOS[kind]()
         if not streaming:
             return demo
         return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in demo.items()})
@@ -139,7 +142,7 @@ def check_rows(dataset: AnyDataset, kind: str, name: str, text_field: str = "tex
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             The rows.
         kind (`str`):
-            `"dpo"` or `"sft"`.
+            `"dpo"`, `"sft"`, `"kto"` or `"reward"`.
         name (`str`):
             Name of the dataset, for the error.
         text_field (`str`, *optional*, defaults to `"text"`):

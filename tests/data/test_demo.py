@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from dsel_trl.data.demo import FAMILIES, LEVELS, demo_completions, demo_preferences, draw_tasks
+from dsel_trl.data.demo import FAMILIES, LEVELS, demo_completions, demo_judged, demo_preferences, draw_tasks
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +127,18 @@ def test_completions_are_the_chosen_answers():
     assert completions["train"]["completion"][:] == pairs["train"]["chosen"][:]
     assert completions["train"]["score"][:] == pairs["train"]["score_chosen"][:]
     assert "rejected" not in completions["test"].column_names
+
+
+def test_judged_responses_are_wrongly_labelled_where_a_pair_is_flipped(corpus):
+    judged = demo_judged(seed=3, train_size=640, test_size=128)
+    for split, pairs in corpus.items():
+        rows = judged[split]
+        assert rows["prompt"] == pairs["prompt"]
+        assert sum(rows["label"]) == len(rows) // 2
+        right = [
+            said == answer for said, answer in zip(answers(rows, "completion"), right_answers(pairs), strict=True)
+        ]
+        wrongly = [label != correct for label, correct in zip(rows["label"], right, strict=True)]
+        assert wrongly == pairs["truth_flipped"]
+    sides = [("chosen", "rejected")[row % 2] for row in range(640)]
+    assert judged["train"]["score"] == [row[f"score_{side}"] for row, side in zip(corpus["train"], sides, strict=True)]

@@ -57,12 +57,12 @@ def test_saved_datasets(rows, tmp_path, streaming):
     assert list(both["test"]) == [rows[1]]
 
 
-@pytest.mark.parametrize("kind", ["dpo", "sft"])
+@pytest.mark.parametrize("kind", ["dpo", "sft", "kto", "reward"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_demo(kind, streaming):
     splits = load_splits("demo", kind=kind, streaming=streaming)
     first = next(iter(splits["train"]))
-    assert ("rejected" in first) == (kind == "dpo")
+    assert ("rejected" in first) == (kind in ("dpo", "reward"))
     check_rows(splits["train"], kind, "demo")
 
 

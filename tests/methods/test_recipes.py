@@ -1,22 +1,24 @@
 """Every recipe trains: the program takes it as it is, on small data and for two steps."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from dsel_trl import get_method, list_methods
 from dsel_trl.cli import DONE, main
-from dsel_trl.data.demo import demo_completions, demo_preferences
+from dsel_trl.data.demo import demo_completions, demo_judged, demo_preferences
 from dsel_trl.data.demo_model import build_demo_model
 
-FILES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 # Recipes that are named after no method.
-OTHERS = {"quickstart", "composed"}
+OTHERS = {"quickstart", "composed", "kto"}
 ROWS = 48
 
 
 def kind_of(path):
-    return "sft" if "`dsel sft" in path.read_text().split("\n\n")[0] else "dpo"
+    return re.search(r"`dsel (\w+) ", path.read_text().split("\n\n")[0])[1]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def demo(tmp_path_factory):
     """A demo model that was trained for a moment, and small files of both demo corpora."""
     folder = tmp_path_factory.mktemp("demo")
     build_demo_model(folder / "model", steps=2)
-    for kind, build in (("dpo", demo_preferences), ("sft", demo_completions)):
+    for kind, build in (("dpo", demo_preferences), ("sft", demo_completions), ("kto", demo_judged)):
         for split, rows in build(train_size=ROWS, test_size=8).items():
             (folder / kind).mkdir(exist_ok=True)
             rows.to_parquet(str(folder / kind / f"{split}.parquet"))
@@ -46,3 +48,9 @@ def test_each_method_has_a_recipe_of_its_name():
     names = {path.stem for path in FILES} - OTHERS
     assert names == set(list_methods())
     assert all(kind_of(path) in get_method(path.stem).trainers for path in FILES if path.stem in names)
+
+
+def test_the_readme_says_what_each_method_trains_on():
+    text = (ROOT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| \[`(\w+)`\]\(recipes/\1\.yaml\) \|[^|]*\| ([^|]*) \|", text, re.MULTILINE))
+    assert rows == {name: ", ".join(get_method(name).trainers) for name in list_methods()}
