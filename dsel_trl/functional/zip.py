@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dsel_trl.functional.ranking import bottom_k
@@ -121,6 +122,7 @@ def zip_rounds(
     rejected: str = "burn",
     anchor_ids: Sequence[int] = (),
     workers: int = 1,
+    as_published: bool = False,
 ) -> Iterator[ZipRound]:
     """
     Runs the selection round by round until at least `budget` examples are chosen (hf.co/papers/2407.06645, Alg. 1).
@@ -149,6 +151,10 @@ def zip_rounds(
             Examples that count as selected before the first round, for example those of the epoch before.
         workers (`int`, *optional*, defaults to `1`):
             Processes that compress; the result does not depend on it.
+        as_published (`bool`, *optional*, defaults to `False`):
+            Repeat the published code to the letter. When fewer than `k1` examples are left, those that are gone come
+            back, chosen ones included, so an example can be chosen several times; the pool never runs empty; a `k3`
+            above `k2` chooses finalists again; and ties stand as `torch.topk` leaves them.
 
     Yields:
         `ZipRound`.
@@ -169,15 +175,16 @@ def zip_rounds(
         state[~left] = BURNT
         missing = budget
         while missing > 0 and left.any():
-            pool = bottom_k(np.where(left, state, np.nan), k1)
+            pool = _lowest(np.where(left, state, np.nan), k1, as_published)
+            pool = pool if as_published else np.sort(pool)
             state[pool] = engine.ratios("all", selected, pool.tolist())
-            ranked = pool[np.lexsort((pool, state[pool]))]
-            finalists = ranked[:k2]
+            finalists = pool[_lowest(state[pool], k2, as_published)]
             ratios = state[finalists].copy()
-            chosen = _least_alike(engine, finalists, k3)
+            chosen = _least_alike(engine, finalists, k3, as_published)
             gone = finalists if rejected == "burn" else chosen
             state[gone] = BURNT
-            left[gone] = False
+            # The published code takes nothing out of the pool: what is gone only ranks behind everything else.
+            left[gone] = as_published
             selected.extend(chosen.tolist())
             missing -= len(chosen)
             yield ZipRound(finalists, ratios, chosen, state.copy())
@@ -255,13 +262,23 @@ def zip_select(
     return ids[:budget] if truncate else ids
 
 
-def _least_alike(engine: CompressionEngine, finalists: Ids, k3: int) -> Ids:
+def _least_alike(engine: CompressionEngine, finalists: Ids, k3: int, as_published: bool) -> Ids:
     """Greedy choice among the finalists; the anchor is only what was chosen in this round."""
     chosen: list[int] = []
-    remaining = finalists
-    for _ in range(min(k3, len(finalists))):
-        ratios = engine.ratios("round", chosen, remaining.tolist()).astype(np.float32)
-        best = int(np.lexsort((remaining, ratios))[0])
-        chosen.append(int(remaining[best]))
-        remaining = np.delete(remaining, best)
+    finalists = finalists if as_published else np.sort(finalists)
+    left = np.ones(len(finalists), dtype=np.bool_)
+    for _ in range(k3 if as_published else min(k3, len(finalists))):
+        ratios = np.full(len(finalists), BURNT, dtype=np.float32)
+        ratios[left] = engine.ratios("round", chosen, finalists[left].tolist())
+        best = _lowest(ratios, 1, as_published)[0]
+        chosen.append(int(finalists[best]))
+        left[best] = False
     return np.array(chosen, dtype=np.int64)
+
+
+def _lowest(values: NDArray[np.float32], k: int, as_published: bool) -> Ids:
+    """Positions of the `k` lowest values; ties go to the lower position, or stand as `torch.topk` leaves them."""
+    if not as_published:
+        return bottom_k(values, k)
+    positions: Ids = torch.topk(torch.from_numpy(values), min(k, len(values)), largest=False).indices.numpy()
+    return positions

@@ -30,7 +30,7 @@ def plain_ratio(examples):
 
 
 def plain_zip(data, budget, k1, k2, k3):
-    """The published loop, one-shot compression throughout; for pools that do not run empty."""
+    """The published loop, one-shot compression throughout; what is gone comes back when the pool runs empty."""
     state = np.array([plain_ratio([x]) for x in data], dtype=np.float32)
     selected = []
     while len(selected) < budget:
@@ -57,6 +57,18 @@ def test_equals_the_plain_loop(sizes):
     data = pool_of(60)
     budget, k1, k2, k3 = sizes
     assert zip_select(data, budget, k1=k1, k2=k2, k3=k3).tolist() == plain_zip(data, budget, k1, k2, k3)
+
+
+def test_the_published_code_chooses_what_is_gone_again():
+    rng = np.random.default_rng(5)
+    data = [text(30 + 11 * i, rng) for i in range(12)]
+    rounds = list(zip_rounds(data, 12, k1=12, k2=6, k3=2, as_published=True))
+    assert all((np.diff(np.sort(step.ratios)) > 0).all() for step in rounds)
+    assert np.concatenate([step.chosen for step in rounds]).tolist() == plain_zip(data, 12, 12, 6, 2)
+    again = list(zip_rounds(data, 36, k1=12, k2=12, k3=12, as_published=True))
+    assert np.bincount(np.concatenate([step.chosen for step in again])).tolist() == [3] * 12
+    once = next(zip_rounds(data, 3, k1=12, k2=1, k3=3, as_published=True))
+    assert once.chosen.tolist() == once.finalists.tolist() * 3
 
 
 def test_incremental_size_equals_one_shot():
