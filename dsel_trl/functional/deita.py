@@ -115,7 +115,7 @@ def diversity_filter(
     *,
     threshold: float = 0.9,
     size: int | None = None,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     block_size: int = 1024,
 ) -> Ids:
     """
@@ -133,9 +133,10 @@ def diversity_filter(
             Largest cosine similarity to a kept example.
         size (`int`, *optional*):
             Stop when this many are kept. `None` or -1 is no limit.
-        batch_size (`int`, *optional*, defaults to `1`):
-            Above 1, candidates are judged in groups as the published code does: each is also compared to the members
-            of its group that were dropped, which can drop more.
+        batch_size (`int`, *optional*):
+            Judge candidates in groups of this size, as the published code does: each is also compared to the members
+            of its group that were dropped, which can drop more. A threshold below 0 then drops all but the best,
+            because the published code compares the zeros above the diagonal as well.
         block_size (`int`, *optional*, defaults to `1024`):
             Candidates whose similarities are computed at once; it does not change the result.
 
@@ -159,26 +160,25 @@ def diversity_filter(
     if rows.ndim != 2 or len(rows) != len(np.asarray(scores)):
         raise ValueError(f"got {len(np.asarray(scores))} scores for embeddings of shape {rows.shape}")
     limit = len(order) if size is None or size == -1 else size
-    if limit < 0 or batch_size < 1 or block_size < 1:
+    step = block_size if batch_size is None else batch_size
+    if limit < 0 or min(step, block_size) < 1:
         raise ValueError(f"got size={size}, batch_size={batch_size}, block_size={block_size}; all must be positive")
     if len(order) == 0:
         return order
     kept = _Kept(rows.shape[1])
     kept.add(order[:1], _unit(rows, order[:1]))
-    step = batch_size if batch_size > 1 else block_size
     for start in range(1, len(order), step):
         if len(kept) >= limit:
             break
         block = order[start : start + step]
         unit = _unit(rows, block)
         free = kept.largest_similarity(unit) <= threshold + ROUNDING
-        if batch_size == 1:
+        if batch_size is not None:
+            free &= (np.tril(unit @ unit.T, k=-1) <= threshold + ROUNDING).all(axis=1)
+        else:
             block, unit = block[free], unit[free]
             free = np.ones(len(block), dtype=np.bool_)
-        similar = np.tril(unit @ unit.T > threshold + ROUNDING, k=-1)
-        if batch_size > 1:
-            free &= ~similar.any(axis=1)
-        else:
+            similar = np.tril(unit @ unit.T > threshold + ROUNDING, k=-1)
             # Only rows with a similar predecessor depend on what was decided before them.
             for row in np.flatnonzero(similar.any(axis=1)):
                 free[row] = not (similar[row] & free).any()

@@ -91,6 +91,15 @@ def test_groups_also_drop_what_is_like_a_dropped_one():
     assert diversity_filter(scores, rows, threshold=threshold, batch_size=3).tolist() == [0, 1]
 
 
+def test_groups_of_the_published_code_compare_zeros_too():
+    rows = [[1.0, 0.0], [-1.0, 0.0], [0.0, -1.0], [-0.6, -0.8]]
+    scores = [4.0, 3.0, 2.0, 1.0]
+    assert diversity_filter(scores, rows, threshold=-0.5).tolist() == [0, 1]
+    assert diversity_filter(scores, rows, threshold=-0.5, batch_size=1).tolist() == [0]
+    assert diversity_filter(scores, rows, threshold=0.0, batch_size=1).tolist() == [0, 1, 2]
+    assert diversity_filter(scores, rows, threshold=0.0, batch_size=2).tolist() == [0, 1, 2]
+
+
 def test_zero_vector_is_kept_with_a_warning():
     with pytest.warns(UserWarning, match=r"ids \[1\]"):
         assert diversity_filter([2.0, 1.0], [[1.0, 0.0], [0.0, 0.0]]).tolist() == [0, 1]

@@ -48,6 +48,7 @@ def evaluate_filter(case):
             embeddings,
             threshold=config["threshold"],
             size=config["data_size"],
+            # The files hold what the published code does, whose groups are of one unless they say otherwise.
             batch_size=config.get("batch_size", 1),
             # Tiling changes no result; small tiles show it.
             block_size=config.get("chunk_size", 1024),
