@@ -1,6 +1,7 @@
 """InfoBatch: drop a random part of the well-learned examples and scale the rest up (hf.co/papers/2303.04947)."""
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 Rng = np.random.Generator | np.random.RandomState
@@ -12,7 +13,7 @@ MIN_KEEP_RATIO = 0.1
 """The published code never keeps less than a tenth of the well-learned group, whatever `prune_ratio` says."""
 
 
-def well_learned(scores: ArrayLike) -> tuple[float, NDArray[np.bool_]]:
+def well_learned(scores: ArrayLike, *, as_published: bool = False) -> tuple[float, NDArray[np.bool_]]:
     """
     Finds the examples whose last known loss is strictly below the mean (hf.co/papers/2303.04947, Eq. 2).
 
@@ -20,6 +21,9 @@ def well_learned(scores: ArrayLike) -> tuple[float, NDArray[np.bool_]]:
         scores (`array` of shape `(N,)`):
             Last known loss of every example, in nats. Non-finite entries count as unknown: they do not enter the mean
             and are never well learned.
+        as_published (`bool`, *optional*, defaults to `False`):
+            Take the mean in float32 as the published code does. It may round up, and then even scores that are all
+            equal lie below it.
 
     Returns:
         `tuple[float, np.ndarray]`: the mean, and a boolean mask of shape `(N,)`.
@@ -43,9 +47,31 @@ def well_learned(scores: ArrayLike) -> tuple[float, NDArray[np.bool_]]:
     known = np.isfinite(values)
     if not known.any():
         return float("nan"), np.zeros(len(values), dtype=np.bool_)
-    # Summing float32 values in float64 is exact at any realistic size, so equal scores are never below their own mean.
-    mean = np.float32(values[known].mean(dtype=np.float64))
+    if as_published:
+        mean = np.float32(torch.from_numpy(values[known]).mean().item())
+    else:
+        # Summing float32 values in float64 is exact at any realistic size: equal scores are never below their mean.
+        mean = np.float32(values[known].mean(dtype=np.float64))
     return float(mean), known & (values < mean)
+
+
+def kept_share(prune_ratio: float) -> float:
+    """
+    Share of the well-learned examples that an epoch keeps: `1 - prune_ratio`, but never less than a tenth.
+
+    Args:
+        prune_ratio (`float`):
+            Fraction of the well-learned examples to drop.
+
+    Returns:
+        `float` in [0.1, 1].
+
+    Raises:
+        `ValueError`: if `prune_ratio` is outside `[0, 1]`.
+    """
+    if not 0.0 <= prune_ratio <= 1.0:
+        raise ValueError(f"`prune_ratio` must lie in [0, 1], got {prune_ratio}")
+    return max(MIN_KEEP_RATIO, 1.0 - prune_ratio)
 
 
 def infobatch_prune(
@@ -56,6 +82,7 @@ def infobatch_prune(
     exact_weight: bool = False,
     min_keep: int = 0,
     candidates: ArrayLike | None = None,
+    as_published: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """
     Draws the examples and weights of one pruned epoch (hf.co/papers/2303.04947, section 3.2).
@@ -77,6 +104,8 @@ def infobatch_prune(
             Keep at least this many well-learned examples. With `0`, a very small group can vanish for an epoch.
         candidates (`array` of int, *optional*):
             Decide on these ids only; well learned still means below the mean of all.
+        as_published (`bool`, *optional*, defaults to `False`):
+            See [`well_learned`].
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: kept ids in shuffled order, int64 of shape `(M,)`; weights of all examples,
@@ -96,12 +125,10 @@ def infobatch_prune(
     (2, 2.5)
     ```
     """
-    if not 0.0 <= prune_ratio <= 1.0:
-        raise ValueError(f"`prune_ratio` must lie in [0, 1], got {prune_ratio}")
+    keep_ratio = kept_share(prune_ratio)
     if min_keep < 0:
         raise ValueError(f"`min_keep` must not be negative, got {min_keep}")
-    keep_ratio = min(1.0, max(MIN_KEEP_RATIO, 1.0 - prune_ratio))
-    _, mask = well_learned(scores)
+    _, mask = well_learned(scores, as_published=as_published)
     asked = np.arange(len(mask)) if candidates is None else np.sort(np.asarray(candidates, dtype=np.int64))
     below = asked[mask[asked]]
     n_keep = min(len(below), max(min_keep, int(keep_ratio * len(below))))
@@ -171,8 +198,9 @@ def infobatch_epoch(
         min_keep (`int`, *optional*, defaults to `0`):
             See [`infobatch_prune`].
         stale_weights (`array` of shape `(N,)`, *optional*):
-            Weights of the epoch before. Give them only to repeat the published code, which forgets to reset the
-            weights when `delta * num_epochs` is not an integer: the final full epochs then keep these.
+            Weights of the epoch before. Give them only to repeat the published code, which takes means in float32 and
+            forgets to reset the weights when `delta * num_epochs` is not an integer: the final full epochs then keep
+            these.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: ids in training order, int64 of shape `(M,)`; weights of all examples, float32
@@ -182,7 +210,14 @@ def infobatch_epoch(
         `ValueError`: if a parameter is out of range.
     """
     if is_pruned_epoch(epoch, num_epochs, delta):
-        return infobatch_prune(scores, rng, prune_ratio=prune_ratio, exact_weight=exact_weight, min_keep=min_keep)
+        return infobatch_prune(
+            scores,
+            rng,
+            prune_ratio=prune_ratio,
+            exact_weight=exact_weight,
+            min_keep=min_keep,
+            as_published=stale_weights is not None,
+        )
     ids = np.arange(len(np.asarray(scores)), dtype=np.int64)
     rng.shuffle(ids)
     if stale_weights is not None and not float(delta * num_epochs).is_integer():

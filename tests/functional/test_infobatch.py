@@ -5,6 +5,7 @@ from dsel_trl.functional.infobatch import (
     infobatch_epoch,
     infobatch_prune,
     is_pruned_epoch,
+    kept_share,
     record_losses,
     well_learned,
 )
@@ -21,6 +22,17 @@ def test_equal_scores_prune_nothing(value):
     ids, weights = infobatch_prune(np.full(1001, value), np.random.default_rng(0))
     assert sorted(ids.tolist()) == list(range(1001))
     assert (weights == 1).all()
+
+
+def test_the_published_mean_is_rounded_to_float32():
+    rounded = [n for n in range(3, 40) if well_learned([0.1] * n, as_published=True)[1].any()]
+    assert rounded
+    ids, weights = infobatch_prune([0.1] * rounded[0], np.random.default_rng(0), as_published=True)
+    assert len(ids) == rounded[0] // 2
+    assert (weights[ids] == 2).all()
+    stale = np.ones(rounded[0])
+    assert len(infobatch_epoch([0.1] * rounded[0], 0, 2, np.random.default_rng(0), stale_weights=stale)[0]) == len(ids)
+    assert len(infobatch_epoch([0.1] * rounded[0], 0, 2, np.random.default_rng(0))[0]) == rounded[0]
 
 
 def test_non_finite_scores_stay_and_do_not_move_the_mean():
@@ -55,6 +67,7 @@ def test_ratio_is_clamped_at_a_tenth():
     ids, weights = infobatch_prune(scores, np.random.default_rng(0), prune_ratio=0.95)
     assert (ids < 20).sum() == 2
     assert weights.max() == 10.0
+    assert [kept_share(ratio) for ratio in (0.0, 0.5, 1.0)] == [1.0, 0.5, 0.1]
 
 
 def test_min_keep_saves_a_group_of_one():

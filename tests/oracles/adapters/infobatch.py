@@ -2,16 +2,23 @@
 
 import numpy as np
 
-from dsel_trl.functional.infobatch import INITIAL_SCORE, infobatch_epoch, infobatch_prune, record_losses, well_learned
+from dsel_trl.functional.infobatch import (
+    INITIAL_SCORE,
+    infobatch_epoch,
+    infobatch_prune,
+    kept_share,
+    record_losses,
+    well_learned,
+)
 
 
 def evaluate(oracle):
     for i, case in enumerate(oracle.get("prune_cases", [])):
-        mean, mask = well_learned(case["scores"])
-        ids, weights = infobatch_prune(
-            case["scores"], np.random.RandomState(case["np_random_seed"]), prune_ratio=case["prune_ratio"]
-        )
+        mean, mask = well_learned(case["scores"], as_published=True)
+        rng = np.random.RandomState(case["np_random_seed"])
+        ids, weights = infobatch_prune(case["scores"], rng, prune_ratio=case["prune_ratio"], as_published=True)
         got = {
+            "keep_ratio": kept_share(case["prune_ratio"]),
             "threshold_mean": mean,
             "below_mean_indices": np.flatnonzero(mask),
             "n_kept_below": int(mask[ids].sum()),
