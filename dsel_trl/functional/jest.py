@@ -44,7 +44,7 @@ def learnability(learner_loss: ArrayLike, ref_loss: ArrayLike) -> Floats:
     return learner - reference
 
 
-def chunk_size(super_batch: int, filter_ratio: float = 0.8, num_chunks: int = 16) -> int:
+def chunk_size(super_batch: int, filter_ratio: float = 0.8, num_chunks: int = 16, *, at_least_one: bool = True) -> int:
     """
     Examples drawn per chunk: `int(super_batch * (1 - filter_ratio) / num_chunks)`, at least 1.
 
@@ -55,6 +55,11 @@ def chunk_size(super_batch: int, filter_ratio: float = 0.8, num_chunks: int = 16
             Fraction of the super-batch to discard, in [0, 1).
         num_chunks (`int`, *optional*, defaults to `16`):
             Chunks in which the batch is drawn.
+        at_least_one (`bool`, *optional*, defaults to `True`):
+            Draw one where the plain arithmetic gives none.
+
+    Returns:
+        `int`.
 
     Raises:
         `ValueError`: if `filter_ratio` or `num_chunks` is out of range.
@@ -63,7 +68,7 @@ def chunk_size(super_batch: int, filter_ratio: float = 0.8, num_chunks: int = 16
         raise ValueError(f"`filter_ratio` must lie in [0, 1), got {filter_ratio}")
     if num_chunks < 1:
         raise ValueError(f"`num_chunks` must be at least 1, got {num_chunks}")
-    return max(1, int(super_batch * (1 - filter_ratio) / num_chunks))
+    return max(int(at_least_one), int(super_batch * (1 - filter_ratio) / num_chunks))
 
 
 def conditional_logits(score_matrix: ArrayLike, chosen: ArrayLike) -> Floats:

@@ -95,6 +95,7 @@ def rank_clusters(
     keep: str = "hard",
     rng: np.random.Generator | None = None,
     block_size: int = 1024,
+    clip: bool = True,
 ) -> list[ClusterOrder]:
     """
     Orders each cluster and finds how similar every member is to the ones before it (hf.co/papers/2303.09540, Alg. 1).
@@ -116,6 +117,8 @@ def rank_clusters(
             Needed for `keep="random"`.
         block_size (`int`, *optional*, defaults to `1024`):
             Rows of the similarity matrix that are held in memory at once.
+        clip (`bool`, *optional*, defaults to `True`):
+            See [`max_similarity_to_earlier`].
 
     Returns:
         `list[ClusterOrder]`: one entry per centroid; empty clusters have empty arrays.
@@ -145,12 +148,12 @@ def rank_clusters(
         elif rng is not None and keep == "random":
             order = rng.permutation(order)
         ranked = members[order]
-        similarity = max_similarity_to_earlier(rows[ranked], block_size=block_size)
+        similarity = max_similarity_to_earlier(rows[ranked], block_size=block_size, clip=clip)
         orders.append(ClusterOrder(ranked, distance[order], similarity))
     return orders
 
 
-def max_similarity_to_earlier(rows: ArrayLike, *, block_size: int = 1024) -> Floats:
+def max_similarity_to_earlier(rows: ArrayLike, *, block_size: int = 1024, clip: bool = True) -> Floats:
     """
     Largest cosine similarity of every row to the rows before it.
 
@@ -159,6 +162,8 @@ def max_similarity_to_earlier(rows: ArrayLike, *, block_size: int = 1024) -> Flo
             Unit vectors in order.
         block_size (`int`, *optional*, defaults to `1024`):
             Rows of the similarity matrix that are held in memory at once.
+        clip (`bool`, *optional*, defaults to `True`):
+            Take what rounding puts above 1 for 1. The published code does not, so `eps = 0` drops some duplicates.
 
     Returns:
         `np.ndarray` of float64 of shape `(n,)`: in [0, 1]; 0 for the first row, and where all are negative.
@@ -171,7 +176,7 @@ def max_similarity_to_earlier(rows: ArrayLike, *, block_size: int = 1024) -> Flo
         # A row may look at earlier rows only: inside its own block that is the part below the diagonal.
         similarity = np.tril(similarity, k=start - 1)
         largest[start : start + len(block)] = similarity.max(axis=1)
-    return np.clip(largest, 0.0, 1.0)
+    return np.clip(largest, 0.0, 1.0 if clip else None)
 
 
 def max_similarity(orders: list[ClusterOrder], n: int) -> Floats:

@@ -52,7 +52,7 @@ def improvement_ratio(selected_scores: ArrayLike, baseline_scores: ArrayLike, ki
         `float`: NaN for a benchmark ratio of exactly 0, which stands for a missing result.
 
     Raises:
-        `ValueError`: if the lengths do not fit or `kind` is unknown.
+        `ValueError`: if the lengths do not fit, a baseline score is 0 or `kind` is unknown.
 
     Example:
 
@@ -69,6 +69,8 @@ def improvement_ratio(selected_scores: ArrayLike, baseline_scores: ArrayLike, ki
         raise ValueError(
             f"pass one baseline score, or one for each of the {len(selected)} selected scores; got {len(baseline)}"
         )
+    if (baseline == 0).any():
+        raise ValueError(f"no ratio to a baseline score of 0, got {baseline.tolist()}: leave such a result out")
     ratio = float(np.mean(selected / baseline))
     if kind == "same_win_rate":
         return ratio

@@ -25,6 +25,7 @@ def test_conditional_logits_by_hand():
 def test_chunks():
     assert chunk_size(1024) == 12
     assert chunk_size(10, 0.9, 16) == 1
+    assert chunk_size(10, 0.9, 16, at_least_one=False) == 0
 
 
 def test_selection_has_no_repeats_and_may_exhaust_the_batch():

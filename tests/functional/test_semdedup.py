@@ -52,6 +52,14 @@ def test_duplicates_keep_one_and_eps_zero_keeps_all():
     assert len(semdedup_keep(similarity, 0.0)) == 12
 
 
+def test_what_exceeds_one_is_clipped_unless_asked_for():
+    rows = [[1.0, 1e-2], [1.0, 1e-2], [1.0, 0.0]]
+    assert max_similarity_to_earlier(rows).tolist() == [0.0, 1.0, 1.0]
+    published = rank_clusters(rows, [0, 0, 0], [[0.0, 1.0]], clip=False)
+    assert semdedup_keep(max_similarity(published, 3), 0.0).tolist() == [0, 2]
+    np.testing.assert_allclose(max_similarity_to_earlier(rows, clip=False), [0, 1.0001, 1])
+
+
 def test_kept_set_grows_when_eps_shrinks():
     rows = random_rows(200)
     labels, centroids = spherical_kmeans(rows, 5)

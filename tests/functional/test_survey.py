@@ -78,6 +78,8 @@ def test_fraction():
 def test_errors_name_the_value():
     with pytest.raises(ValueError, match="3 selected scores; got 2"):
         improvement_ratio([1, 2, 3], [1, 2])
+    with pytest.raises(ValueError, match=r"got \[1\.0, 0\.0\]"):
+        improvement_ratio([1, 2], [1, 0])
     with pytest.raises(ValueError, match="elo"):
         improvement_ratio([1.0], [1.0], "elo")
     with pytest.raises(ValueError, match="6 of 5"):

@@ -31,11 +31,17 @@ def decode(value):
 
 
 def assert_same(label, got, expected, rtol, atol):
-    """Recursive comparison: containers by structure, numbers within tolerance (NaN equals NaN), the rest exactly."""
+    """
+    Recursive comparison: containers by structure, numbers within tolerance, the rest exactly.
+
+    NaN equals NaN and null: some files write a number that is not defined as null.
+    """
     if hasattr(got, "detach"):
         got = got.detach().cpu().numpy()
     if isinstance(got, np.ndarray | np.generic):
         got = got.tolist()
+    if expected is None and isinstance(got, float):
+        expected = math.nan
     if isinstance(expected, dict):
         assert set(got) == set(expected), f"{label}: keys {sorted(got)} != {sorted(expected)}"
         for key in expected:

@@ -1,8 +1,16 @@
 """Oracle adapter for the second stage of D4."""
 
+import numpy as np
+
 from dsel_trl.functional.d4 import prototype_keep
+from tests.oracles.ties import first_of_equals
 
 
 def evaluate(oracle):
+    distance = oracle["dist_to_centroid"]
     for i, case in enumerate(oracle["cases"]):
-        yield f"cases[{i}].kept", prototype_keep(oracle["dist_to_centroid"], case["R_proto"]), case["kept"]
+        kept, expected = (
+            np.sort(first_of_equals(ids, distance)).tolist()
+            for ids in (prototype_keep(distance, case["R_proto"]), case["kept"])
+        )
+        yield f"cases[{i}].kept", kept, expected

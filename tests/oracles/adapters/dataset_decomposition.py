@@ -20,8 +20,9 @@ def evaluate(oracle):
     case = oracle.get("decompose")
     if case:
         yield from evaluate_decompose(case)
-        limits = {"min_log2": case["min_log2"], "max_log2": case["max_log2"]}
-        yield from evaluate_randomized(oracle.get("decompose_randomized", {}), limits)
+        randomized = oracle.get("decompose_randomized", {})
+        limits = {key: randomized.get(key, case[key]) for key in ("min_log2", "max_log2")}
+        yield from evaluate_randomized(randomized, limits)
     if "schedule" in oracle:
         yield from evaluate_schedule(oracle["schedule"])
     for i, case in enumerate(oracle.get("olmo_core_counts", [])):

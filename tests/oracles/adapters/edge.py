@@ -1,7 +1,5 @@
 """Oracle adapter for EDGE."""
 
-import math
-
 import numpy as np
 
 from dsel_trl.functional.edge import edge_scores, guideline_effect, mean_turn_nll
@@ -25,10 +23,9 @@ def evaluate(oracle):
             if listed is not None:
                 # Turns without an action are either left out of the file or undefined in it.
                 per_turn = per_turn if len(listed) == len(per_turn) else per_turn[~np.isnan(per_turn)]
-                yield f"{row}.ge_{form}_per_turn", per_turn, [math.nan if x is None else x for x in listed]
+                yield f"{row}.ge_{form}_per_turn", per_turn, listed
             if f"ge_{form}" in expected:
-                value = expected[f"ge_{form}"]
-                yield f"{row}.ge_{form}", scores[row], math.nan if value is None else value
+                yield f"{row}.ge_{form}", scores[row], expected[f"ge_{form}"]
         if f"selected_lowest_{form}" in oracle:
             lowest = [ids[row] for row in bottom_k(scores, oracle["k"])]
             yield f"selected_lowest_{form}", lowest, oracle[f"selected_lowest_{form}"]

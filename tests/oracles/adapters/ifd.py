@@ -2,7 +2,10 @@
 
 import math
 
+import numpy as np
+
 from dsel_trl.functional.ifd import ifd_from_perplexities, ifd_loss_ratio, select_cherry, select_superfiltering
+from tests.oracles.ties import first_of_equals
 
 
 def column(rows, key, index):
@@ -10,20 +13,19 @@ def column(rows, key, index):
     return [row[key][index] if row.get(key) else math.nan for row in rows]
 
 
-def undefined_as_nan(expected):
-    return [math.nan if value is None else value for value in expected]
-
-
 def evaluate(oracle):
     rows = oracle["rows"]
     # Columns of a row: question alone, answer alone, question in context, answer in context. Failed forwards are 0.
     ifd = ifd_from_perplexities(column(rows, "ppl", 3), column(rows, "ppl", 1), failed=0.0)
-    yield "ifd_ppl", ifd, undefined_as_nan(oracle["ifd_ppl"])
+    yield "ifd_ppl", ifd, oracle["ifd_ppl"]
     for i, case in enumerate(oracle.get("superfiltering_selected_desc", [])):
         got = select_superfiltering(ifd, case["k"], threshold=oracle.get("filter_threshold", 1.0))
         yield f"superfiltering_selected_desc[{i}]", got, case["selected"]
     ratio = ifd_loss_ratio(column(rows, "loss", 3), column(rows, "loss", 1))
     if "ifd_loss_ratio" in oracle:
-        yield "ifd_loss_ratio", ratio, undefined_as_nan(oracle["ifd_loss_ratio"])
+        yield "ifd_loss_ratio", ratio, oracle["ifd_loss_ratio"]
     for key, selected in oracle.get("cherry_selected_sorted_by_index", {}).items():
-        yield f"cherry.{key}", select_cherry(ratio, int(key.removeprefix("k="))), selected
+        # The published script sorts pairs of ratio and id and takes the end: its ties go to the higher id.
+        got = select_cherry(ratio, int(key.removeprefix("k=")))
+        got, selected = (np.sort(first_of_equals(ids, ratio)).tolist() for ids in (got, selected))
+        yield f"cherry.{key}", got, selected

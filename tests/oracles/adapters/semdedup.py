@@ -1,4 +1,7 @@
-"""Oracle adapter for SemDeDup. The stored embeddings are unit vectors up to the rounding of the file."""
+"""Oracle adapter for SemDeDup.
+
+The stored embeddings are unit vectors up to the rounding of the file, and the published code does not clip.
+"""
 
 from dsel_trl.functional.semdedup import max_similarity, rank_clusters, semdedup_keep
 
@@ -6,7 +9,7 @@ from dsel_trl.functional.semdedup import max_similarity, rank_clusters, semdedup
 def evaluate(oracle):
     embeddings, labels = oracle["embeddings"], oracle["labels"]
     for keep, expected in oracle["results"].items():
-        orders = rank_clusters(embeddings, labels, oracle["centroids"], keep=keep)
+        orders = rank_clusters(embeddings, labels, oracle["centroids"], keep=keep, clip=False)
         if len(expected["clusters"]) != len(orders):
             listed = [order for order in orders if len(order.ids)]
         else:

@@ -1,6 +1,5 @@
 """Oracle adapter for the survey's comparison measures."""
 
-import math
 import re
 
 from dsel_trl.functional.survey import (
@@ -15,14 +14,14 @@ from dsel_trl.functional.survey import (
 
 def evaluate(oracle):
     for i, case in enumerate(oracle.get("pir_cases", [])):
-        expected = case["out"]
+        out = case["out"]
         try:
             got = improvement_ratio(case["SEM"], case["BLM"], case["type"])
-        except ValueError as error:
-            yield f"pir_cases[{i}] is refused ({error})", True, "error" in expected
-            continue
-        value = expected.get("result", "a refusal")
-        yield f"pir_cases[{i}]", got, math.nan if value is None else value
+        except ValueError:
+            # The page gives a message there, or no number where it divides by nothing.
+            yield f"pir_cases[{i}] is refused", True, out.get("result") is None
+        else:
+            yield f"pir_cases[{i}]", got, out.get("result", "a refusal")
 
     points = oracle.get("efficiency_ranked_best_first", [])
     if points:

@@ -68,10 +68,11 @@ def evaluate_reference(label, data, sizes, case):
     comparable = case.get("rounds_comparable", len(reference["rounds"]))
     for r, expected in enumerate(reference["rounds"][:comparable]):
         yield from compare_round(f"{label}.rounds[{r}]", rounds[r], expected)
+    selected = np.concatenate([step.chosen for step in rounds])
+    known = sum(len(step.chosen) for step in rounds[:comparable])
+    yield f"{label}.selected_indices", selected[:known], reference["selected_indices"][:known]
+    yield f"{label}.n_selected", len(selected), reference["n_selected"]
     if comparable >= len(reference["rounds"]):
-        selected = np.concatenate([step.chosen for step in rounds])
-        yield f"{label}.selected_indices", selected, reference["selected_indices"]
-        yield f"{label}.n_selected", len(selected), reference["n_selected"]
         repeated = max(Counter(selected.tolist()).values()) > 1
         yield f"{label}.has_duplicates", repeated, reference["has_duplicates"]
 
