@@ -8,6 +8,7 @@ from dsel_trl.functional.dataset_decomposition import (
     decomposition_plan,
     split_probabilities,
 )
+from dsel_trl.functional.length_curriculum import cycle_counts
 
 
 def plain_pieces(length, low, high):
@@ -27,6 +28,7 @@ def test_equals_the_plain_loop_for_every_length():
         got = list(zip(pieces.start[mine].tolist(), pieces.bucket[mine].tolist(), strict=True))
         assert (got, pieces.dropped_tail[length]) == plain_pieces(int(length), 2, 5)
         assert (np.diff(pieces.bucket[mine]) <= 0).all()
+        assert (np.diff(pieces.bucket[mine & (pieces.bucket < 5)]) < 0).all()
 
 
 @pytest.mark.parametrize("rng", [None, np.random.default_rng(0)])
@@ -74,6 +76,19 @@ def test_plan_has_every_example_once(construction, cycles):
     assert [batch.cycle for batch in plan] == sorted(batch.cycle for batch in plan)
     full = decomposition_plan(buckets, 512, seed=0, cycles=cycles, construction=construction, drop_last=True)
     assert all(len(batch.ids) * 2**batch.bucket == 512 for batch in full)
+
+
+@pytest.mark.parametrize("construction", ["odds", "subcycle"])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_each_cycle_uses_its_share_of_every_bucket(construction, drop_last):
+    buckets = bucket_of_length(np.random.default_rng(1).integers(1, 300, size=700), min_log2=4, max_log2=8)
+    plan = decomposition_plan(buckets, 512, seed=3, cycles=3, construction=construction, drop_last=drop_last)
+    kinds, counts = np.unique(buckets, return_counts=True)
+    sizes = 512 // 2**kinds
+    num_batches = counts // sizes if drop_last else -(-counts // sizes)
+    used = np.zeros((3, len(kinds)), dtype=int)
+    np.add.at(used, ([batch.cycle for batch in plan], np.searchsorted(kinds, [batch.bucket for batch in plan])), 1)
+    assert used.tolist() == cycle_counts(num_batches, 3).tolist()
 
 
 def test_plan_is_reproducible():

@@ -51,6 +51,15 @@ def test_conversation_scores():
     assert conversation_scores(c).tolist() == [5.0, 0.0, 4.0]
 
 
+def test_conversation_scores_do_not_depend_on_the_order_of_the_turns():
+    rng = np.random.default_rng(0)
+    turns = [rng.uniform(1, 6, size=(2, n)) for n in rng.integers(0, 6, size=30)]
+    shuffled = [rng.permutation(pair, axis=1) for pair in turns]
+    scores, again = (conversation_scores(*zip(*rows, strict=True)) for rows in (turns, shuffled))
+    np.testing.assert_allclose(scores, again)
+    np.testing.assert_allclose(scores, [(pair[0] * pair[1]).sum() for pair in turns])
+
+
 @pytest.mark.parametrize("block_size", [1, 2, 7, 1024])
 @pytest.mark.parametrize("threshold", [0.3, 0.7, 0.95])
 def test_equals_the_plain_greedy_filter(block_size, threshold):

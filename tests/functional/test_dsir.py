@@ -56,6 +56,15 @@ def test_target_equal_to_raw_gives_zero():
     np.testing.assert_allclose(log_importance_weights(hashed, distribution, distribution), 0, atol=1e-6)
 
 
+def test_greedy_choice_draws_nothing():
+    weights = np.random.default_rng(0).standard_normal(50).round(1)
+    rng = np.random.default_rng(1)
+    before = rng.bit_generator.state
+    chosen = dsir_select(weights, 20, greedy=True, rng=rng, noise=np.arange(50.0))
+    assert chosen.tolist() == np.argsort(-weights, kind="stable")[:20].tolist()
+    assert rng.bit_generator.state == before
+
+
 def test_no_texts():
     hashed = hash_ngrams([], num_buckets=5)
     assert bucket_distribution(hashed, 5).tolist() == [0] * 5

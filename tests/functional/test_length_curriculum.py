@@ -48,15 +48,26 @@ def test_schedule_uses_each_batch_once(rng):
     assert schedule_by_odds([4], [1], rng).tolist() == [0] * 4
 
 
-@pytest.mark.parametrize("construction", ["odds", "subcycle"])
-def test_growing_curricula_grow(construction):
-    first, last = 0.0, 0.0
+@pytest.mark.parametrize(
+    ("curriculum", "construction"),
+    [
+        ("grow_linear", "odds"),
+        ("grow_p2", "odds"),
+        ("grow_p100", "odds"),
+        ("shrink_p100", "odds"),
+        ("grow_linear", "subcycle"),
+        ("grow_p2", "subcycle"),
+    ],
+)
+def test_growing_curricula_grow_and_shrinking_ones_shrink(curriculum, construction):
+    lengths, first, last = 2 ** np.arange(8, 12), 0.0, 0.0
     for seed in range(30):
-        steps = cycle_schedule([30] * 4, "grow_p2", np.random.default_rng(seed), construction=construction)
-        first, last = first + steps[:40].mean(), last + steps[-40:].mean()
-    assert first < last - 15
-    shrink = cycle_schedule([30] * 4, "shrink_p100", np.random.default_rng(0))
-    assert shrink[:40].mean() > shrink[-40:].mean()
+        steps = lengths[cycle_schedule([30] * 4, curriculum, np.random.default_rng(seed), construction=construction)]
+        first, last = first + steps[:40].mean() / 30, last + steps[-40:].mean() / 30
+    gap = last - first if curriculum.startswith("grow") else first - last
+    assert gap > 100
+    uniform = [lengths[cycle_schedule([30] * 4, "uniform", np.random.default_rng(seed))] for seed in range(30)]
+    assert abs(np.mean([steps[-40:].mean() - steps[:40].mean() for steps in uniform])) < 100
 
 
 def test_subcycle_rows_add_up():

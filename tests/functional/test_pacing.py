@@ -52,6 +52,15 @@ def test_competence_bounds_and_values():
     assert competence(0, 0) == 1
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("initial", [0.01, 0.3, 1.0])
+def test_competence_stays_between_its_start_and_one(power, initial):
+    values = competence(np.linspace(0, 300, 101), 170, initial=initial, power=power)
+    assert values.min() >= initial * (1 - 1e-12)
+    assert values.max() == 1
+    assert (np.diff(values) >= 0).all()
+
+
 def test_cdf_counts_ties_and_skips_unknown():
     np.testing.assert_allclose(difficulty_cdf([5.0, 1.0, 1.0, np.nan, 9.0]), [0.75, 0.5, 0.5, np.nan, 1.0])
 
