@@ -283,7 +283,7 @@ def _faiss_kmeans(rows: NDArray[Any], clusters: int, seed: int, iterations: int)
     require_backend("faiss")
     import faiss
 
-    model = faiss.Kmeans(rows.shape[1], clusters, niter=iterations, spherical=True, seed=seed)
+    model: Any = faiss.Kmeans(rows.shape[1], clusters, niter=iterations, spherical=True, seed=seed)
     model.train(np.ascontiguousarray(rows))
     return model.index.search(np.ascontiguousarray(rows), 1)[1][:, 0], model.centroids
 
