@@ -1,5 +1,7 @@
 """Oracle adapter for DEITA."""
 
+import warnings
+
 import numpy as np
 
 from dsel_trl.functional.deita import (
@@ -43,14 +45,16 @@ def evaluate_filter(case):
         yield "cosine_similarity", unit @ unit.T, case["cosine_similarity"]
     for i, entry in enumerate(case["cases"]):
         config = entry["config"]
-        got = diversity_filter(
-            scores,
-            embeddings,
-            threshold=config["threshold"],
-            size=config["data_size"],
-            # The files hold what the published code does, whose groups are of one unless they say otherwise.
-            batch_size=config.get("batch_size", 1),
-            # Tiling changes no result; small tiles show it.
-            block_size=config.get("chunk_size", 1024),
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*are zero: they count as similar to nothing")
+            got = diversity_filter(
+                scores,
+                embeddings,
+                threshold=config["threshold"],
+                size=config["data_size"],
+                # The files hold what the published code does, whose groups are of one unless they say otherwise.
+                batch_size=config.get("batch_size", 1),
+                # Tiling changes no result; small tiles show it.
+                block_size=config.get("chunk_size", 1024),
+            )
         yield f"cases[{i}]", got, entry["selected_indices_in_order"]
