@@ -1,7 +1,7 @@
 """
 Every recipe from the shell on real data: does it train to its end, how much does it keep, what does it take.
 
-Recipes of `dsel dpo` train on preference pairs, those of `dsel sft` on prompts and completions; each is run as it is
+Recipes of `dsel sft` train on prompts and completions, all others on preference pairs; each is run as it is
 but for the data, the model, the number of steps and what speaks of the demo corpus (`OVERRIDES`). Held-out losses are
 not compared here: so few steps of so small a model show that a recipe works, not that its method helps. Prints a table
 and writes JSON.
@@ -38,7 +38,6 @@ OVERRIDES: dict[str, dict] = {
     "rho1": {"clean_column": "logit", "clean_above": 0.0},
     "dataset_decomposition": {"min_log2": 5, "max_log2": 9},
 }
-LIMITS = {"dpo": 256, "sft": 512}
 
 
 def subset(path: str, rows: int, folder: Path) -> str:
@@ -51,7 +50,8 @@ def subset(path: str, rows: int, folder: Path) -> str:
 
 def kind_of(recipe: Path) -> str:
     """Which program a recipe is for: its first line says it."""
-    return "sft" if "`dsel sft" in recipe.read_text(encoding="utf-8").splitlines()[0] else "dpo"
+    first = recipe.read_text(encoding="utf-8").splitlines()[0]
+    return first.split("`dsel ")[1].split()[0]
 
 
 def run(recipe: Path, data: dict[str, str], options: argparse.Namespace, folder: Path) -> dict:
@@ -61,13 +61,13 @@ def run(recipe: Path, data: dict[str, str], options: argparse.Namespace, folder:
     output = folder / recipe.stem
     arguments = {
         "config": recipe,
-        "dataset_name": data[kind],
+        "dataset_name": data["completions" if kind == "sft" else "pairs"],
         "model_name_or_path": options.model,
         "output_dir": output,
         "selection": json.dumps(selection),
         "max_steps": options.steps,
         "per_device_train_batch_size": 8,
-        "max_length": LIMITS[kind],
+        "max_length": 512 if kind == "sft" else 256,
         "warmup_steps": 2,
         "logging_steps": 5,
         "save_strategy": "no",
@@ -105,8 +105,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         folder = Path(name)
         data = {
-            "dpo": subset(options.pairs, options.rows, folder),
-            "sft": subset(options.completions, options.rows, folder),
+            "pairs": subset(options.pairs, options.rows, folder),
+            "completions": subset(options.completions, options.rows, folder),
         }
         for row in pool.map(lambda recipe: run(RECIPES / f"{recipe}.yaml", data, options, folder), names):
             rows.append(row)
