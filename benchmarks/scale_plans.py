@@ -25,9 +25,10 @@ from dsel_trl.functional.deita import diversity_filter
 from dsel_trl.functional.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
 from dsel_trl.functional.edge import edge_scores, guideline_effect
 from dsel_trl.functional.ifd import ifd_perplexity_ratio, select_superfiltering
+from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.pacing import unigram_rarity
 from dsel_trl.functional.perplexity import perplexity_band
-from dsel_trl.functional.semdedup import max_similarity, rank_clusters, spherical_kmeans, unit_rows
+from dsel_trl.functional.semdedup import max_similarity, rank_clusters
 from dsel_trl.functional.zip import zip_select
 from dsel_trl.ledger import Ledger
 from dsel_trl.method import create_method

@@ -5,15 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.ranking import selectable, top_k
-from dsel_trl.functional.semdedup import (
-    eps_for_fraction,
-    max_similarity,
-    rank_clusters,
-    semdedup_keep,
-    spherical_kmeans,
-    unit_rows,
-)
+from dsel_trl.functional.semdedup import eps_for_fraction, max_similarity, rank_clusters, semdedup_keep
 
 Ids = NDArray[np.int64]
 

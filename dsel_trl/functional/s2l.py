@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dsel_trl.functional.kmeans import require_backend
 from dsel_trl.functional.ranking import Ids
-from dsel_trl.functional.semdedup import require_backend
 
 
 def loss_trajectories(losses: ArrayLike, num_checkpoints: int | None = None) -> NDArray[np.float32]:

@@ -1,8 +1,6 @@
 """SemDeDup: drop examples that are nearly the same as another one of their cluster (hf.co/papers/2303.09540)."""
 
-import importlib
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -10,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from dsel_trl.functional.kmeans import as_rows
 from dsel_trl.functional.ranking import keep_count, rank_order
 
 Floats = NDArray[np.float64]
@@ -24,67 +23,6 @@ class ClusterOrder(NamedTuple):
     ids: Ids
     distance: Floats
     max_similarity: Floats
-
-
-def unit_rows(embeddings: ArrayLike) -> NDArray[Any]:
-    """
-    Scales every row to length 1; a zero row stays zero, so it is similar to nothing.
-
-    Args:
-        embeddings (`array` of shape `(N, d)`):
-            One vector per example. Half precision is raised to float32.
-
-    Returns:
-        `np.ndarray` of shape `(N, d)`.
-
-    Raises:
-        `ValueError`: if `embeddings` is not two-dimensional or not finite.
-    """
-    rows = _as_rows(embeddings)
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(norm > 0, norm, 1)
-
-
-def spherical_kmeans(
-    embeddings: ArrayLike,
-    num_clusters: int | None = None,
-    *,
-    seed: int = 0,
-    iterations: int = 100,
-    backend: str = "sklearn",
-) -> tuple[Ids, NDArray[np.float32]]:
-    """
-    Clusters the directions of the embeddings.
-
-    Args:
-        embeddings (`array` of shape `(N, d)`):
-            One vector per example; rows are scaled to length 1 first.
-        num_clusters (`int`, *optional*):
-            Number of clusters. Defaults to the square root of `N`.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the initial centroids.
-        iterations (`int`, *optional*, defaults to `100`):
-            Upper limit of the k-means iterations.
-        backend (`str`, *optional*, defaults to `"sklearn"`):
-            `"sklearn"` or `"faiss"`. Above 100,000 rows scikit-learn works in mini-batches.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray]`: cluster of every example, int64 of shape `(N,)`; unit centroids, float32 of
-        shape `(K, d)`.
-
-    Raises:
-        `ImportError`: if the backend is not installed.
-        `ValueError`: if `backend` is unknown.
-    """
-    rows = unit_rows(embeddings).astype(np.float32)
-    clusters = min(max(1, round(math.sqrt(len(rows))) if num_clusters is None else num_clusters), len(rows))
-    if backend == "sklearn":
-        labels, centroids = _sklearn_kmeans(rows, clusters, seed, iterations)
-    elif backend == "faiss":
-        labels, centroids = _faiss_kmeans(rows, clusters, seed, iterations)
-    else:
-        raise ValueError(f'`backend` must be "sklearn" or "faiss", got {backend!r}')
-    return labels.astype(np.int64), unit_rows(centroids).astype(np.float32)
 
 
 def rank_clusters(
@@ -105,7 +43,7 @@ def rank_clusters(
 
     Args:
         embeddings (`array` of shape `(N, d)`):
-            Unit vectors, for example from [`unit_rows`].
+            Unit vectors, for example from [`~dsel_trl.functional.kmeans.unit_rows`].
         labels (`array` of int of shape `(N,)`):
             Cluster of every example.
         centroids (`array` of shape `(K, d)`):
@@ -130,7 +68,7 @@ def rank_clusters(
         raise ValueError(f'`keep` must be "hard", "easy" or "random", got {keep!r}')
     if keep == "random" and rng is None:
         raise ValueError('`keep="random"` needs `rng`, for example numpy.random.default_rng(seed)')
-    rows, centers = _as_rows(embeddings), _as_rows(centroids)
+    rows, centers = as_rows(embeddings), as_rows(centroids)
     cluster = np.asarray(labels, dtype=np.int64)
     if len(cluster) and not (cluster.min() >= 0 and cluster.max() < len(centers)):
         raise ValueError(
@@ -168,7 +106,7 @@ def max_similarity_to_earlier(rows: ArrayLike, *, block_size: int = 1024, clip: 
     Returns:
         `np.ndarray` of float64 of shape `(n,)`: in [0, 1]; 0 for the first row, and where all are negative.
     """
-    values = _as_rows(rows)
+    values = as_rows(rows)
     largest = np.zeros(len(values))
     for start in range(0, len(values), block_size):
         block = values[start : start + block_size]
@@ -257,43 +195,3 @@ def _cosine_distance(rows: NDArray[Any], center: NDArray[Any]) -> Floats:
         torch.as_tensor(rows, dtype=torch.float32), torch.as_tensor(center, dtype=torch.float32)[None], dim=1
     )
     return (1 - similarity).numpy().astype(np.float64)
-
-
-def require_backend(backend: str = "sklearn") -> None:
-    """Raises `ImportError`, saying what to install, if the library of a clustering backend is missing."""
-    module, library = {"sklearn": ("sklearn.cluster", "scikit-learn"), "faiss": ("faiss", "faiss")}[backend]
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f'backend="{backend}" needs {library}: pip install "dsel-trl[cluster]"') from error
-
-
-def _sklearn_kmeans(
-    rows: NDArray[Any], clusters: int, seed: int, iterations: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    require_backend("sklearn")
-    from sklearn.cluster import KMeans, MiniBatchKMeans
-
-    kmeans: Callable[..., Any] = KMeans if len(rows) <= 100_000 else MiniBatchKMeans
-    model = kmeans(n_clusters=clusters, n_init=1, max_iter=iterations, random_state=seed).fit(rows)
-    return model.labels_, model.cluster_centers_
-
-
-def _faiss_kmeans(rows: NDArray[Any], clusters: int, seed: int, iterations: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    require_backend("faiss")
-    import faiss
-
-    model: Any = faiss.Kmeans(rows.shape[1], clusters, niter=iterations, spherical=True, seed=seed)
-    model.train(np.ascontiguousarray(rows))
-    return model.index.search(np.ascontiguousarray(rows), 1)[1][:, 0], model.centroids
-
-
-def _as_rows(values: ArrayLike) -> NDArray[Any]:
-    rows = np.asarray(values)
-    if rows.ndim != 2:
-        raise ValueError(f"embeddings must have shape (N, d), got {rows.shape}")
-    rows = rows if rows.dtype in (np.float32, np.float64) else rows.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(bad):
-        raise ValueError(f"the embeddings of ids {bad[:5].tolist()} ({len(bad)} in all) are not finite")
-    return rows

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
 from ..functional.d4 import d4_select
-from ..functional.semdedup import require_backend, spherical_kmeans
+from ..functional.kmeans import BACKENDS, require_backend, spherical_kmeans
 from ..method import Run, check_choice, check_range, register
 from ..prescored import Prescored
 from ..tap import Signal
@@ -32,7 +32,7 @@ class D4(Prescored):
     clusters: int | None = field(
         default=None, metadata={"help": "number of clusters; default the root of the examples"}
     )
-    backend: str = field(default="sklearn", metadata={"help": '"sklearn" or "faiss"'})
+    backend: str = field(default="sklearn", metadata={"help": '"sklearn" or "faiss" (extra `cluster`)'})
     embedding: str = field(default="policy", metadata={"help": SOURCE_HELP})
     pooling: str = field(default="last", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
 
@@ -56,7 +56,7 @@ class D4(Prescored):
             raise ValueError(f"keep={self.keep!r}: d4 keeps dedup * diversify of the data; set those.")
         if self.clusters is not None:
             check_range("clusters", self.clusters, 1, 2**31)
-        check_choice("backend", self.backend, ("sklearn", "faiss"))
+        check_choice("backend", self.backend, tuple(BACKENDS))
         check_source(self.embedding, self.pooling)
         if self.renew and self.embedding != "policy":
             raise ValueError(f"renew={self.renew!r} measures the policy again, but embedding={self.embedding!r}.")
@@ -80,7 +80,7 @@ class D4(Prescored):
             dedup_ratio=self.dedup,
             proto_ratio=self.diversify,
             num_clusters=self.clusters,
-            seed=run.seed % 2**32,
+            seed=run.seed,
             cluster=cluster,
         )
         scores = np.full(run.size, -np.inf)

@@ -6,16 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from ..embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
-from ..functional.semdedup import (
-    KEEP,
-    eps_for_fraction,
-    max_similarity,
-    rank_clusters,
-    require_backend,
-    semdedup_keep,
-    spherical_kmeans,
-    unit_rows,
-)
+from ..functional.kmeans import BACKENDS, require_backend, spherical_kmeans, unit_rows
+from ..functional.semdedup import KEEP, eps_for_fraction, max_similarity, rank_clusters, semdedup_keep
 from ..method import Run, check_choice, check_range, register
 from ..prescored import Prescored
 from ..tap import Signal
@@ -43,7 +35,7 @@ class SemDedup(Prescored):
         default=None, metadata={"help": "number of clusters; default the root of the examples"}
     )
     prefer: str = field(default="hard", metadata={"help": f"one of {', '.join(KEEP)}"})
-    backend: str = field(default="sklearn", metadata={"help": '"sklearn" or "faiss"'})
+    backend: str = field(default="sklearn", metadata={"help": '"sklearn" or "faiss" (extra `cluster`)'})
     embedding: str = field(default="policy", metadata={"help": SOURCE_HELP})
     pooling: str = field(default="mean", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
 
@@ -66,7 +58,7 @@ class SemDedup(Prescored):
         if self.clusters is not None:
             check_range("clusters", self.clusters, 1, 2**31)
         check_choice("prefer", self.prefer, KEEP)
-        check_choice("backend", self.backend, ("sklearn", "faiss"))
+        check_choice("backend", self.backend, tuple(BACKENDS))
         check_source(self.embedding, self.pooling)
         if self.renew and self.embedding != "policy":
             raise ValueError(f"renew={self.renew!r} measures the policy again, but embedding={self.embedding!r}.")
@@ -89,6 +81,6 @@ class SemDedup(Prescored):
 
     def _similarity(self, run: Run, vectors: np.ndarray) -> np.ndarray:
         rows = unit_rows(vectors)
-        labels, centroids = spherical_kmeans(rows, self.clusters, seed=run.seed % 2**32, backend=self.backend)
+        labels, centroids = spherical_kmeans(rows, self.clusters, seed=run.seed, backend=self.backend)
         orders = rank_clusters(rows, labels, centroids, keep=self.prefer, rng=run.rng(run.epoch, 17))
         return max_similarity(orders, run.size)

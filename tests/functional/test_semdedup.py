@@ -1,26 +1,20 @@
-import sys
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.semdedup import (
     eps_for_fraction,
     max_similarity,
     max_similarity_to_earlier,
     rank_clusters,
     semdedup_keep,
-    spherical_kmeans,
-    unit_rows,
 )
 
 
 def random_rows(n=60, d=5, seed=0):
     return unit_rows(np.random.default_rng(seed).standard_normal((n, d)))
-
-
-def test_unit_rows_keeps_zero():
-    np.testing.assert_allclose(unit_rows([[3.0, 4.0], [0.0, 0.0]]), [[0.6, 0.8], [0, 0]])
 
 
 def test_similarity_to_earlier_by_hand():
@@ -89,34 +83,10 @@ def test_random_needs_a_generator_and_is_reproducible():
     assert sorted(first.tolist()) == list(range(20))
 
 
-def test_kmeans_finds_directions_whatever_the_length():
-    rng = np.random.default_rng(0)
-    base = np.eye(3)[np.repeat([0, 1, 2], 20)] + 0.05 * rng.standard_normal((60, 3))
-    labels, centroids = spherical_kmeans(base * rng.uniform(0.1, 10, size=(60, 1)), 3)
-    assert [len(set(labels[i : i + 20])) for i in (0, 20, 40)] == [1, 1, 1]
-    assert len(set(labels.tolist())) == 3
-    np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, rtol=1e-5)
-    assert spherical_kmeans(base[:2], 10)[1].shape == (2, 3)
-
-
-def test_missing_backend_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    for backend in ("sklearn", "faiss"):
-        with pytest.raises(ImportError, match=r'pip install "dsel-trl\[cluster\]"'):
-            spherical_kmeans(random_rows(4), 2, backend=backend)
-
-
 def test_errors_name_the_value():
     with pytest.raises(ValueError, match="softest"):
         rank_clusters(random_rows(2), [0, 0], np.ones((1, 5)), keep="softest")
     with pytest.raises(ValueError, match="3"):
         rank_clusters(random_rows(2), [0, 3], np.ones((1, 5)))
-    with pytest.raises(ValueError, match="annoy"):
-        spherical_kmeans(random_rows(4), 2, backend="annoy")
     with pytest.raises(ValueError, match=r"-0\.1"):
         semdedup_keep([0.5], -0.1)
-    with pytest.raises(ValueError, match=r"\(3,\)"):
-        unit_rows([1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match=r"ids \[1\]"):
-        unit_rows([[1.0, 2.0], [np.nan, 2.0]])

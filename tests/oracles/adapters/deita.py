@@ -12,8 +12,8 @@ from dsel_trl.functional.deita import (
     diversity_filter,
     expected_digit,
 )
+from dsel_trl.functional.kmeans import unit_rows
 from dsel_trl.functional.ranking import rank_order
-from dsel_trl.functional.semdedup import unit_rows
 
 DIGIT_IDS = {"llama": LLAMA_DIGIT_IDS, "mistral": MISTRAL_DIGIT_IDS}
 
