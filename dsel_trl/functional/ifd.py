@@ -141,11 +141,12 @@ def pre_experienced_ids(
     """
     Examples of Cherry's brief first training: a few per cluster, evenly strided over a middle band of perplexity.
 
-    See hf.co/papers/2308.12032, section 2.1.
+    See hf.co/papers/2308.12032, section 2.1. A cluster with fewer members than are wanted gives all of them: a band
+    would cut most of it away.
 
     Args:
         perplexity (`array` of shape `(N,)`):
-            Perplexity of every example.
+            Perplexity of every example; one whose perplexity is unknown is never chosen.
         labels (`array` of int of shape `(N,)`):
             Cluster of every example, for example k-means with 100 clusters on mean-pooled instruction embeddings.
         per_cluster (`int`, *optional*, defaults to `10`):
@@ -168,6 +169,9 @@ def pre_experienced_ids(
     for label in np.unique(cluster):
         members = np.flatnonzero((cluster == label) & np.isfinite(values))
         if len(members) == 0:
+            continue
+        if len(members) < per_cluster:
+            chosen.append(members)
             continue
         bounds = np.percentile(values[members], [low, high])
         members = members[bottom_k(values[members], len(members))]

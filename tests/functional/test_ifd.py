@@ -56,10 +56,14 @@ def test_pre_experienced_covers_every_cluster():
     labels = np.repeat([0, 1, 2], 10)
     ids = pre_experienced_ids(perplexity, labels, per_cluster=4, low=0, high=100)
     assert ids.tolist() == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27]
-    assert pre_experienced_ids(perplexity, labels, per_cluster=99).tolist() == [
+    assert pre_experienced_ids(perplexity, labels, per_cluster=10).tolist() == [
         i for i in range(30) if i % 10 not in (0, 9)
     ]
     assert pre_experienced_ids([np.nan], [0]).tolist() == []
+
+
+def test_a_cluster_with_fewer_members_than_wanted_gives_all():
+    assert pre_experienced_ids([5.0, 1.0, 9.0, np.nan], [0, 0, 0, 0], per_cluster=4).tolist() == [0, 1, 2]
 
 
 def test_errors_name_the_value():
