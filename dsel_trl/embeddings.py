@@ -1,5 +1,6 @@
 """One vector per example: from the policy, a dataset column, a file, or a sentence-transformers model."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .cache import cached
-from .data.columns import original_positions
+from .data.columns import column_hash, original_positions
 from .method import check_choice
 from .run import Run
 from .sequences import Sequences
@@ -73,19 +74,43 @@ def embeddings(run: Run, source: str = "policy", pooling: str = "last", *, live:
         return _as_matrix(run.dataset[rest], source, run.size)
     if kind == "file":
         return _as_matrix(_file_rows(run, rest), source, run.size)
-    compute = (lambda: _sentences(run, rest)) if kind == "model" else (lambda: _policy(run, pooling))
+    compute = (lambda: _sentences(run, rest)) if kind == "model" else (lambda: policy_states(run, pooling))
     if live:
         return compute()
     return cached(run, "embeddings", [source, pooling], lambda: {"embeddings": compute()})["embeddings"]
 
 
-def _policy(run: Run, pooling: str) -> np.ndarray:
+def contents(run: Run, source: str) -> str:
+    """Hash of the vectors that `source` names, where neither the data's tokens nor the name tell them apart."""
+    kind, _, rest = source.partition(":")
+    if kind == "column":
+        return column_hash(run.dataset, rest)
+    if kind == "file":
+        with open(rest, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    return ""
+
+
+def policy_states(
+    run: Run,
+    pooling: str,
+    *,
+    ids: np.ndarray | None = None,
+    rows: Callable[[np.ndarray], Any] | None = None,
+    lengths: np.ndarray | None = None,
+) -> np.ndarray:
+    """
+    Pooled last hidden states of the policy as it is now, `(N, d)` float32; of the examples `ids` only, where given.
+
+    `rows` and `lengths` are those of [`~dsel_trl.passes.Passes.measure`], for other tokens than the example's own.
+    """
     assert run.passes is not None
     sequences = Sequences(run)
     return run.passes.measure(
         lambda states: states,
-        rows=sequences.collate(),
-        lengths=sequences.scan()[0],
+        ids,
+        rows=rows or sequences.collate(),
+        lengths=sequences.scan()[0] if lengths is None else lengths,
         forward=_hidden_states(run, pooling),
         description="Embedding",
     )
@@ -116,11 +141,15 @@ def _hidden_states(run: Run, pooling: str) -> Callable[[dict[str, Any], Tensor],
 def _sentences(run: Run, path: str) -> np.ndarray:
     assert run.passes is not None
     model, texts = _sentence_transformer(path, run.model.device), example_texts(run)
+
+    def encode(batch: list[str], ids: Tensor) -> Tensor:
+        return model.encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
+
     return run.passes.measure(
         lambda vectors: vectors,
         rows=lambda ids: [texts[i] for i in ids],
         lengths=np.array([1 + len(text) // 4 for text in texts], dtype=np.int64),
-        forward=lambda batch, ids: torch.as_tensor(model.encode(batch, show_progress_bar=False)),
+        forward=encode,
         description="Embedding",
     )
 
@@ -130,9 +159,16 @@ def _sentence_transformer(path: str, device: Any, load: bool = True) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ImportError(
-            f"embedding='model:{path}' needs sentence-transformers: pip install \"dsel-trl[cluster]\""
+            f"embedding='model:{path}' needs sentence-transformers: pip install \"dsel-trl[embed]\""
         ) from error
-    return SentenceTransformer(path, device=str(device), trust_remote_code=False) if load else None
+    if not load:
+        return None
+    try:
+        # A head that a checkpoint lacks is drawn at random: not from the generator that the run goes on with.
+        with torch.random.fork_rng(devices=[]):
+            return SentenceTransformer(path, device=str(device), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"embedding='model:{path}' cannot be loaded by sentence-transformers: {error}") from error
 
 
 def _file_rows(run: Run, path: str) -> np.ndarray:

@@ -50,6 +50,10 @@ class Prescored(ByScore):
         """What is known of all examples, by ledger column; may make passes."""
         raise NotImplementedError
 
+    def depends_on(self, run: Run) -> list[Any]:
+        """What the scores depend on beside tokens, numeric `columns`, policy and parameters: JSON values."""
+        return []
+
     def weights(self, scores: np.ndarray) -> np.ndarray:
         """Weights of examples with `scores` (the action `weight`); they are averaged to 1 over each step."""
         return 1.0 / (1.0 + np.exp(-scores / self.temperature))
@@ -76,7 +80,7 @@ class Prescored(ByScore):
             return
         own = {f.name for f in dataclasses.fields(ByScore)}
         parts = [{k: v for k, v in self.describe().items() if k not in own - {"keep"}}, self.columns]
-        parts.append(dataset_fingerprint(run.dataset, self.columns))
+        parts += [dataset_fingerprint(run.dataset, self.columns), self.depends_on(run)]
         self._write(run, cached(run, self.name, parts, lambda: self._arrays(run)))
 
     def _arrays(self, run: Run) -> dict[str, np.ndarray]:

@@ -90,6 +90,16 @@ def dataset_fingerprint(dataset: Dataset, columns: Sequence[str] = ()) -> str:
     return digest.hexdigest()
 
 
+def column_hash(dataset: Dataset, name: str) -> str:
+    """Hash of all values of a column of numbers or of lists of numbers."""
+    digest, column = hashlib.sha256(), _arrow_column(dataset, name).combine_chunks()
+    while pa.types.is_nested(column.type):
+        digest.update(pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False).tobytes())
+        column = column.flatten()
+    digest.update(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).tobytes())
+    return digest.hexdigest()
+
+
 def _row_sizes(dataset: Dataset, name: str) -> np.ndarray:
     column_type = dataset.select_columns([name]).with_format("arrow")[:0].column(name).type
     if pa.types.is_list(column_type) or pa.types.is_large_list(column_type):

@@ -78,7 +78,8 @@ def kmeans(
     """
     Clusters vectors by Euclidean distance, from first centroids drawn by k-means++.
 
-    One seed gives one result, whatever the number of threads; the two backends draw differently.
+    One seed gives one result: with faiss for any number of threads, with scikit-learn up to the rounding of the sums
+    that they share. The two draw differently.
 
     Args:
         vectors (`array` of shape `(N, d)`):
@@ -152,7 +153,7 @@ def _faiss_kmeans(
         min_points_per_centroid=1,
     )
     model.train(rows)
-    return model.index.search(rows, 1)[1][:, 0], model.centroids
+    return model.index.search(rows, 1)[1][:, 0], np.asarray(model.centroids)
 
 
 def as_rows(values: ArrayLike) -> NDArray[Any]:

@@ -1,11 +1,11 @@
 """D4: no near duplicates, and then not the most typical examples either."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
+from ..embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
 from ..functional.d4 import d4_select
 from ..functional.kmeans import BACKENDS, require_backend, spherical_kmeans
 from ..method import Run, check_choice, check_range, register
@@ -65,6 +65,9 @@ class D4(Prescored):
         super().check(run)
         require_backend(self.backend)
         check_embeddings(run, self.embedding)
+
+    def depends_on(self, run: Run) -> list[Any]:
+        return [contents(run, self.embedding)]
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         assert run.passes is not None

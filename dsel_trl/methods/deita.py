@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
+from ..data.columns import column_hash
+from ..embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
 from ..functional.deita import conversation_scores, diversity_filter, expected_digit
 from ..functional.ranking import keep_count
 from ..language_model import LanguageModel
@@ -94,6 +95,15 @@ class Deita(Prescored):
                 )
             else:
                 _turn_scores(run.dataset[column], column)
+
+    def depends_on(self, run: Run) -> list[Any]:
+        columns = [
+            getattr(self, f"{kind}_column")
+            for kind in ("complexity", "quality")
+            if getattr(self, f"{kind}_model") is None
+        ]
+        hashes = [column_hash(run.dataset, name) for name in columns]
+        return hashes if self.action == "weight" else [*hashes, contents(run, self.embedding)]
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         known = run.ledger[self.SCORE] if self.SCORE in run.ledger.names else self._rate(run)

@@ -1,11 +1,11 @@
 """SemDeDup: one of each group of near duplicates."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
+from ..embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
 from ..functional.kmeans import BACKENDS, require_backend, spherical_kmeans, unit_rows
 from ..functional.semdedup import KEEP, eps_for_fraction, max_similarity, rank_clusters, semdedup_keep
 from ..method import Run, check_choice, check_range, register
@@ -67,6 +67,9 @@ class SemDedup(Prescored):
         super().check(run)
         require_backend(self.backend)
         check_embeddings(run, self.embedding)
+
+    def depends_on(self, run: Run) -> list[Any]:
+        return [contents(run, self.embedding)]
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         assert run.passes is not None

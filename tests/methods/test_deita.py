@@ -220,5 +220,5 @@ def test_a_missing_library_is_named(make_trainer, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     trainer = make_trainer("sft")
     SelectionCallback(trainer, "deita", **COLUMNS, embedding="model:some/model")
-    with pytest.raises(ImportError, match=r"dsel-trl\[cluster\]"):
+    with pytest.raises(ImportError, match=r"dsel-trl\[embed\]"):
         trainer.train()

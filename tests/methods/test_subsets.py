@@ -1,6 +1,8 @@
 """SemDeDup, D4 and DSIR: what they keep is what their formulas say of the embeddings and texts at hand."""
 
+import importlib.util
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from datasets import Dataset
 from dsel_trl import SelectionCallback, create_method
 from dsel_trl.functional.d4 import d4_select
 from dsel_trl.functional.dsir import hash_ngrams
+from dsel_trl.functional.kmeans import spherical_kmeans
 from tests import tiny
 from tests.methods import live
 
@@ -16,6 +19,9 @@ from tests.methods import live
 @pytest.fixture(autouse=True)
 def _no_picture(no_picture):
     """Every run of this file ends without a picture."""
+
+
+NEEDS_FAISS = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
 
 
 def vectors_with_twins(copies=10):
@@ -56,6 +62,42 @@ def test_d4_is_its_formula(make_trainer, twins):
     ids, _ = kept(make_trainer, "d4", twins, embedding="column:vector", clusters=3, config={"data_seed": 5})
     expected = d4_select(vectors_with_twins().astype(np.float32), num_clusters=3, seed=5)
     assert ids.tolist() == expected.tolist()
+
+
+@NEEDS_FAISS
+def test_faiss_finds_the_same_twins(make_trainer, twins, tmp_path):
+    parameters = {"embedding": "column:vector", "eps": 0.05, "clusters": 1}
+    found = [
+        kept(make_trainer, "semdedup", twins, {"output_dir": tmp_path / backend}, backend=backend, **parameters)[0]
+        for backend in ("sklearn", "faiss")
+    ]
+    assert found[0].tolist() == found[1].tolist()
+    assert len(found[1]) == 30
+
+
+@NEEDS_FAISS
+@pytest.mark.parametrize("seed", [5, 2**32 - 1])
+def test_d4_with_faiss_is_its_formula(make_trainer, twins, seed):
+    ids, _ = kept(
+        make_trainer, "d4", twins, {"data_seed": seed}, embedding="column:vector", clusters=3, backend="faiss"
+    )
+    expected = d4_select(
+        vectors_with_twins().astype(np.float32),
+        num_clusters=3,
+        seed=seed,
+        cluster=partial(spherical_kmeans, backend="faiss"),
+    )
+    assert ids.tolist() == expected.tolist()
+    assert len(ids) == round(0.5 * 30)
+
+
+@NEEDS_FAISS
+def test_semdedup_with_faiss_resumes_bit_for_bit(make_trainer, tmp_path):
+    config = {"num_train_epochs": 2, "max_steps": -1, "save_steps": 3}
+    (_, trace), (_, resumed) = live.resumed_state(
+        make_trainer, "semdedup", tmp_path, config, keep=0.5, clusters=2, renew=1, backend="faiss"
+    )
+    resumed.assert_ends_as(trace)
 
 
 def test_the_policys_embeddings_are_clustered_anew_each_epoch(make_trainer):
