@@ -57,6 +57,14 @@ class Sequences:
                 trained.append(sum(label != IGNORED for label in labels[1:]))
         return np.array(totals, dtype=np.int64), np.array(trained, dtype=np.int64)
 
+    def instruction_lengths(self, block: int = 10_000) -> np.ndarray:
+        """Tokens before the first trained one of every example, `(N,)` int64."""
+        starts = []
+        for first in range(0, len(self._rows), block):
+            for tokens, labels in self[np.arange(first, min(first + block, len(self._rows)))]:
+                starts.append(len(instruction_alone(0, tokens, labels)[0]))
+        return np.array(starts, dtype=np.int64)
+
     def turn_starts(self, trained: np.ndarray, block: int = 10_000) -> np.ndarray:
         """Whether each trained token, one example after another, is the first of its turn, `(sum(trained),)` bool."""
         starts = np.zeros(int(trained.sum()), dtype=bool)
@@ -111,6 +119,12 @@ def answer_alone(prefix: list[int]) -> Callable[[int, list[int], list[int]], tup
         return prefix + answer, [IGNORED] * len(prefix) + answer
 
     return change
+
+
+def instruction_alone(i: int, tokens: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
+    """The tokens before the first trained one, all of them scored: for [`Sequences.collate`]."""
+    end = next((place for place, label in enumerate(labels) if label != IGNORED), len(tokens))
+    return tokens[:end], tokens[:end]
 
 
 def start_tokens(tokenizer: Any) -> list[int]:

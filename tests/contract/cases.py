@@ -5,6 +5,7 @@ A method that is not in `CASES` runs with its defaults: registering it is enough
 """
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from dsel_trl import create_method, get_method, list_methods
@@ -77,6 +78,10 @@ FURTHER: dict[str, Case] = {
     "zip:online": Case({"form": "online", "factor": 2}, repeats=False),
     "zip:order": Case({"action": "curriculum", "pacing": "none", "keep": 0.6, "k1": 12, "k2": 3, "k3": 3}),
     "deita:weight": Case({"complexity_column": "difficulty", "quality_column": "weight", "action": "weight"}),
+    "ifd:warm_up": Case(
+        {"form": "cherry", "warm_up": 2, "warm_up_clusters": 2, "helper_lora": False, "limit": 5.0, "keep": 0.7}
+    ),
+    "ifd:diverse": Case({"keep": 0.9, "limit": 5.0, "diverse": 0.6, "renew": 1}),
     "edge:weight": Case({"guideline": "w1 w2", "action": "weight"}),
     "jest:diverse": Case(
         {"reference_column": "difficulty", "factor": 2, "diversity": 1.0},
@@ -96,6 +101,11 @@ FURTHER: dict[str, Case] = {
     "weight_column:plain": Case({"normalize": "none"}),
     "select_k_of_b:gumbel": Case({"mode": "gumbel_top_k"}),
 }
+
+
+if find_spec("faiss"):
+    FURTHER["semdedup:faiss"] = Case({"backend": "faiss", "keep": 0.6, "clusters": 3, "renew": 1})
+    FURTHER["d4:faiss"] = Case({"backend": "faiss", "clusters": 3, "dedup": 0.9, "diversify": 0.8})
 
 
 def case(name: str) -> Case:
