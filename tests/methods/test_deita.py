@@ -157,6 +157,17 @@ def test_scores_per_turn_in_columns(make_trainer):
     assert np.flatnonzero(~callback.ledger.dropped).tolist() == list(range(20, 40))
 
 
+def test_other_scores_are_not_taken_for_the_old_ones(make_trainer):
+    found = []
+    for factor in (1.0, 3.0):
+        dataset = tiny.completions().add_column("c", [[factor]] * 40).add_column("q", [[1.0]] * 40)
+        trainer = make_trainer("sft", dataset=dataset, max_steps=1)
+        callback = SelectionCallback(trainer, "deita", complexity_column="c", quality_column="q", action="weight")
+        trainer.train()
+        found.append(callback.ledger["deita_score"].tolist())
+    assert found == [[1.0] * 40, [3.0] * 40]
+
+
 @pytest.mark.parametrize("source", ["column", "file"])
 def test_embeddings_from_a_column_or_a_file(make_trainer, tmp_path, source):
     vectors = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
