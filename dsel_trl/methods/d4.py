@@ -1,21 +1,19 @@
 """D4: no near duplicates, and then not the most typical examples either."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from ..embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
+from ..clustered import Clustered
 from ..functional.d4 import d4_select
-from ..functional.kmeans import BACKENDS, require_backend, spherical_kmeans
-from ..method import Run, check_choice, check_range, register
-from ..prescored import Prescored
-from ..tap import Signal
+from ..functional.kmeans import spherical_kmeans
+from ..method import Run, check_range, register
 
 
 @register("d4")
 @dataclass
-class D4(Prescored):
+class D4(Clustered):
     """
     Drops near duplicates, clusters what is left again, and drops the most typical examples of each cluster.
 
@@ -29,23 +27,11 @@ class D4(Prescored):
 
     dedup: float = field(default=0.75, metadata={"help": "fraction that deduplication keeps, in (0, 1]"})
     diversify: float = field(default=0.5, metadata={"help": "fraction of the survivors to keep, in (0, 1]"})
-    clusters: int | None = field(
-        default=None, metadata={"help": "number of clusters; default the root of the examples"}
-    )
-    backend: str = field(default="sklearn", metadata={"help": '"sklearn" or "faiss" (extra `cluster`)'})
-    embedding: str = field(default="policy", metadata={"help": SOURCE_HELP})
-    pooling: str = field(default="last", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
 
-    signals = (Signal.EMBEDDING,)
-    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2308.12284"
-    family = "reduction"
-    criterion = "none"
     selector = "per_cluster"
     cost = "one forward per example (policy); 260 CPU seconds per 1,000,000 examples"
     state = "its score column (8 bytes per example)"
-    renewable = True
-    chooses = True
     actions: ClassVar[tuple[str, ...]] = ("keep_top",)
 
     def __post_init__(self) -> None:
@@ -54,24 +40,10 @@ class D4(Prescored):
         check_range("diversify", self.diversify, 0, 1, open_low=True)
         if self.keep is not None:
             raise ValueError(f"keep={self.keep!r}: d4 keeps dedup * diversify of the data; set those.")
-        if self.clusters is not None:
-            check_range("clusters", self.clusters, 1, 2**31)
-        check_choice("backend", self.backend, tuple(BACKENDS))
-        check_source(self.embedding, self.pooling)
-        if self.renew and self.embedding != "policy":
-            raise ValueError(f"renew={self.renew!r} measures the policy again, but embedding={self.embedding!r}.")
-
-    def check(self, run: Run) -> None:
-        super().check(run)
-        require_backend(self.backend)
-        check_embeddings(run, self.embedding)
-
-    def depends_on(self, run: Run) -> list[Any]:
-        return [contents(run, self.embedding)]
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         assert run.passes is not None
-        vectors = embeddings(run, self.embedding, self.pooling, live=run.step > 0)
+        vectors = self.vectors(run)
         return {self.name: run.passes.from_first(run.size, lambda: self._choose(run, vectors))}
 
     def _choose(self, run: Run, vectors: np.ndarray) -> np.ndarray:

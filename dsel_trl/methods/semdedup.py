@@ -1,21 +1,19 @@
 """SemDeDup: one of each group of near duplicates."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from ..embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
-from ..functional.kmeans import BACKENDS, require_backend, spherical_kmeans, unit_rows
+from ..clustered import Clustered
+from ..functional.kmeans import spherical_kmeans, unit_rows
 from ..functional.semdedup import KEEP, eps_for_fraction, max_similarity, rank_clusters, semdedup_keep
 from ..method import Run, check_choice, check_range, register
-from ..prescored import Prescored
-from ..tap import Signal
 
 
 @register("semdedup")
 @dataclass
-class SemDedup(Prescored):
+class SemDedup(Clustered):
     """
     Drops examples that say nearly the same as another one.
 
@@ -31,49 +29,24 @@ class SemDedup(Prescored):
 
     keep: float | None = field(default=0.75, metadata={"help": "fraction to keep, in (0, 1]; eps is set to fit"})
     eps: float | None = field(default=None, metadata={"help": "instead of keep: drop above similarity 1 - eps"})
-    clusters: int | None = field(
-        default=None, metadata={"help": "number of clusters; default the root of the examples"}
-    )
     prefer: str = field(default="hard", metadata={"help": f"one of {', '.join(KEEP)}"})
-    backend: str = field(default="sklearn", metadata={"help": '"sklearn" or "faiss" (extra `cluster`)'})
-    embedding: str = field(default="policy", metadata={"help": SOURCE_HELP})
     pooling: str = field(default="mean", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
 
-    signals = (Signal.EMBEDDING,)
-    trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2303.09540"
-    family = "reduction"
-    criterion = "none"
     selector = "per_cluster, threshold"
     cost = "one forward per example (policy); 100 CPU seconds per 1,000,000 examples"
     state = "two columns (16 bytes per example)"
-    renewable = True
-    chooses = True
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "curriculum", "sample")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.eps is not None:
             check_range("eps", self.eps, 0, 2)
-        if self.clusters is not None:
-            check_range("clusters", self.clusters, 1, 2**31)
         check_choice("prefer", self.prefer, KEEP)
-        check_choice("backend", self.backend, tuple(BACKENDS))
-        check_source(self.embedding, self.pooling)
-        if self.renew and self.embedding != "policy":
-            raise ValueError(f"renew={self.renew!r} measures the policy again, but embedding={self.embedding!r}.")
-
-    def check(self, run: Run) -> None:
-        super().check(run)
-        require_backend(self.backend)
-        check_embeddings(run, self.embedding)
-
-    def depends_on(self, run: Run) -> list[Any]:
-        return [contents(run, self.embedding)]
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         assert run.passes is not None
-        vectors = embeddings(run, self.embedding, self.pooling, live=run.step > 0)
+        vectors = self.vectors(run)
         similarity = run.passes.from_first(run.size, lambda: self._similarity(run, vectors))
         eps = eps_for_fraction(similarity, self.keep or 1.0) if self.eps is None else self.eps
         scores = np.full(run.size, -np.inf)
