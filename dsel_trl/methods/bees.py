@@ -45,6 +45,7 @@ class Bees(ExplicitMargin, ByScore):
     When: large, noisy preference sets; 5 to 25% of the pairs often suffice.
     When not: `implicit` says nothing before the policy has moved from its reference. A small beta with several epochs
     on few pairs of large margin can make the log-probabilities collapse: one epoch, or a smaller learning rate.
+    Plan of 1,000,000 pairs, two margins known: 0.7 s and 0.1 GB.
     """
 
     sources: Sequence[str] = field(

@@ -32,7 +32,7 @@ class InfoBatch(Method):
     When: many epochs. When not: without `prescore` the first pass prunes nothing, so up to 2 epochs there is little to
     gain.
     Lag: a pass is planned while the last batches of the one before are still in flight.
-    Plan of 1,000,000 examples: 0.7 s and 56 MB.
+    Plan of 1,000,000 examples: 0.2 s and 49 MB.
     """
 
     prune_ratio: float = field(default=0.5, metadata={"help": "share of the well-learned examples to drop, in [0, 1)"})
