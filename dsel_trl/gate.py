@@ -67,7 +67,7 @@ class WeightAverage:
         self.count = 0
 
     def add(self, weights: Tensor) -> None:
-        self.total += float(weights.double().sum())
+        self.total += float(weights.cpu().double().sum())
         self.count += weights.numel()
 
     def scale(self, total: float, count: float) -> float:

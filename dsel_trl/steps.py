@@ -127,7 +127,7 @@ class OptimizerStep:
             per_example = per_example * means
             if self._micro_batches == 1:
                 total, _ = batch.gather(means)
-                scale = self.average.scale(float(total.double().sum()), total.numel())
+                scale = self.average.scale(float(total.cpu().double().sum()), total.numel())
                 averaged, per_example = averaged * scale, per_example * scale
             else:
                 self.average.add(means)

@@ -67,8 +67,9 @@ def draw_mask(log_weights: Tensor, k: int, generator: torch.Generator) -> Tensor
     """
     uniform = torch.rand(log_weights.shape, generator=generator, device=generator.device, dtype=torch.float64)
     noise = -torch.log(-torch.log(uniform.clamp(min=torch.finfo(torch.float64).tiny)))
-    keys = log_weights.double() + noise.to(log_weights.device)
-    first = keys.argsort(descending=True, stable=True)[:k]
+    # On the CPU: not every device knows float64.
+    keys = log_weights.cpu().double() + noise.cpu()
+    first = keys.argsort(descending=True, stable=True)[:k].to(log_weights.device)
     mask = torch.zeros_like(log_weights)
     mask[first] = 1.0
     return torch.where(torch.isfinite(log_weights), mask, 0.0)

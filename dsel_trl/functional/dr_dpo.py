@@ -106,7 +106,7 @@ def log_mean_exp_update(state: LogMeanExp, losses: Tensor, beta_prime: float = 1
     """
     _check_temperature(beta_prime)
     losses = upcast(losses.detach())
-    scaled = -losses[torch.isfinite(losses)].double() / beta_prime
+    scaled = -losses[torch.isfinite(losses)].cpu().double() / beta_prime
     if scaled.numel() == 0:
         return state
     old = state.log_sum + math.log(decay) if decay > 0 else -math.inf

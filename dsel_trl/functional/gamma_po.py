@@ -85,8 +85,9 @@ def target_margins(
     batch = upcast(gaps.detach())
     together = batch if past_gaps is None else torch.cat([batch, past_gaps.detach().to(batch)])
     valid = torch.isfinite(together)
-    # Float64: the steps build on each other, and the loss sees the difference of the gap and its margin.
-    values = together[valid].double()
+    # Float64: the steps build on each other, and the loss sees the difference of the gap and its margin. On the CPU,
+    # as not every device knows float64 and the steps on so few values would cost more to launch than to compute.
+    values = together[valid].cpu().double()
     n = values.numel()
     margins = torch.full_like(together, gamma0)
     if n == 0:

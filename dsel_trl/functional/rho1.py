@@ -70,10 +70,10 @@ def select_tokens(excess: Tensor, mask: Tensor, select_ratio: float = 0.6, scope
     rows = valid if scope == "sequence" else valid.reshape(1, -1)
     values = _at_least_float32(excess.detach()).reshape(rows.shape).masked_fill(~rows, -torch.inf)
     order = torch.sort(values, dim=1, descending=True, stable=True).indices
-    n_valid = rows.sum(dim=1, keepdim=True)
-    # The slack undoes rounding such as 0.29 * 100 = 28.999999999999996.
+    n_valid = rows.sum(dim=1, keepdim=True).cpu()
+    # The slack undoes rounding such as 0.29 * 100 = 28.999999999999996. Not every device knows float64, the CPU does.
     n_select = (n_valid.double() * select_ratio + 1e-9).floor().long().clamp(min=1).minimum(n_valid)
-    taken = torch.arange(rows.shape[1], device=rows.device) < n_select
+    taken = torch.arange(rows.shape[1], device=rows.device) < n_select.to(rows.device)
     return torch.zeros_like(rows).scatter(1, order, taken).reshape(valid.shape)
 
 
