@@ -198,6 +198,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("dsel: interrupted", sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:
+        # `dsel methods | head`: the reader has seen enough. What is left must not be flushed into the pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
     except SystemExit as leaving:
         # argparse's `--help`.
         return int(leaving.code or DONE)

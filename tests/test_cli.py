@@ -442,3 +442,11 @@ def test_the_quickstart_is_a_comparison_on_the_demo():
     assert (parsed.script.dataset_name, parsed.model.model_name_or_path) == ("demo", "demo")
     assert parsed.compare == ["stock", "selection", "random"]
     assert parsed.training.use_cpu
+
+
+def test_a_reader_that_has_seen_enough():
+    command = [sys.executable, "-m", "dsel_trl", "methods"]
+    listing = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    listing.stdout.close()
+    assert "Broken pipe" not in listing.stderr.read()
+    assert listing.wait() == 0
