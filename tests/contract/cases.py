@@ -30,7 +30,8 @@ class Case:
         neutral: parameters with which it is stock TRL bit for bit; `None` where it has none.
         config: trainer arguments it needs.
         size: rows of its dataset.
-        repeats: whether it may train an example twice in a row; `False` where avoiding that is what it is for.
+        repeats: whether it surely trains an example twice that comes twice; `False` where avoiding that is what it is
+            for, or where chance decides.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -99,7 +100,7 @@ FURTHER: dict[str, Case] = {
     "selective_dpo:cross_fit": Case({"helpers": 2, "evaluations": 1, "keep": 0.65}, size=EVEN),
     "robust_dpo:estimate": Case({"estimate": True, "warmup": 0.0}),
     "weight_column:plain": Case({"normalize": "none"}),
-    "select_k_of_b:gumbel": Case({"mode": "gumbel_top_k"}),
+    "select_k_of_b:gumbel": Case({"mode": "gumbel_top_k"}, repeats=False),
 }
 
 
