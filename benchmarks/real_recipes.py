@@ -13,6 +13,7 @@ import argparse
 import concurrent.futures
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,9 +50,10 @@ def subset(path: str, rows: int, folder: Path) -> str:
 
 
 def kind_of(recipe: Path) -> str:
-    """Which program a recipe is for: its first line says it."""
-    first = recipe.read_text(encoding="utf-8").splitlines()[0]
-    return first.split("`dsel ")[1].split()[0]
+    """Which program a recipe is for: the lines before its first key say it."""
+    found = re.search(r"`dsel (\w+) ", recipe.read_text(encoding="utf-8").split("\n\n")[0])
+    assert found, f"{recipe} does not say how it is run"
+    return found[1]
 
 
 def run(recipe: Path, data: dict[str, str], options: argparse.Namespace, folder: Path) -> dict:
