@@ -13,7 +13,7 @@ import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
-from scale_plans import text_plans
+from scale_plans import plans
 
 from dsel_trl.composition import Composition
 from dsel_trl.functional.dataset_decomposition import bucket_of_length
@@ -79,9 +79,10 @@ def batch_plans(examples: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=10_000_000)
+    parser.add_argument("--planner-examples", type=int, default=1_000_000, help="of each planner; 0 leaves them out")
     parser.add_argument("--output", default="scale.json")
     options = parser.parse_args()
-    examples = options.examples
+    examples, planned = options.examples, options.planner_examples
 
     ledger = fill(examples)
     run = Run(trainer="dpo", size=examples, ledger=ledger)
@@ -114,8 +115,9 @@ def main() -> None:
     ids_total = examples
     rows["state_dict s"] = timed(lambda: ledger.state_dict(), 1)
 
-    rows.update({f"1M examples: {name}": value for name, value in batch_plans(1_000_000).items()})
-    rows.update({f"1M examples: {name}": value for name, value in text_plans(1_000_000).items()})
+    if planned:
+        found = {**batch_plans(planned), **plans(planned)}
+        rows.update({f"{planned:,} examples: {name}": value for name, value in found.items()})
 
     print(f"{ids_total:,} examples, 4 scores, one core")
     for name, value in rows.items():

@@ -176,7 +176,7 @@ def measured(make: Callable[[], object], run: Callable[..., object]) -> tuple[fl
     return seconds, megabytes
 
 
-def text_plans(examples: int, only: str = "") -> dict[str, float]:
+def plans(examples: int, only: str = "") -> dict[str, float]:
     """Rows of the table: seconds and MB per planner."""
     rows = {}
     for name, (make, run) in planners(examples).items():
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--output", default="scale_plans.json")
     options = parser.parse_args()
     print(f"{options.examples:,} examples, one core")
-    rows = text_plans(options.examples, options.only)
+    rows = plans(options.examples, options.only)
     with open(options.output, "w", encoding="utf-8") as file:
         json.dump({"examples": options.examples, "rows": rows}, file, indent=1)
 
