@@ -32,8 +32,9 @@ class TokenBudget(Batched):
     kept sets are batched as they are, and where a method orders the examples the windows follow that order (batches
     are shuffled inside a window only).
     Weights: DPO averages over the pairs of a batch, so a pair in a small batch would count for more. By default
-    (`weighting: pair`) the gradient is put right exactly: every pair counts the same in the whole pass. The logged
-    `loss` stays TRL's. SFT averages over the tokens of an optimizer step, and needs no correction.
+    (`weighting: pair`) the gradient is put right exactly: every pair counts the same in the whole pass; where
+    `max_grad_norm` clips every step, clipping undoes it. The logged `loss` stays TRL's. SFT averages over the tokens
+    of an optimizer step, and needs no correction.
     When: lengths differ. Share of real tokens in batches of 8, random order -> this: web documents cut at 4,096
     0.31 -> 0.98, pairs 0.40 -> 0.89 (hh-harmless) and 0.50 -> 0.78 (alpaca-eval; the rest is chosen padded against
     rejected). An epoch keeps about its number of steps.
