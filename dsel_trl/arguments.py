@@ -278,6 +278,12 @@ def check_arguments(arguments: Arguments) -> None:
         `ValueError`: with the offending key and what would be right.
     """
     script, training, compare = arguments.script, arguments.training, arguments.compare
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1 and "LOCAL_RANK" in os.environ and training.world_size == 1:
+        raise ValueError(
+            f"{launched} processes were launched, but each of them would train alone, as none has an accelerator: set "
+            "use_cpu: true to train on CPUs together."
+        )
     if arguments.model.model_name_or_path is None:
         raise ValueError("model_name_or_path is missing: a folder with a model, a hub id, or `demo`.")
     if script.dataset_name and arguments.mixture.datasets:

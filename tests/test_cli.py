@@ -13,7 +13,7 @@ import yaml
 from datasets import Dataset
 
 from dsel_trl import list_methods
-from dsel_trl.arguments import parse_arguments, read_selection
+from dsel_trl.arguments import check_arguments, parse_arguments, read_selection
 from dsel_trl.cli import main
 from tests import tiny
 
@@ -450,3 +450,13 @@ def test_a_reader_that_has_seen_enough():
     listing.stdout.close()
     assert "Broken pipe" not in listing.stderr.read()
     assert listing.wait() == 0
+
+
+def test_processes_that_would_train_alone(monkeypatch, recipe):
+    arguments = parse_arguments("dpo", ["--config", recipe()])
+    check_arguments(arguments)
+    # A launch of two in which, as on a machine without accelerators, no group was formed.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ValueError, match="2 processes were launched.*use_cpu: true"):
+        check_arguments(arguments)

@@ -147,6 +147,8 @@ def build_demo_model(folder: str | os.PathLike, seed: int = 0, steps: int = 250)
     try:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
+        if not (partial / "config.json").is_file():
+            raise RuntimeError("This process may not save a model: only the first one of a launch does.")
         (partial / "demo_model.txt").write_text(stamp)
         partial.chmod(0o755)
         partial.rename(folder)
