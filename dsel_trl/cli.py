@@ -222,10 +222,10 @@ def _report(error: Exception, debug: bool) -> int:
         _say(f"dsel: error: {_one_line(error)}", sys.stderr)
         return MISTAKE
     hint = "" if debug else " (--debug shows the traceback)"
-    _say(
-        f"dsel: {'training failed' if failed else 'failed'}: {type(cause).__name__}: {_one_line(cause)}{hint}",
-        sys.stderr,
-    )
+    # A mistake is the same everywhere, and the first process tells it; any process can fail alone.
+    who = "dsel" if _is_first_process() else f"dsel, process {os.environ['RANK']}"
+    what = "training failed" if failed else "failed"
+    print(f"{who}: {what}: {type(cause).__name__}: {_one_line(cause)}{hint}", file=sys.stderr, flush=True)
     return FAILED
 
 

@@ -458,5 +458,15 @@ def test_processes_that_would_train_alone(monkeypatch, recipe):
     # A launch of two in which, as on a machine without accelerators, no group was formed.
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ValueError, match="2 processes were launched.*use_cpu: true"):
+    with pytest.raises(ValueError, match=r"2 processes were launched.*use_cpu: true"):
         check_arguments(arguments)
+
+
+def test_any_process_can_fail_alone(monkeypatch, recipe, capsys):
+    def fail(job):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("dsel_trl.launch.run_single", fail)
+    monkeypatch.setenv("RANK", "1")
+    assert main(["dpo", "--config", recipe()]) == 1
+    assert "dsel, process 1: failed: RuntimeError: out of memory" in capsys.readouterr().err
