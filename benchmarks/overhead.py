@@ -25,6 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 VARIANTS = {
     "stock": None,
+    # The control: what this measurement calls a difference where there is none.
+    "stock, again": None,
     "uniform": ("uniform", {}),
     "margin (weights)": ("margin", {"action": "weight"}),
 }
