@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import yaml
-from datasets import Dataset
+from real_pairs import subset
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 # The judge's scores of the real data are win probabilities with most of them near 0; their log-odds spread out.
@@ -39,14 +39,6 @@ OVERRIDES: dict[str, dict] = {
     "rho1": {"clean_column": "logit", "clean_above": 0.0},
     "dataset_decomposition": {"min_log2": 5, "max_log2": 9},
 }
-
-
-def subset(path: str, rows: int, folder: Path) -> str:
-    """A file with a random choice of the rows, the same for every recipe."""
-    dataset = Dataset.from_parquet(path, keep_in_memory=True).shuffle(seed=0)
-    target = folder / Path(path).name
-    dataset.select(range(min(rows, len(dataset)))).to_parquet(str(target))
-    return str(target)
 
 
 def kind_of(recipe: Path) -> str:
