@@ -40,9 +40,7 @@ class Clustered(Prescored):
         if self.clusters is not None:
             check_range("clusters", self.clusters, 1, 2**31)
         check_choice("backend", self.backend, tuple(BACKENDS))
-        check_source(self.embedding, self.pooling)
-        if self.renew and self.embedding != "policy":
-            raise ValueError(f"renew={self.renew!r} measures the policy again, but embedding={self.embedding!r}.")
+        check_source(self.embedding, self.pooling, self.renew)
 
     def check(self, run: Run) -> None:
         super().check(run)

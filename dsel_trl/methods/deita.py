@@ -72,13 +72,11 @@ class Deita(Prescored):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("threshold", self.threshold, -1, 1)
-        check_source(self.embedding, self.pooling)
+        check_source(self.embedding, self.pooling, self.renew)
         for name, slots in (("complexity_template", ["instruction"]), ("quality_template", ["instruction", "output"])):
             missing = [slot for slot in slots if f"{{{slot}}}" not in getattr(self, name)]
             if missing:
                 raise ValueError(f"{name}={getattr(self, name)!r} has no slot {{{missing[0]}}}.")
-        if self.renew and self.embedding != "policy":
-            raise ValueError(f"renew={self.renew!r} measures the policy again, but embedding={self.embedding!r}.")
 
     def check(self, run: Run) -> None:
         super().check(run)
