@@ -29,8 +29,8 @@ from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from dsel_trl import Method, SelectionCallback, create_method
-from dsel_trl.data.demo import demo_preferences
-from dsel_trl.data.demo_model import build_demo_model
+from dsel_trl.data.demo.corpus import demo_preferences
+from dsel_trl.data.demo.model import build_demo_model
 
 KEEP = 0.7
 HELPER = {"helper_lora": False}

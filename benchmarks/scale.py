@@ -15,14 +15,14 @@ from types import SimpleNamespace
 import numpy as np
 from scale_plans import plans
 
-from dsel_trl.composition import Composition
-from dsel_trl.functional.dataset_decomposition import bucket_of_length
+from dsel_trl.bases.scored import keep_top, with_unseen
+from dsel_trl.core.composition import Composition
+from dsel_trl.core.ledger import Ledger
+from dsel_trl.core.method import create_method
+from dsel_trl.core.run import Run
+from dsel_trl.functional.order.dataset_decomposition import bucket_of_length
 from dsel_trl.functional.ranking import keep_count
-from dsel_trl.ledger import Ledger
-from dsel_trl.method import create_method
-from dsel_trl.run import Run
-from dsel_trl.sampler import PlanSampler
-from dsel_trl.selection import keep_top, with_unseen
+from dsel_trl.sampling.plan_sampler import PlanSampler
 
 LIMITS = {"ledger MB": 340.0, "rank and plan s": 3.0, "id us": 1.0}
 

@@ -19,21 +19,21 @@ from typing import Any, cast
 
 import numpy as np
 
-from dsel_trl.composition import Composition
-from dsel_trl.functional.d4 import d4_select
-from dsel_trl.functional.deita import diversity_filter
-from dsel_trl.functional.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
-from dsel_trl.functional.edge import edge_scores, guideline_effect
-from dsel_trl.functional.ifd import ifd_perplexity_ratio, select_superfiltering
+from dsel_trl.core.composition import Composition
+from dsel_trl.core.data_passes import Passes
+from dsel_trl.core.ledger import Ledger
+from dsel_trl.core.method import create_method
+from dsel_trl.core.run import Run
 from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.pacing import unigram_rarity
-from dsel_trl.functional.perplexity import perplexity_band
-from dsel_trl.functional.semdedup import max_similarity, rank_clusters
-from dsel_trl.functional.zip import zip_select
-from dsel_trl.ledger import Ledger
-from dsel_trl.method import create_method
-from dsel_trl.passes import Passes
-from dsel_trl.run import Run
+from dsel_trl.functional.text.d4 import d4_select
+from dsel_trl.functional.text.deita import diversity_filter
+from dsel_trl.functional.text.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
+from dsel_trl.functional.text.edge import edge_scores, guideline_effect
+from dsel_trl.functional.text.ifd import ifd_perplexity_ratio, select_superfiltering
+from dsel_trl.functional.text.perplexity import perplexity_band
+from dsel_trl.functional.text.semdedup import max_similarity, rank_clusters
+from dsel_trl.functional.text.zip import zip_select
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rt", "sta", "lem", "go", "vi", "tor")]
 

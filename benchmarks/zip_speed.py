@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from dsel_trl.functional.zip import canonical_example, zip_select
+from dsel_trl.functional.text.zip import canonical_example, zip_select
 
 
 def plain_ratio(examples):

@@ -1,11 +1,11 @@
 """Selects, orders and weighs the examples of a running TRL training."""
 
 from .callback import SelectionCallback
-from .ledger import Ledger
-from .method import Method, create_method, get_method, get_method_card, list_methods, register
-from .run import Run, Step
-from .tap import Batch, PairBatch, SequenceBatch, Signal
-from .trainer import SelectionMixin
+from .core.ledger import Ledger
+from .core.method import Method, create_method, get_method, get_method_card, list_methods, register
+from .core.run import Run, Step
+from .signals.tap import Batch, PairBatch, SequenceBatch, Signal
+from .trainer.mixin import SelectionMixin
 
 __version__ = "0.1.0"
 

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from . import trainer as seams
-from .batching import BatchPlanSampler
-from .checks import check_run
-from .composition import Composition
+from .core.composition import Composition
+from .core.data_passes import Passes
+from .core.ledger import Ledger
+from .core.method import Method, create_method
+from .core.metrics import Metrics
+from .core.run import Run
+from .core.sidecar import check_fingerprint, part, versions, write_sidecar
 from .data.columns import dataset_fingerprint, numeric_column, original_positions, response_lengths, sequence_lengths
-from .ledger import Ledger
-from .method import Method, create_method
-from .metrics import Metrics
-from .passes import Passes
-from .run import Run
-from .sampler import PlanSampler
-from .sidecar import check_fingerprint, part, versions, write_sidecar
-from .steps import OptimizerStep
-from .tap import Tap
+from .sampling.batch_sampler import BatchPlanSampler
+from .sampling.plan_sampler import PlanSampler
+from .signals.tap import Tap
+from .trainer import mixin as seams
+from .trainer.checks import check_run
+from .trainer.step import OptimizerStep
 
 
 class SelectionCallback(TrainerCallback):
@@ -326,7 +326,7 @@ class SelectionCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not args.should_save:
             return
-        from .report import write_run
+        from .report.run_files import write_run
 
         write_run(
             Path(args.output_dir) / "selection",
@@ -447,12 +447,12 @@ def _methods(method: Any, parameters: dict[str, Any]) -> list[Method]:
 
 
 def _generate(trainer: Any, *args: Any, **kwargs: Any) -> list[list[str]]:
-    from .generation import generate
+    from .trainer.generation import generate
 
     return generate(trainer, *args, **kwargs)
 
 
 def _train_proxy(callback: SelectionCallback, *args: Any, **kwargs: Any) -> Any:
-    from .proxy import train_proxy
+    from .trainer.helper_run import train_proxy
 
     return train_proxy(callback.trainer, *args, **kwargs)

@@ -74,25 +74,25 @@ def _set_up_logging() -> None:
 
 def _train(kind: str, words: Sequence[str]) -> None:
     if "-h" in words or "--help" in words:
-        from .arguments import make_parser
+        from .commands.arguments import make_parser
 
         _say(make_parser(kind).format_help())
         return
     # Imported here: reading `dsel methods` or a mistyped key should not wait for the trainers.
-    from .arguments import check_arguments, parse_arguments
+    from .commands.arguments import check_arguments, parse_arguments
 
     _set_up_logging()
     arguments = parse_arguments(kind, words)
     check_arguments(arguments)
     for note in arguments.notes:
         logging.getLogger(__name__).info(note)
-    from .launch import prepare, run_single
+    from .commands.train import prepare, run_single
 
     job = prepare(arguments)
     if not arguments.compare:
         run_single(job)
         return
-    from .comparison import run_comparison
+    from .commands.compare import run_comparison
 
     _say(run_comparison(job))
 
@@ -105,10 +105,10 @@ def _methods(words: Sequence[str]) -> None:
     asked, unknown = parser.parse_known_args(list(words))
     if unknown:
         raise ValueError(f"Unexpected word {unknown[0]!r}. See `dsel methods --help`.")
-    from .method import HOOKS, Method, get_method, get_method_card, list_methods
+    from .core.method import HOOKS, Method, get_method, get_method_card, list_methods
 
     if asked.survey:
-        from .survey_table import survey_table
+        from .core.cards import survey_table
 
         _say(survey_table())
         return
@@ -157,7 +157,7 @@ def _dispatch(words: list[str]) -> None:
     elif command in TRAININGS:
         _train(command, rest)
     elif command == "build":
-        from .building import build_file
+        from .commands.build import build_file
 
         _say(build_file(rest))
     elif command == "methods":

@@ -38,4 +38,4 @@ def make_trainer(model: Path, tmp_path: Path) -> Callable[..., Any]:
 @pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without drawing: a picture takes longer than the run."""
-    monkeypatch.setattr("dsel_trl.report.draw_run", lambda *args: None)
+    monkeypatch.setattr("dsel_trl.report.run_files.draw_run", lambda *args: None)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dsel_trl import Method
-from dsel_trl.selection import in_order, known_scores, with_unseen
-from dsel_trl.tap import PairBatch, Signal
+from dsel_trl.bases.scored import in_order, known_scores, with_unseen
+from dsel_trl.signals.tap import PairBatch, Signal
 
 
 @dataclass

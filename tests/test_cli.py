@@ -13,8 +13,8 @@ import yaml
 from datasets import Dataset
 
 from dsel_trl import list_methods
-from dsel_trl.arguments import check_arguments, parse_arguments, read_selection
 from dsel_trl.cli import main
+from dsel_trl.commands.arguments import check_arguments, parse_arguments, read_selection
 from tests import tiny
 
 
@@ -241,7 +241,7 @@ def test_nothing_given_is_a_stock_run():
     ],
 )
 def test_bfloat16_only_where_there_is_some(monkeypatch, words, supported, expected, noted):
-    monkeypatch.setattr("dsel_trl.arguments.is_torch_bf16_gpu_available", lambda: supported)
+    monkeypatch.setattr("dsel_trl.commands.arguments.is_torch_bf16_gpu_available", lambda: supported)
     # transformers asks for itself whether bf16 can be had.
     monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: supported)
     parsed = parse_arguments("dpo", words)
@@ -466,7 +466,7 @@ def test_any_process_can_fail_alone(monkeypatch, recipe, capsys):
     def fail(job):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("dsel_trl.launch.run_single", fail)
+    monkeypatch.setattr("dsel_trl.commands.train.run_single", fail)
     monkeypatch.setenv("RANK", "1")
     assert main(["dpo", "--config", recipe()]) == 1
     assert "dsel, process 1: failed: RuntimeError: out of memory" in capsys.readouterr().err

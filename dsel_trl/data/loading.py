@@ -16,7 +16,7 @@ from datasets import (
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from .columns import column_names
-from .demo import demo_completions, demo_judged, demo_preferences
+from .demo.corpus import demo_completions, demo_judged, demo_preferences
 
 Splits: TypeAlias = DatasetDict | IterableDatasetDict
 AnyDataset: TypeAlias = Dataset | IterableDataset

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dsel_trl.functional.kmeans import unit_rows
+from .kmeans import unit_rows
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]

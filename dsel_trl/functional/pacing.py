@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dsel_trl.functional.ranking import bottom_k, keep_count, rank_order, selectable, top_k
+from .ranking import bottom_k, keep_count, rank_order, selectable, top_k
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsel_trl.functional.margins import upcast
+from .margins import upcast
 
 # exp(80) is near the end of float32. A factor this large stands where the stock gradient has underflowed anyway.
 MAX_LOG_FACTOR = 80.0

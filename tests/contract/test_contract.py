@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from dsel_trl import Method, SelectionCallback, get_method
-from dsel_trl import trainer as seams
+from dsel_trl.trainer import mixin as seams
 from tests import tiny
 from tests.contract.bench import CONFIG, data, loading
 from tests.contract.cases import EVERYWHERE, GUISES, LABELLED, METHODS, NEUTRAL, case, first_kind, kinds, make

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch.nn.functional import pad
 
-from dsel_trl import report
+from dsel_trl.report import run_files as report
 from tests import tiny, weighted
 
 STEP = {

@@ -12,7 +12,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from trl.trainer.base_trainer import _BaseTrainer
 
-from dsel_trl import SelectionCallback, create_method, report, sidecar
+from dsel_trl import SelectionCallback, create_method
+from dsel_trl.core import sidecar
+from dsel_trl.report import run_files as report
 from tests import live, tiny
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dsel_trl.functional import alpha_dpo, amapo, beta_dpo, dr_dpo, gamma_po, robust_dpo, uni_dpo, wpo
 from dsel_trl.functional.margins import dpo_loss, log_ratio_margin, simpo_margin
+from dsel_trl.functional.preference import alpha_dpo, amapo, beta_dpo, dr_dpo, gamma_po, robust_dpo, uni_dpo, wpo
 from tests.functional.stock_dpo import random_batch
 
 SCORES = (

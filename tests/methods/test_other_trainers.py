@@ -6,7 +6,7 @@ import torch
 from trl import RewardConfig, RewardTrainer
 
 from dsel_trl import SelectionCallback, create_method
-from dsel_trl.methods.weight_column import WeightColumn
+from dsel_trl.methods.control.weight_column import WeightColumn
 from tests import tiny, weighted
 from tests.methods import live
 

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from dsel_trl.functional.alignment_potential import alignment_potential, reward_spread
 from dsel_trl.functional.margins import average_logps, implicit_margin, simpo_margin
+from dsel_trl.functional.preference.alignment_potential import alignment_potential, reward_spread
 from dsel_trl.functional.ranking import keep_count, selectable, top_k, zscore
 
 

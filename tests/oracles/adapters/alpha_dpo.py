@@ -2,8 +2,8 @@
 
 import torch
 
-from dsel_trl.functional.alpha_dpo import alpha_dpo_loss, alpha_margin
 from dsel_trl.functional.margins import log_ratio_margin
+from dsel_trl.functional.preference.alpha_dpo import alpha_dpo_loss, alpha_margin
 from dsel_trl.functional.running import EmaMoments, ema_update
 
 

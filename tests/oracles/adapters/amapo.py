@@ -2,7 +2,7 @@
 
 import torch
 
-from dsel_trl.functional.amapo import amapo_loss, amapo_margin
+from dsel_trl.functional.preference.amapo import amapo_loss, amapo_margin
 from dsel_trl.functional.running import batch_moments
 
 

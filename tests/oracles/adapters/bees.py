@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dsel_trl.functional.bees import (
+from dsel_trl.functional.preference.bees import (
     EXTERNAL_DIVISOR,
     IMPLICIT_DIVISOR,
     fuse_margins,

@@ -2,8 +2,8 @@
 
 import torch
 
-from dsel_trl.functional.beta_dpo import batch_beta, beta_dpo_loss, keep_weights, kept_pairs
 from dsel_trl.functional.margins import log_ratio_margin
+from dsel_trl.functional.preference.beta_dpo import batch_beta, beta_dpo_loss, keep_weights, kept_pairs
 from dsel_trl.functional.running import EmaMoments, ema_update
 
 

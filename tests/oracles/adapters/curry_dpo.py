@@ -1,6 +1,11 @@
 """Reads the Curry-DPO oracle."""
 
-from dsel_trl.functional.curry_dpo import curriculum_pairs, curriculum_stages, global_curriculum, rank_responses
+from dsel_trl.functional.preference.curry_dpo import (
+    curriculum_pairs,
+    curriculum_stages,
+    global_curriculum,
+    rank_responses,
+)
 
 
 def evaluate(oracle):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dsel_trl.functional.d4 import prototype_keep
+from dsel_trl.functional.text.d4 import prototype_keep
 from tests.oracles.ties import first_of_equals
 
 

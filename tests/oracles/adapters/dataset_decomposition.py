@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 
-from dsel_trl.functional.dataset_decomposition import bucket_batch_size, decompose, split_probabilities
-from dsel_trl.functional.length_curriculum import (
+from dsel_trl.functional.order.dataset_decomposition import bucket_batch_size, decompose, split_probabilities
+from dsel_trl.functional.order.length_curriculum import (
     bucket_probabilities,
     curriculum_odds,
     cycle_counts,
@@ -13,7 +13,7 @@ from dsel_trl.functional.length_curriculum import (
     subcycle_counts,
     subcycle_odds,
 )
-from dsel_trl.functional.shard_plan import plan_shards
+from dsel_trl.functional.order.shard_plan import plan_shards
 
 
 def evaluate(oracle):

@@ -4,7 +4,9 @@ import warnings
 
 import numpy as np
 
-from dsel_trl.functional.deita import (
+from dsel_trl.functional.kmeans import unit_rows
+from dsel_trl.functional.ranking import rank_order
+from dsel_trl.functional.text.deita import (
     LLAMA_DIGIT_IDS,
     MISTRAL_DIGIT_IDS,
     conversation_scores,
@@ -12,8 +14,6 @@ from dsel_trl.functional.deita import (
     diversity_filter,
     expected_digit,
 )
-from dsel_trl.functional.kmeans import unit_rows
-from dsel_trl.functional.ranking import rank_order
 
 DIGIT_IDS = {"llama": LLAMA_DIGIT_IDS, "mistral": MISTRAL_DIGIT_IDS}
 

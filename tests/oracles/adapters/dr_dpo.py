@@ -2,8 +2,8 @@
 
 import torch
 
-from dsel_trl.functional.dr_dpo import dr_dpo_aggregate, dr_dpo_weights
 from dsel_trl.functional.margins import dpo_loss
+from dsel_trl.functional.preference.dr_dpo import dr_dpo_aggregate, dr_dpo_weights
 
 
 def evaluate(oracle):

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from dsel_trl.functional.dsir import (
+from dsel_trl.functional.text.dsir import (
     bucket_distribution,
     dsir_select,
     hash_bucket,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dsel_trl.functional.edge import edge_scores, guideline_effect, mean_turn_nll
 from dsel_trl.functional.ranking import bottom_k
+from dsel_trl.functional.text.edge import edge_scores, guideline_effect, mean_turn_nll
 
 
 def evaluate(oracle):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dsel_trl.functional.filtered_dpo import teaches
+from dsel_trl.functional.preference.filtered_dpo import teaches
 
 
 def evaluate(oracle):

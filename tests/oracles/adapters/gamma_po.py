@@ -2,7 +2,7 @@
 
 import torch
 
-from dsel_trl.functional.gamma_po import gamma_po_loss, target_margins
+from dsel_trl.functional.preference.gamma_po import gamma_po_loss, target_margins
 
 
 def evaluate(oracle):

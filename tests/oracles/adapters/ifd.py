@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from dsel_trl.functional.ifd import ifd_from_perplexities, ifd_loss_ratio, select_cherry, select_superfiltering
+from dsel_trl.functional.text.ifd import ifd_from_perplexities, ifd_loss_ratio, select_cherry, select_superfiltering
 from tests.oracles.ties import first_of_equals
 
 

@@ -1,6 +1,6 @@
 """Reads the InCo-DPO oracle."""
 
-from dsel_trl.functional.inco_dpo import balanced_scores, choose_pair, prefix_length
+from dsel_trl.functional.preference.inco_dpo import balanced_scores, choose_pair, prefix_length
 from dsel_trl.functional.ranking import top_k
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dsel_trl.functional.infobatch import (
+from dsel_trl.functional.loss.infobatch import (
     INITIAL_SCORE,
     infobatch_epoch,
     infobatch_prune,

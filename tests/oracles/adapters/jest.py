@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from dsel_trl.functional.jest import chunk_size, conditional_logits, learnability
+from dsel_trl.functional.loss.jest import chunk_size, conditional_logits, learnability
 from dsel_trl.functional.ranking import gumbel_top_k, rank_order, softmax_weights
 from tests.oracles.ties import first_of_equals
 

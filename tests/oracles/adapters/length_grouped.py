@@ -1,6 +1,6 @@
 """Oracle adapter for length-grouped order."""
 
-from dsel_trl.functional.length_grouped import length_grouped_order, mega_batch_multiplier
+from dsel_trl.functional.order.length_grouped import length_grouped_order, mega_batch_multiplier
 
 
 def evaluate(oracle):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dsel_trl.functional.perplexity import perplexity_band
+from dsel_trl.functional.text.perplexity import perplexity_band
 from tests.oracles.ties import first_of_equals
 
 

@@ -1,6 +1,6 @@
 """Reads the reward-augmented oracle: rows as the released code builds them, and with its swap corrected."""
 
-from dsel_trl.functional.reward_augmented import augmentable, goal_rows
+from dsel_trl.functional.preference.reward_augmented import augmentable, goal_rows
 
 
 def evaluate(oracle):

@@ -2,7 +2,7 @@
 
 import torch
 
-from dsel_trl.functional.rho1 import excess_loss, select_tokens, selected_token_weights, selective_loss
+from dsel_trl.functional.loss.rho1 import excess_loss, select_tokens, selected_token_weights, selective_loss
 
 
 def evaluate(oracle):

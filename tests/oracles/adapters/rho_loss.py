@@ -2,8 +2,8 @@
 
 import torch
 
+from dsel_trl.functional.loss.rho_loss import median_irreducible, reducible_loss
 from dsel_trl.functional.ranking import top_k
-from dsel_trl.functional.rho_loss import median_irreducible, reducible_loss
 
 
 def evaluate(oracle):

@@ -2,7 +2,7 @@
 
 import torch
 
-from dsel_trl.functional.robust_dpo import (
+from dsel_trl.functional.preference.robust_dpo import (
     clean_posterior,
     conservative_gradient,
     conservative_loss,

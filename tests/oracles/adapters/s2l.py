@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dsel_trl.functional.s2l import s2l_select
+from dsel_trl.functional.loss.s2l import s2l_select
 
 
 def evaluate(oracle):

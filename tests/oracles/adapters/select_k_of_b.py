@@ -1,7 +1,7 @@
 """Reads the select-k-of-B oracle."""
 
+from dsel_trl.functional.loss.select_k_of_b import at_or_above
 from dsel_trl.functional.ranking import bottom_k, gumbel_top_k, softmax_weights, threshold, top_k
-from dsel_trl.functional.select_k_of_b import at_or_above
 
 
 def evaluate(oracle):

@@ -1,6 +1,12 @@
 """Reads the SelectiveDPO oracle."""
 
-from dsel_trl.functional.selective_dpo import easiest_rows, easy_first, half_split, learned_step, mean_validation_loss
+from dsel_trl.functional.preference.selective_dpo import (
+    easiest_rows,
+    easy_first,
+    half_split,
+    learned_step,
+    mean_validation_loss,
+)
 
 
 def evaluate(oracle):

@@ -3,7 +3,7 @@
 The stored embeddings are unit vectors up to the rounding of the file, and the published code does not clip.
 """
 
-from dsel_trl.functional.semdedup import max_similarity, rank_clusters, semdedup_keep
+from dsel_trl.functional.text.semdedup import max_similarity, rank_clusters, semdedup_keep
 
 
 def evaluate(oracle):

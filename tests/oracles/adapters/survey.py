@@ -2,7 +2,7 @@
 
 import re
 
-from dsel_trl.functional.survey import (
+from dsel_trl.functional.evidence import (
     dense_rank,
     efficiency,
     feasibility_ranks,

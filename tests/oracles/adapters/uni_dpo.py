@@ -2,7 +2,12 @@
 
 import torch
 
-from dsel_trl.functional.uni_dpo import likelihood_indicator, performance_weight, quality_weight, uni_dpo_loss
+from dsel_trl.functional.preference.uni_dpo import (
+    likelihood_indicator,
+    performance_weight,
+    quality_weight,
+    uni_dpo_loss,
+)
 
 
 def evaluate(oracle):

@@ -3,7 +3,7 @@
 import torch
 
 from dsel_trl.functional.margins import dpo_loss, implicit_margin
-from dsel_trl.functional.wpo import aligned_logps, log_sum_squared_probs, token_logps, wpo_pair_weight
+from dsel_trl.functional.preference.wpo import aligned_logps, log_sum_squared_probs, token_logps, wpo_pair_weight
 
 
 def evaluate(oracle):

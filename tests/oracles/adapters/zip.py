@@ -12,8 +12,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dsel_trl.functional.zip import serialize, zip_rounds, zip_select
-from dsel_trl.functional.zip_engine import CompressionEngine
+from dsel_trl.functional.text.zip import serialize, zip_rounds, zip_select
+from dsel_trl.functional.text.zip_engine import CompressionEngine
 
 
 def in_tie_order(ids, ratio_of):

@@ -1,0 +1,1 @@
+"""What families of methods share: a method of one's own starts here."""

@@ -1,0 +1,55 @@
+"""What methods that choose by clusters of embeddings share: the vectors, the clusters, and their checks."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..core.method import check_choice, check_range
+from ..core.run import Run
+from ..functional.kmeans import BACKENDS, require_backend
+from ..scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
+from ..signals.tap import Signal
+from .offline import Prescored
+
+
+@dataclass
+class Clustered(Prescored):
+    """
+    A method that clusters an embedding of each example and chooses within the clusters.
+
+    Its `measure(run)` takes the embeddings from `vectors(run)`; `renew` asks the policy for them again.
+    """
+
+    clusters: int | None = field(
+        default=None, metadata={"help": "number of clusters; default the root of the examples"}
+    )
+    backend: str = field(default="sklearn", metadata={"help": '"sklearn" or "faiss" (extra `cluster`)'})
+    embedding: str = field(default="policy", metadata={"help": SOURCE_HELP})
+    pooling: str = field(default="last", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
+
+    signals = (Signal.EMBEDDING,)
+    trainers = ("dpo", "sft", "kto")
+    family = "reduction"
+    criterion = "none"
+    renewable = True
+    chooses = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.clusters is not None:
+            check_range("clusters", self.clusters, 1, 2**31)
+        check_choice("backend", self.backend, tuple(BACKENDS))
+        check_source(self.embedding, self.pooling, self.renew)
+
+    def check(self, run: Run) -> None:
+        super().check(run)
+        require_backend(self.backend)
+        check_embeddings(run, self.embedding)
+
+    def depends_on(self, run: Run) -> list[Any]:
+        return [contents(run, self.embedding)]
+
+    def vectors(self, run: Run) -> np.ndarray:
+        """One vector per example, `(N, d)` float32; once training has begun, those of the policy as it is."""
+        return embeddings(run, self.embedding, self.pooling, live=run.step > 0)

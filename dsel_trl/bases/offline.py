@@ -1,0 +1,131 @@
+"""Scores that are measured before training: from texts, columns or passes, once or every few epochs."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.cache import cached
+from ..core.method import check_range
+from ..core.run import Run, Step
+from ..data.columns import dataset_fingerprint
+from ..functional.ranking import band as rank_band
+from ..functional.ranking import keep_count, top_k
+from ..signals.tap import Batch
+from .scored import ByScore
+
+
+@dataclass
+class Prescored(ByScore):
+    """
+    A method whose scores are measured before the first step, and then kept, weighed or ordered by.
+
+    A method gives `measure(run)`: arrays of shape `(N,)` by ledger column, of which the one under its own name is the
+    score (higher = first; NaN and infinite = never train on it). The result is kept under `output_dir/selection` by a
+    fingerprint of the data, the model and the parameters, and a resumed run finds it in its checkpoint.
+    """
+
+    renew: int = field(
+        default=0, metadata={"help": "measure (and choose) anew every so many epochs; 0 = once, before training"}
+    )
+
+    # Whether the scores can change while training goes on.
+    renewable: ClassVar[bool] = False
+    # Whether `measure` itself chooses what to keep: then everything with a finite score is.
+    chooses: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("renew", self.renew, 0, 1_000_000)
+        if self.renew and not self.renewable:
+            raise ValueError(f"renew={self.renew!r}: the scores of {self.name!r} stay what they are. Set renew=0.")
+        self._measured = 0
+        self._ledger: Callable[[], np.ndarray] = lambda: np.empty(0, dtype=np.float32)
+
+    def measure(self, run: Run) -> dict[str, np.ndarray]:
+        """What is known of all examples, by ledger column; may make passes."""
+        raise NotImplementedError
+
+    def depends_on(self, run: Run) -> list[Any]:
+        """What the scores depend on beside tokens, numeric `columns`, policy and parameters: JSON values."""
+        return []
+
+    def weights(self, scores: np.ndarray) -> np.ndarray:
+        """Weights of examples with `scores` (the action `weight`); they are averaged to 1 over each step."""
+        return 1.0 / (1.0 + np.exp(-scores / self.temperature))
+
+    @property
+    def keep_share(self) -> float:
+        return 1.0 if self.chooses else super().keep_share
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        hooks = super().hooks - {"observe"}
+        # What was measured to be unfit is left out whatever the action does with the rest.
+        acting = {"weigh"} if self.action == "weight" else {"select"}
+        return hooks | acting | ({"observe"} if self.renew and self.action == "weight" else set())
+
+    def check(self, run: Run) -> None:
+        if run.size == 0:
+            raise ValueError(f"{self.name!r} measures all examples before training, which a stream does not allow.")
+
+    def setup(self, run: Run) -> None:
+        run.ledger.add(self.name)
+        self._ledger = lambda: run.ledger[self.name]
+        if run.resumed:
+            return
+        own = {f.name for f in dataclasses.fields(ByScore)}
+        parts = [{k: v for k, v in self.describe().items() if k not in own - {"keep"}}, self.columns]
+        parts += [dataset_fingerprint(run.dataset, self.columns), self.depends_on(run)]
+        self._write(run, cached(run, self.name, parts, lambda: self._arrays(run)))
+
+    def _arrays(self, run: Run) -> dict[str, np.ndarray]:
+        arrays = {name: np.asarray(values, dtype=np.float32) for name, values in self.measure(run).items()}
+        if not np.isfinite(arrays[self.name]).any():
+            raise ValueError(f"{self.name!r} found no example that it could train on: every score is unknown.")
+        return arrays
+
+    def _write(self, run: Run, arrays: dict[str, np.ndarray]) -> None:
+        for name, values in arrays.items():
+            known = np.where(np.isfinite(values), values, -np.inf) if name == self.name else values
+            run.ledger.write(name, None, known, run.step)
+
+    def _renew(self, run: Run) -> None:
+        """Measures again where a new epoch asks for it."""
+        if self.renew and run.epoch != self._measured and run.epoch % self.renew == 0:
+            self._measured = run.epoch
+            self._write(run, self._arrays(run))
+
+    def chosen(self, run: Run, scores: np.ndarray) -> np.ndarray:
+        """Ids to train on; by default what `action` says."""
+        if self.action == "band":
+            return rank_band(scores, self.low, self.high)
+        valid = np.isfinite(scores)
+        if not self.action.startswith("keep"):
+            return np.flatnonzero(valid)
+        return top_k(scores if self.action == "keep_top" else -scores, keep_count(self.keep_share, int(valid.sum())))
+
+    def select(self, run: Run) -> np.ndarray:
+        self._renew(run)
+        mask = np.zeros(run.size, dtype=bool)
+        mask[self.chosen(run, self.scores(run))] = True
+        return mask
+
+    def weigh(self, batch: Batch) -> Tensor:
+        scores = self._ledger()[batch.ids.cpu().numpy()].astype(np.float64)
+        finite = np.isfinite(scores)
+        weights = np.where(finite, self.weights(np.where(finite, scores, 0.0)), 0.0)
+        return torch.from_numpy(weights.astype(np.float32)).to(batch.ids.device)
+
+    def observe(self, run: Run, step: Step) -> None:
+        self._renew(run)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"measured": self._measured}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._measured = int(state["measured"])

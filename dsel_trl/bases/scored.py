@@ -1,0 +1,243 @@
+"""What to do about a score: keep, weigh, sample or order by it. Written once, shared by all methods."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.method import Method, Run, check_choice, check_range, check_refresh
+from ..functional.pacing import competence, pacing_size
+from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
+from ..signals.tap import Batch
+
+# Steps in which a pacing function is read: fine enough that no share is off by more than 1e-6.
+PACE = 1_000_000
+
+
+def known_scores(run: Run, name: str) -> np.ndarray:
+    """The ledger's scores under `name`, all NaN before anything was written."""
+    run.ledger.add(name)
+    return run.ledger[name]
+
+
+def with_unseen(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """
+    Live scores with the unknown ones filled in: an example not seen yet counts as a random seen one.
+
+    So it is kept as often as the examples known so far, and neither crowds them out nor is shut out. Before anything
+    is known (or while all known scores are equal, as the margins of an untrained policy are) the order is random.
+    """
+    known = selectable(scores)
+    values = scores[known]
+    if not len(values) or np.ptp(values.astype(np.float64)) < 1e-6:
+        return rng.random(len(scores), dtype=np.float32)
+    if known.all():
+        return scores
+    filled = scores.copy()
+    # Infinite scores are decisions (never selectable), not gaps.
+    unseen = np.isnan(scores)
+    filled[unseen] = rng.choice(values, size=int(unseen.sum()))
+    return filled
+
+
+def keep_top(scores: np.ndarray, fraction: float, count: int | None = None) -> np.ndarray:
+    """Mask of the best `fraction` of the selectable scores (or of `count` examples), `(N,)` bool."""
+    valid = selectable(scores)
+    size = keep_count(fraction, int(valid.sum())) if count is None else count
+    mask = np.zeros(len(scores), dtype=bool)
+    mask[top_k(scores, size)] = True
+    return mask
+
+
+def keep_band(scores: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Mask of the scores whose rank, counted from the lowest as a share of the selectable ones, is in [low, high)."""
+    mask = np.zeros(len(scores), dtype=bool)
+    mask[band(scores, low, high)] = True
+    return mask
+
+
+def in_order(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """`ids` by descending score, ties by the lower id, unselectable ones last."""
+    ids = np.sort(ids)
+    return ids[rank_order(scores[ids], descending=True)]
+
+
+def paced(
+    scores: np.ndarray,
+    ids: np.ndarray,
+    fraction: Callable[[float], float],
+    *,
+    served: int,
+    epoch_length: int,
+    rng: np.random.Generator,
+    blocks: int = 100,
+) -> np.ndarray:
+    """
+    `ids` so that at progress p of the epoch only the best `fraction(p)` of it has been drawn from, in random order.
+
+    Args:
+        scores (`np.ndarray` of shape `(N,)`):
+            Higher = earlier.
+        ids (`np.ndarray`):
+            Examples left in this epoch.
+        fraction (`Callable[[float], float]`):
+            Share of the epoch's examples that is open at progress p in [0, 1]; monotone.
+        served (`int`):
+            Examples served before in this epoch.
+        epoch_length (`int`):
+            Examples per epoch.
+        blocks (`int`, *optional*, defaults to `100`):
+            How often per epoch the open share is looked at.
+    """
+    ranked = in_order(scores, ids)
+    size = max(1, -(-epoch_length // blocks))
+    starts = np.arange(0, len(ranked), size)
+    opened = np.array([fraction((served + start) / epoch_length) * epoch_length for start in starts]) - served
+    # A block can never be served from fewer examples than it has.
+    limits = np.clip(np.maximum(np.ceil(opened).astype(np.int64), starts + size), 0, len(ranked))
+    pool, waiting, reached, planned = np.empty_like(ranked), 0, 0, []
+    for limit in limits.tolist():
+        if limit > reached:
+            pool[waiting : waiting + limit - reached] = ranked[reached:limit]
+            waiting, reached = waiting + limit - reached, limit
+        count = min(size, waiting)
+        taken = rng.choice(waiting, count, replace=False)
+        planned.append(pool[taken])
+        # The places that were drawn are filled from the end of the pool: a block costs what it draws, not the pool.
+        waiting -= count
+        spare = np.ones(count, dtype=bool)
+        spare[taken[taken >= waiting] - waiting] = False
+        pool[taken[taken < waiting]] = pool[waiting + np.flatnonzero(spare)]
+    return np.concatenate(planned)
+
+
+ACTIONS = ("keep_top", "keep_bottom", "band", "weight", "sample", "curriculum")
+PACINGS = ("linear", "quadratic", "root", "exponential", "log", "step", "competence", "none")
+
+
+@dataclass
+class ByScore(Method):
+    """
+    The actions every scored method shares: what to do about a live or fixed score of each example.
+
+    A method gives `scores(run)`, the scores of all examples as they are known now, and, for the action `weight`,
+    `score(batch)`, the scores of the current batch.
+    """
+
+    action: str = field(
+        default="keep_top",
+        metadata={
+            "help": "keep_top, keep_bottom, band (keep), weight (soft weight), sample (weighted sampling without "
+            "replacement that follows the live scores), curriculum (order with a pacing function)"
+        },
+    )
+    keep: float | None = field(
+        default=None,
+        metadata={"help": "fraction to keep, in (0, 1]; default 0.5 for keep_*, 1 for sample, curriculum"},
+    )
+    low: float = field(
+        default=0.25, metadata={"help": "band: lowest rank kept, as a share counted from the lowest score"}
+    )
+    high: float = field(default=0.75, metadata={"help": "band: rank at which keeping ends"})
+    temperature: float = field(
+        default=1.0,
+        metadata={"help": "weight: w = sigmoid(score / temperature); sample: p = softmax(score / temperature)"},
+    )
+    pacing: str = field(default="linear", metadata={"help": f"curriculum: one of {', '.join(PACINGS)}"})
+    start: float = field(default=0.1, metadata={"help": "curriculum: share of the epoch open at its start, in (0, 1]"})
+    full_at: float = field(default=0.8, metadata={"help": "curriculum: progress of the epoch at which all is open"})
+    reverse: bool = field(
+        default=False, metadata={"help": "curriculum, sample: lowest scores first (anti-curriculum)"}
+    )
+    refresh: int | str = field(
+        default="epoch", metadata={"help": 'when to choose anew: "epoch", "never", or every so many optimizer steps'}
+    )
+
+    actions: ClassVar[tuple[str, ...]] = ACTIONS
+    default_keep: ClassVar[float] = 0.5
+
+    def __post_init__(self) -> None:
+        check_choice("action", self.action, self.actions)
+        if self.keep is not None:
+            check_range("keep", self.keep, 0, 1, open_low=True)
+        check_range("low", self.low, 0, 1)
+        check_range("high", self.high, 0, 1)
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low!r} is not below high={self.high!r}: the band is empty.")
+        check_range("temperature", self.temperature, 0, float("inf"), open_low=True)
+        check_choice("pacing", self.pacing, PACINGS)
+        check_range("start", self.start, 0, 1, open_low=True)
+        check_range("full_at", self.full_at, 0, 1)
+        check_refresh(self.refresh, also=("epoch", "never"))
+        self._mask: np.ndarray | None = None
+
+    def scores(self, run: Run) -> np.ndarray:
+        """Scores of all examples as they are known now, `(N,)`; NaN = unknown, higher = first."""
+        return known_scores(run, self.name)
+
+    @property
+    def keep_share(self) -> float:
+        if self.action == "band":
+            return self.high - self.low
+        if self.keep is not None:
+            return self.keep
+        return self.default_keep if self.action.startswith("keep") else 1.0
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        acting = {"weight": {"weigh"}, "sample": {"order"}, "curriculum": {"order"}}.get(self.action, {"select"})
+        return (super().hooks - {"select", "order", "weigh"}) | acting
+
+    def epoch_size(self, run: Run) -> int | None:
+        return None if self.action == "weight" else self.share_of(run, self.scores(run))
+
+    def share_of(self, run: Run, scores: np.ndarray) -> int:
+        """Examples per epoch: the share of those that may be chosen at all (an infinite score says never)."""
+        return keep_count(self.keep_share, int((~np.isinf(scores)).sum()))
+
+    def select(self, run: Run) -> np.ndarray:
+        if self.refresh == "never" and self._mask is not None:
+            return self._mask
+        scores = with_unseen(self.scores(run), run.plan_rng())
+        if self.action == "band":
+            mask = keep_band(scores, self.low, self.high)
+        else:
+            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share)
+        self._mask = mask
+        return mask
+
+    def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
+        rng = run.plan_rng()
+        scores = with_unseen(self.scores(run), rng)
+        if self.reverse:
+            scores = -scores
+        if self.action == "sample":
+            left = self.share_of(run, scores) - len(run.served)
+            return ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
+        if self.pacing == "none":
+            return in_order(scores, ids)
+        length = self.share_of(run, scores)
+        return paced(scores, ids, self.open_share, served=len(run.served), epoch_length=length, rng=rng)
+
+    def open_share(self, progress: float) -> float:
+        """Share of the epoch's examples that the curriculum has opened at `progress` of the epoch."""
+        if self.pacing == "competence":
+            return float(competence(progress, self.full_at, initial=self.start))
+        return float(
+            pacing_size(self.pacing, progress * PACE, PACE, PACE, initial_fraction=self.start, full_at=self.full_at)
+            / PACE
+        )
+
+    def weigh(self, batch: Batch) -> Tensor | None:
+        scores = self.score(batch)
+        return torch.sigmoid((scores[self.name] if isinstance(scores, dict) else scores) / self.temperature)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._mask is None else {"mask": self._mask}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "mask" in state:
+            self._mask = state["mask"].astype(bool)

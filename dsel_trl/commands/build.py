@@ -1,0 +1,121 @@
+"""`dsel build`: writes a dataset file that a method would otherwise build inside a run."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from accelerate import Accelerator
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+
+from ..data.build import continuations as inco
+from ..data.build import reward_augmented
+from ..data.loading import load_splits, take_split
+from ..scorers.rewards import reward_of
+from ..trainer.generation import generate
+
+KINDS = ("inco", "reward-augmented")
+
+
+@dataclass
+class BuildArguments:
+    """Data in, data out."""
+
+    dataset_name: str = field(metadata={"help": "A parquet, jsonl or csv file, a folder, a hub id, or `demo`."})
+    output_file: str = field(metadata={"help": "The parquet file to write; one that exists is not overwritten."})
+    dataset_split: str = field(default="train", metadata={"help": "Split to build from."})
+    seed: int = field(default=0, metadata={"help": "Seed of every draw."})
+
+
+@dataclass
+class GoalArguments:
+    """Of `dsel build reward-augmented`."""
+
+    score_chosen: str = field(default="score_chosen", metadata={"help": "Column with the score of `chosen`."})
+    score_rejected: str = field(default="score_rejected", metadata={"help": "Column with the score of `rejected`."})
+    template: str = field(default=reward_augmented.GOAL_TEMPLATE, metadata={"help": "Goal text with one slot {g}."})
+    system_role: bool = field(default=True, metadata={"help": "Whether the chat template knows system messages."})
+    half: bool = field(default=False, metadata={"help": "Augments half of the pairs: as many rows as before."})
+    keep_equal: bool = field(default=False, metadata={"help": "Keeps pairs of equal scores."})
+
+
+@dataclass
+class SamplingArguments:
+    """Of `dsel build inco`, beside those of its synthesis."""
+
+    model_name_or_path: str = field(metadata={"help": "The policy that continues the responses."})
+    reward: str | None = field(default=None, metadata={"help": "Reward function, as module:function."})
+    reward_model: str | None = field(default=None, metadata={"help": "Path of a sequence-classification model."})
+    response_column: str = field(default="chosen", metadata={"help": "Response of the stronger model."})
+
+
+def build_file(words: Sequence[str]) -> str:
+    """
+    Runs `dsel build KIND --key value ...`.
+
+    Args:
+        words (`Sequence[str]`):
+            The words after `dsel build`.
+
+    Returns:
+        `str`: what was written where.
+
+    Raises:
+        `ValueError`: for an unknown kind or key, an existing output file, or data that cannot be built from.
+    """
+    if not words or words[0] not in KINDS:
+        raise ValueError(f"dsel build takes one of {', '.join(KINDS)}, got {words[0] if words else 'nothing'!r}.")
+    kind, rest = words[0], list(words[1:])
+    own: tuple[Any, ...] = (
+        (BuildArguments, GoalArguments)
+        if kind == "reward-augmented"
+        else (BuildArguments, SamplingArguments, inco.Synthesis)
+    )
+    parser = HfArgumentParser(own, prog=f"dsel build {kind}", allow_abbrev=False)
+    common, *settings, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"Unknown argument {unknown[0]!r} of `dsel build {kind}`. See `dsel build {kind} --help`.")
+    output = Path(common.output_file)
+    if output.exists():
+        raise ValueError(f"output_file: {common.output_file!r} exists; nothing was overwritten.")
+    splits = load_splits(common.dataset_name)
+    dataset = take_split(splits, common.dataset_split, common.dataset_name, "dataset_split")
+    build = _goals if kind == "reward-augmented" else _continuations
+    built = build(dataset, common.seed, *settings)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(output.name + ".tmp")
+    built.to_parquet(str(temporary))
+    os.replace(temporary, output)
+    return f"{len(built)} rows from {len(dataset)}: {output}"
+
+
+def _goals(dataset: Dataset, seed: int, how: GoalArguments) -> Dataset:
+    return reward_augmented.build(dataset, seed=seed, **vars(how))
+
+
+def _continuations(dataset: Dataset, seed: int, model: SamplingArguments, how: inco.Synthesis) -> Dataset:
+    if (model.reward is None) == (model.reward_model is None):
+        raise ValueError("dsel build inco needs --reward module:function or --reward_model PATH, and not both.")
+    if how.balance:
+        raise ValueError(f"balance={how.balance} needs the policy's log-probabilities: use the method in a run.")
+    accelerator = Accelerator()
+    reward = reward_of(model.reward, model.reward_model, accelerator.device)
+    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    policy = AutoModelForCausalLM.from_pretrained(model.model_name_or_path).to(accelerator.device)
+    # What generating needs of a trainer.
+    holder = SimpleNamespace(model=policy, model_wrapped=policy, accelerator=accelerator, _tokenizer=tokenizer)
+    return inco.build(
+        dataset,
+        partial(generate, holder),
+        reward,
+        tokenizer,
+        synthesis=how,
+        response_column=model.response_column,
+        seed=seed,
+    )

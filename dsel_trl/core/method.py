@@ -1,0 +1,324 @@
+"""What a method is, and where methods are registered."""
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from ..signals.tap import Batch, Signal
+from .run import Run, Step
+
+HOOKS = (
+    "rebuild",
+    "setup",
+    "select",
+    "order",
+    "plan",
+    "batch",
+    "pick",
+    "score",
+    "weigh",
+    "adjust",
+    "extra_loss",
+    "observe",
+)
+ENTRY_POINTS = "dsel_trl.methods"
+
+
+class Method:
+    """
+    A named algorithm: what it measures, and what it does about it.
+
+    A subclass is a dataclass of parameters registered with [`register`]; its docstring is its card. It overrides the
+    few hooks it needs; each default does nothing.
+
+    Class attributes:
+        signals (`tuple[Signal, ...]`): what it measures.
+        trainers (`tuple[str, ...]`): which trainers it supports, of `"dpo"`, `"sft"`, `"kto"` and `"reward"`.
+        columns: dataset columns it reads, as a property of its parameters.
+        normalize (`str`): `"mean1"` divides its weights by their mean over the optimizer step, `"none"` leaves them;
+            `"batch"` is for factors that undo the loss's mean over a batch: they are not written down as weights.
+        packed_rows (`bool`): whether a packed row can stand for an example.
+        carry_over (`bool`): whether an unfinished plan continues in the next epoch.
+        own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
+        paper, family, criterion, selector, cost: entries of the card.
+    """
+
+    name: ClassVar[str] = ""
+    signals: ClassVar[tuple[Signal, ...]] = ()
+    trainers: ClassVar[tuple[str, ...]] = ("dpo", "sft")
+    packed_rows: ClassVar[bool] = False
+    carry_over: ClassVar[bool] = False
+    outputs: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str] = ""
+    family: ClassVar[str] = "indicator"
+    criterion: ClassVar[str] = "internal"
+    selector: ClassVar[str] = ""
+    cost: ClassVar[str] = "no extra forward"
+    state: ClassVar[str] = "its score column (8 bytes per example)"
+
+    normalize: str = "mean1"
+    refresh: int | str = "epoch"
+    own_loss: bool = False
+    rebuilds_each_epoch: bool = False
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        """The hooks this object uses: those its class overrides, less those its parameters switch off."""
+        return frozenset(hook for hook in HOOKS if getattr(type(self), hook) is not getattr(Method, hook))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Numeric dataset columns that must be there."""
+        return ()
+
+    @property
+    def candidates(self) -> int:
+        """How many candidates are drawn for one trained example (`pick`)."""
+        return 1
+
+    @property
+    def references(self) -> bool:
+        """Whether the reference model's log-probabilities are needed when candidates are scored."""
+        return bool({Signal.REF_LOGPS, Signal.IMPLICIT_MARGIN, Signal.LOSS} & set(self.signals))
+
+    @property
+    def scores_candidates(self) -> bool:
+        """Whether candidates go through the model before `pick`; where only their ids count, they need not."""
+        return True
+
+    def epoch_size(self, run: Run) -> int | None:
+        """Examples per epoch, said before training starts; `None` = as many as are kept at the first plan."""
+        return None
+
+    def due(self, run: Run) -> bool:
+        """Whether a new plan is wanted after the step that was just done."""
+        return isinstance(self.refresh, int) and run.step % self.refresh == 0
+
+    def check(self, run: Run) -> None:
+        """Called when the run is about to start: raises `ValueError` for what this dataset or trainer cannot serve."""
+
+    def rebuild(self, run: Run, dataset: Any) -> Any:
+        """
+        Before training, and after each epoch where `rebuilds_each_epoch`: another dataset to train on, or `None`.
+
+        The result has the user's columns; the trainer prepares it as it prepared the first one. After an epoch it must
+        have as many rows as before.
+        """
+        return None
+
+    def rebuild_evaluation(self, run: Run, dataset: Any) -> Any:
+        """With `rebuild`, once: another dataset to evaluate on, or `None`."""
+        return None
+
+    def setup(self, run: Run) -> None:
+        """Once, before the first step; may make passes over the data."""
+
+    def select(self, run: Run) -> np.ndarray | None:
+        """Which examples may be trained on, `(N,)` bool, at epoch start and every `refresh` steps."""
+        return None
+
+    def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
+        """`ids`, the kept examples not yet served in this epoch, in the order they shall be served."""
+        return ids
+
+    def plan(self, run: Run, epoch: int) -> np.ndarray | None:
+        """Ids that come next, in order: for methods that keep and order in one. May repeat ids."""
+        return None
+
+    def batch(self, run: Run, ids: np.ndarray) -> list[np.ndarray]:
+        """
+        The planned `ids` as micro-batches of varying size: `run.world` consecutive ones make one micro-step.
+
+        Batches of one micro-step should be of like length; their number must be a multiple of `run.world`
+        ([`~dsel_trl.sampling.batch_sampler.over_ranks`]). Where `run.ordered`, batches should keep to the order of
+        `ids` at large.
+        """
+        raise NotImplementedError
+
+    def pick(self, run: Run, candidates: Batch) -> Tensor:
+        """Positions to train on out of an oversized candidate batch (all ranks'), best first."""
+        raise NotImplementedError
+
+    def score(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """
+        One score per example, `(B,)`; higher = train on it first. Written to the ledger under the method's name.
+
+        A mapping writes further columns, each under its key.
+        """
+        raise NotImplementedError
+
+    def weigh(self, batch: Batch) -> Tensor | None:
+        """Weights of this batch's gradients: `(B,)`, `(rows,)`, or `(rows, T)` per token; `None` = untouched."""
+        return None
+
+    def adjust(self, run: Run, batch: Batch) -> dict[str, float] | None:
+        """After the forwards, before the loss: attributes of the trainer to hold other values for it (`beta`)."""
+        return None
+
+    def extra_loss(self, run: Run, batch: Batch) -> Tensor | None:
+        """A scalar to be added to the loss."""
+        return None
+
+    def observe(self, run: Run, step: Step) -> None:
+        """After the optimizer step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Arrays and JSON values for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+
+    def parameters(self) -> dict[str, Any]:
+        """The parameters as the user set them."""
+        if not dataclasses.is_dataclass(self):
+            return {}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
+
+    def describe(self) -> dict[str, Any]:
+        """Name and parameters, as JSON can hold them."""
+        return {"name": self.name, **{key: _plain(value) for key, value in self.parameters().items()}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    return type(value).__name__
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+MethodType = TypeVar("MethodType", bound=type[Method])
+
+
+def register(name: str) -> Callable[[MethodType], MethodType]:
+    """
+    Registers a dataclass of parameters as the method `name`.
+
+    Raises:
+        `ValueError`: if the name is not lower case, is taken, or the class has no card.
+        `TypeError`: if the class is not a [`Method`].
+    """
+    if not name.isidentifier() or name != name.lower():
+        raise ValueError(f"A method's name is a lower-case identifier, got {name!r}.")
+
+    def decorate(cls: MethodType) -> MethodType:
+        if not (inspect.isclass(cls) and issubclass(cls, Method)):
+            raise TypeError(f"{cls!r} is not a Method.")
+        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"The method name {name!r} is taken by {_REGISTRY[name].__qualname__}.")
+        if not (cls.__doc__ or "").strip():
+            raise ValueError(f"{cls.__name__} needs a docstring: it is the card of the method {name!r}.")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return decorate
+
+
+@lru_cache(maxsize=1)
+def _load_methods() -> None:
+    from .. import methods  # noqa: F401  (registers the built-in methods)
+
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def list_methods() -> list[str]:
+    """Names of all registered methods, those of installed third parties included."""
+    _load_methods()
+    return sorted(_REGISTRY)
+
+
+def get_method(name: str) -> type[Method]:
+    """The class registered as `name`; `ValueError` with close matches if there is none."""
+    _load_methods()
+    if name not in _REGISTRY:
+        raise ValueError(f"Unknown method {name!r}.{_did_you_mean(str(name), _REGISTRY)} See `dsel methods`.")
+    return _REGISTRY[name]
+
+
+def create_method(name: str, **parameters: Any) -> Method:
+    """
+    A method by name.
+
+    Example:
+
+    ```python
+    >>> create_method("random", keep=0.4)
+    Random(keep=0.4, refresh='never')
+    ```
+
+    Raises:
+        `ValueError`: for an unknown name or parameter (with the nearest right one), or a value the method refuses.
+    """
+    cls = get_method(name)
+    known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    for key in parameters:
+        if key not in known:
+            raise ValueError(f"Unknown parameter {key!r} of {name!r}.{_did_you_mean(key, known)} It takes {known}.")
+    return cls(**parameters)
+
+
+def get_method_card(name: str) -> str:
+    """The printable card of a method: its docstring, what it needs and does, and its parameters."""
+    cls = get_method(name)
+    hooks = [hook for hook in HOOKS if getattr(cls, hook) is not getattr(Method, hook)]
+    lines = [name, "=" * len(name), "", inspect.cleandoc(cls.__doc__ or ""), ""]
+    facts = {
+        "paper": cls.paper or "none",
+        "trainers": ", ".join(cls.trainers),
+        "signals": ", ".join(cls.signals) or "none",
+        "hooks": ", ".join(hooks) or "none",
+        "cost": cls.cost,
+        "state": cls.state,
+    }
+    lines += [f"{key + ':':<10} {value}" for key, value in facts.items()]
+    lines += ["", "parameters:"]
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.init:
+            default = "required" if f.default is dataclasses.MISSING else f"default {f.default!r}"
+            lines.append(f"  {f.name} ({default}): {f.metadata.get('help', '')}")
+    return "\n".join(lines)
+
+
+def _did_you_mean(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises `ValueError` naming the parameter, its value and what would be right."""
+    if value not in choices:
+        close = _did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
+        raise ValueError(f"{name}={value!r} is none of {list(choices)}.{close}")
+
+
+def check_range(
+    name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Raises `ValueError`, naming parameter, value and interval, if `value` is not a number in the interval."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    inside = number and low <= value <= high and not (open_low and value == low) and not (open_high and value == high)
+    if not inside:
+        interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+        raise ValueError(f"{name}={value!r} is not a number in {interval}.")
+
+
+def check_refresh(value: Any, *, also: Sequence[str] = ("epoch",)) -> None:
+    """Raises `ValueError` unless `value` is a positive number of steps or one of the words in `also`."""
+    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if not steps and value not in also:
+        raise ValueError(f"refresh={value!r} is neither a positive number of steps nor one of {list(also)}.")

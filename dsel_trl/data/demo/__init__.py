@@ -1,0 +1,1 @@
+"""The built-in corpus, a model for it and a reward."""

@@ -1,0 +1,1 @@
+"""Formulas of curricula and of batches by length."""

@@ -1,0 +1,1 @@
+"""Formulas of selection by what a preference pair says."""

@@ -1,0 +1,63 @@
+"""Alignment potential: pairs with a large target margin that the model does not have yet (https://hf.co/papers/2503.01864)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..ranking import zscore
+
+
+def reward_spread(all_scores: Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """
+    Explicit margin of prompts with several scored responses: highest minus lowest score.
+
+    Args:
+        all_scores (sequence of `n` array-likes):
+            Reward scores of all sampled responses of each prompt; the numbers of responses may differ.
+
+    Returns:
+        `np.ndarray` of float64, shape `(n,)`: 0 for a single response; NaN if a score is NaN or there is no response.
+    """
+    rows = [np.asarray(row, dtype=np.float64) for row in all_scores]
+    return np.array([row.max() - row.min() if row.size else np.nan for row in rows], dtype=np.float64)
+
+
+def alignment_potential(
+    explicit_margin: ArrayLike,
+    implicit_margin: ArrayLike,
+    weight: float = 1.0,
+    normalize: str = "zscore",
+) -> NDArray[np.float64]:
+    """
+    Alignment potential `|d| - weight * |m|` of each pair, on common scales.
+
+    Args:
+        explicit_margin (array-like of shape `(n,)`):
+            Margin `d` of an external reward: the target.
+        implicit_margin (array-like of shape `(n,)`):
+            Margin `m` of the current model, in DPO's or in SimPO's form: the present state. With z-scores a factor
+            such as beta does not matter. While policy and reference are equal DPO's form is 0 for all pairs and the
+            score is the explicit margin alone.
+        weight (`float`, *optional*, defaults to `1.0`):
+            Factor of the implicit term; the released self-play scripts use 2.5.
+        normalize (`str`, *optional*, defaults to `"zscore"`):
+            `"zscore"`: both absolute margins become z-scores over the finite entries, as in the released code; a
+            constant margin gives 0. `"none"`: raw values.
+
+    Returns:
+        `np.ndarray` of float64, shape `(n,)`: higher = train on it first; NaN where a margin is not finite.
+
+    Raises:
+        `ValueError`: if the margins have different lengths or `normalize` is unknown.
+    """
+    explicit = np.abs(np.asarray(explicit_margin, dtype=np.float64))
+    implicit = np.abs(np.asarray(implicit_margin, dtype=np.float64))
+    if explicit.shape != implicit.shape:
+        raise ValueError(f"{len(explicit)} explicit margins do not match {len(implicit)} implicit margins")
+    if normalize not in ("zscore", "none"):
+        raise ValueError(f'normalize must be "zscore" or "none", but is {normalize!r}')
+    if normalize == "zscore":
+        explicit, implicit = zscore(explicit), zscore(implicit)
+    score = explicit - weight * implicit
+    return np.where(np.isfinite(score), score, np.nan)

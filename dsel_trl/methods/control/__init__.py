@@ -1,0 +1,1 @@
+"""Controls: what every comparison needs beside a method."""

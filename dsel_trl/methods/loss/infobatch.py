@@ -1,0 +1,146 @@
+"""InfoBatch: fewer steps with the same expected gradient."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...bases.scored import known_scores
+from ...core.method import Method, Run, Step, check_range, register
+from ...functional.loss.infobatch import infobatch_prune, is_pruned_epoch
+from ...signals.tap import Batch, Signal
+
+
+@register("infobatch")
+@dataclass
+class InfoBatch(Method):
+    """
+    Leaves out a random part of the well-learned examples and weighs the rest of them up.
+
+    What: of the examples whose last loss is below the mean, a share `prune_ratio` is dropped at random; the survivors
+    get the weight `1 / (1 - prune_ratio)`, so that the expected gradient is that of all data
+    (hf.co/papers/2303.04947). After `delta` of the training everything is used, with weight 1. The loss is that of the
+    normal training forward: mean per token for SFT, per pair for DPO.
+    Schedule: it is decided at the start of each pass, or, with `period`, every so many optimizer steps over the
+    examples that come next, by the losses known then (an adaptation for runs of few epochs); each example is decided
+    on once per pass, so the expectation stays exact. `prescore` measures all losses before training, so that the first
+    pass prunes too (an adaptation).
+    Steps: the length of an epoch is fixed when training starts, from the share expected to be below the mean (a half);
+    a pass goes on in the next epoch where it does not end with one.
+    When: many epochs. When not: without `prescore` the first pass prunes nothing, so up to 2 epochs there is little to
+    gain.
+    Lag: a pass is planned while the last batches of the one before are still in flight.
+    Plan of 1,000,000 examples: 0.2 s and 49 MB.
+    """
+
+    prune_ratio: float = field(default=0.5, metadata={"help": "share of the well-learned examples to drop, in [0, 1)"})
+    delta: float = field(default=0.875, metadata={"help": "share of the training that prunes; the rest uses all data"})
+    period: int | None = field(default=None, metadata={"help": "decide every so many steps; default once per pass"})
+    prescore: bool = field(default=False, metadata={"help": "measure all losses once before training"})
+    exact_weight: bool = field(default=False, metadata={"help": "weights |low| / |kept|: no bias from rounding"})
+    min_keep: int = field(default=1, metadata={"help": "well-learned examples that are always kept"})
+
+    signals = (Signal.LOSS,)
+    trainers = ("dpo", "sft", "kto")
+    paper = "hf.co/papers/2303.04947"
+    selector = "random among the well learned, with weights"
+    packed_rows = True
+    carry_over = True
+    normalize = "none"
+    cost = "no extra forward; prescore: one per example, once"
+    state = "the loss column and 10 bytes per example; with period 8 more"
+
+    def __post_init__(self) -> None:
+        check_range("prune_ratio", self.prune_ratio, 0, 1, open_high=True)
+        check_range("delta", self.delta, 0, 1)
+        check_range("min_keep", self.min_keep, 0, 2**31)
+        if self.period is not None and (not isinstance(self.period, int) or self.period < 1):
+            raise ValueError(f"period={self.period!r} is not a positive number of steps.")
+        self._weights = np.empty(0, dtype=np.float32)
+        self._next = np.empty(0, dtype=np.float32)
+        self._in_flight = np.empty(0, dtype=bool)
+        self._left_out = np.empty(0, dtype=bool)
+        self._undecided = np.empty(0, dtype=np.int64)
+
+    def setup(self, run: Run) -> None:
+        self._weights = np.ones(run.size, dtype=np.float32)
+        self._next = np.full(run.size, np.nan, dtype=np.float32)
+        self._in_flight = np.zeros(run.size, dtype=bool)
+        self._left_out = np.zeros(run.size, dtype=bool)
+        if self.prescore and not run.resumed:
+            assert run.passes is not None
+            losses = run.passes.measure(lambda batch: batch.loss, description="Losses before training")
+            run.ledger.write("loss", None, losses, step=0)
+
+    def epoch_size(self, run: Run) -> int:
+        passes = max(1, int(np.ceil(run.epochs)))
+        first = 0 if self.prescore else 1
+        if self.period is None:
+            pruned: float = sum(is_pruned_epoch(epoch, passes, self.delta) for epoch in range(first, passes))
+        else:
+            pruned = max(0.0, self.delta * passes - first)
+        return max(1, round(run.size * (passes - 0.5 * self.prune_ratio * pruned) / passes))
+
+    def plan(self, run: Run, epoch: int) -> np.ndarray:
+        rng = run.plan_rng()
+        asked = self._asked(run, rng)
+        pruning = run.progress < self.delta
+        if self.period is None:
+            pruning = pruning and is_pruned_epoch(run.plans_made, run.epochs, self.delta)
+        if pruning and self.prune_ratio > 0:
+            ids, weights = infobatch_prune(
+                known_scores(run, "loss"),
+                rng,
+                prune_ratio=self.prune_ratio,
+                exact_weight=self.exact_weight,
+                min_keep=self.min_keep,
+                candidates=asked,
+            )
+        else:
+            ids, weights = rng.permutation(asked), np.ones(run.size, dtype=np.float32)
+        self._left_out[asked] = True
+        self._left_out[ids] = False
+        run.ledger.drop(self._left_out, self.name)
+        # Examples of the last plan that are still on their way to the trainer keep its weight until they are trained.
+        again = ids[self._in_flight[ids]]
+        fresh = ids[~self._in_flight[ids]]
+        self._next[again] = weights[again]
+        self._weights[fresh] = weights[fresh]
+        self._in_flight[ids] = True
+        return ids
+
+    def _asked(self, run: Run, rng: np.random.Generator) -> np.ndarray:
+        """The examples to decide on now: all, or the next `period` steps' worth of a pass in random order."""
+        if self.period is None:
+            return np.arange(run.size)
+        if not len(self._undecided):
+            self._undecided = rng.permutation(run.size)
+        arguments = run.arguments
+        step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * run.world
+        asked, self._undecided = np.split(self._undecided, [self.period * step])
+        return asked
+
+    def weigh(self, batch: Batch) -> Tensor:
+        return torch.from_numpy(self._weights[batch.ids.cpu().numpy()]).to(batch.ids.device)
+
+    def observe(self, run: Run, step: Step) -> None:
+        waiting = step.ids[~np.isnan(self._next[step.ids])]
+        self._weights[waiting] = self._next[waiting]
+        self._next[waiting] = np.nan
+        self._in_flight[np.setdiff1d(step.ids, waiting)] = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weights": self._weights,
+            "next": self._next,
+            "in_flight": self._in_flight,
+            "left_out": self._left_out,
+            "undecided": self._undecided,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._weights, self._next = state["weights"].copy(), state["next"].copy()
+        self._in_flight, self._left_out = state["in_flight"].astype(bool), state["left_out"].astype(bool)
+        self._undecided = state["undecided"].astype(np.int64)

@@ -1,0 +1,133 @@
+"""A budget spread over clusters of loss trajectories."""
+
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ...core.cache import cached
+from ...core.method import Method, Run, check_range, register
+from ...core.run import refuse_truth
+from ...functional.loss.s2l import cluster_trajectories, loss_trajectories, s2l_select
+from ...functional.ranking import keep_count
+from ...signals.tap import Signal
+
+
+@register("s2l")
+@dataclass
+class S2L(Method):
+    """
+    Keeps examples of every kind of learning behaviour: equal numbers from clusters of loss trajectories.
+
+    What: a (small) helper model is trained on all data and measures every example's loss `checkpoints` times; the
+    trajectories are clustered by k-means, and the budget is spread over the clusters from the smallest on, drawn at
+    random within each (hf.co/papers/2403.07384). Clusters of two or fewer are used last. With `source_column` the
+    budget is first spread over the data sources. The loss is that of the pair, or the mean per token for SFT. Chosen
+    once; trajectories are kept under `output_dir/selection`.
+    When: large SFT sets with much redundancy; a small model of the same tokenizer at hand (`helper_model`).
+    When not: it looks at diversity, not at quality: noise has clusters of its own, which get their share.
+    """
+
+    keep: float = field(default=0.3, metadata={"help": "share of the examples to keep, in (0, 1]"})
+    clusters: int = field(default=100, metadata={"help": "clusters per data source"})
+    checkpoints: int = field(default=10, metadata={"help": "measurements of each example's loss"})
+    trajectory_column: str | None = field(
+        default=None, metadata={"help": "list column with the losses of an earlier run, instead of a helper model"}
+    )
+    source_column: str | None = field(default=None, metadata={"help": "column that names each example's data source"})
+    helper_model: str | None = field(
+        default=None, metadata={"help": "another (smaller) model with the same tokenizer; default the policy as it is"}
+    )
+    helper_lora: bool = field(default=True, metadata={"help": "helper model: LoRA (r 16) or full fine-tuning"})
+    helper_epochs: float = field(default=1.0, metadata={"help": "helper model: epochs"})
+    helper_learning_rate: float | None = field(default=None, metadata={"help": "helper model: default the run's own"})
+    seed: int = field(default=0, metadata={"help": "of the clustering and the draws, beside the run's seed"})
+
+    signals = (Signal.LOSS,)
+    paper = "hf.co/papers/2403.07384"
+    family = "reduction"
+    selector = "random, balanced over clusters"
+    cost = "one training of the helper and `checkpoints` forwards per example, once"
+    state = "the cluster and the choice of each example (9 bytes)"
+
+    def __post_init__(self) -> None:
+        check_range("keep", self.keep, 0, 1, open_low=True)
+        check_range("clusters", self.clusters, 1, 2**24)
+        check_range("checkpoints", self.checkpoints, 1, 10_000)
+        check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
+        self._mask: np.ndarray | None = None
+
+    def check(self, run: Run) -> None:
+        for name in (self.trajectory_column, self.source_column):
+            if name is None:
+                continue
+            refuse_truth(name)
+            if name not in run.dataset.column_names:
+                raise ValueError(
+                    f"'s2l' reads the column {name!r}, but there are only {sorted(run.dataset.column_names)}."
+                )
+
+    def setup(self, run: Run) -> None:
+        if run.resumed:
+            return
+        rng = run.rng(self.seed, 0x521)
+        trajectories = loss_trajectories(self._trajectories(run))
+        labels = np.zeros(run.size, dtype=np.int64)
+        sources = self._sources(run)
+        for source in np.unique(sources):
+            members = np.flatnonzero(sources == source)
+            labels[members] = cluster_trajectories(trajectories[members], rng, self.clusters)
+        ids = s2l_select(labels, keep_count(self.keep, run.size), rng, sources)
+        self._mask = np.zeros(run.size, dtype=bool)
+        self._mask[ids] = True
+        run.ledger.write(f"{self.name}_cluster", None, labels, step=0)
+
+    def _trajectories(self, run: Run) -> np.ndarray:
+        """Losses of all examples, `(N, T)`."""
+        if self.trajectory_column is not None:
+            rows = run.dataset[self.trajectory_column]
+            widths = {len(row) for row in rows}
+            if len(widths) != 1:
+                raise ValueError(f"Column {self.trajectory_column!r} must hold equally many losses per row: {widths}.")
+            return np.array(rows, dtype=np.float32)
+        parts = {k: v for k, v in self.describe().items() if k.startswith(("helper", "checkpoints"))}
+        return cached(run, "loss-trajectories", parts, lambda: {"losses": self._helper_losses(run)})["losses"]
+
+    def _helper_losses(self, run: Run) -> np.ndarray:
+        assert run.proxy is not None
+        everything = np.arange(run.size)
+        values = run.proxy(
+            everything,
+            everything,
+            attrgetter("loss"),
+            evaluations=self.checkpoints,
+            epochs=self.helper_epochs,
+            learning_rate=self.helper_learning_rate,
+            lora=self.helper_lora,
+            model=self.helper_model,
+            seed=run.seed,
+            description="Helper model, checkpoint",
+        )
+        return np.ascontiguousarray(values.T)
+
+    def _sources(self, run: Run) -> np.ndarray:
+        if self.source_column is None:
+            return np.zeros(run.size, dtype=np.int64)
+        column = run.dataset.select_columns([self.source_column]).with_format("arrow")[:].column(self.source_column)
+        codes = pa.chunked_array(column.chunks).combine_chunks().dictionary_encode(null_encoding="encode").indices
+        return codes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+    def epoch_size(self, run: Run) -> int:
+        return keep_count(self.keep, run.size)
+
+    def select(self, run: Run) -> np.ndarray:
+        assert self._mask is not None
+        return self._mask
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mask": self._mask}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._mask = state["mask"].astype(bool)

@@ -1,0 +1,91 @@
+"""Train on the best k of a larger candidate batch."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...bases.explicit_margin import ExplicitMargin
+from ...core.method import Run, check_choice, check_range, register
+from ...functional.loss.select_k_of_b import select_k_of_b
+from ...signals.tap import Batch, Signal
+
+SCORES = ("loss", "implicit_margin", "explicit_margin", "length")
+MODES = ("top_k", "bottom_k", "gumbel_top_k", "epsilon_mix")
+
+
+@register("select_k_of_b")
+@dataclass
+class SelectKOfB(ExplicitMargin):
+    """
+    Draws `factor` times as many candidates as are trained, scores them without gradient, and trains on the best.
+
+    What: the score is the current loss, the implicit margin, an explicit margin (columns, `reward` or `reward_model`),
+    or the length; `mode` says how to choose. The choice is over the candidates of all processes and acts at once,
+    without sampler lag. Rows that are not chosen count as seen: an epoch has `1 / factor` of the steps. KTO's losses
+    are compared at the KL term of the batch trained last.
+    When: the choice must follow the model closely. When not: it costs `factor` extra forwards per trained example
+    (twice that with a reference model that is not precomputed); a plan costs none.
+    """
+
+    by: str = field(default="loss", metadata={"help": f"score: one of {', '.join(SCORES)}"})
+    mode: str = field(default="top_k", metadata={"help": f"one of {', '.join(MODES)}"})
+    factor: int = field(default=2, metadata={"help": "candidates drawn for one trained example, at least 2"})
+    temperature: float = field(default=0.5, metadata={"help": "gumbel_top_k: draws from softmax(score / temperature)"})
+    epsilon: float = field(default=0.1, metadata={"help": "epsilon_mix: chance of a random candidate per slot"})
+
+    signals = (Signal.LOSS,)
+    trainers = ("dpo", "sft", "kto")
+    selector = "top_k, gumbel_top_k"
+    cost = "factor forwards per trained example (twice with a reference model)"
+    state = "none"
+
+    def __post_init__(self) -> None:
+        check_choice("by", self.by, SCORES)
+        check_choice("mode", self.mode, MODES)
+        check_range("factor", self.factor, 2, 1024)
+        if not isinstance(self.factor, int):
+            raise ValueError(f"factor={self.factor!r} is not a whole number.")
+        check_range("temperature", self.temperature, 0, float("inf"))
+        check_range("epsilon", self.epsilon, 0, 1)
+        self.check_reward()
+
+    @property
+    def explicit(self) -> bool:
+        return self.by == "explicit_margin"
+
+    @property
+    def candidates(self) -> int:
+        return self.factor
+
+    @property
+    def references(self) -> bool:
+        return self.by in ("loss", "implicit_margin")
+
+    def check(self, run: Run) -> None:
+        if self.by == "explicit_margin" and run.trainer != "dpo":
+            raise ValueError(f"by={self.by!r} needs preference pairs, but the trainer is {run.trainer!r}.")
+        if self.by == "implicit_margin" and run.trainer == "sft":
+            raise ValueError(f"by={self.by!r} needs preferences, but the trainer is 'sft'.")
+
+    def value(self, batch: Batch) -> Tensor:
+        """The score of each candidate, `(B,)`."""
+        if self.by == "explicit_margin":
+            return self.batch_margin(batch)
+        if self.by == "implicit_margin":
+            return batch.implicit_margin
+        return batch.loss if self.by == "loss" else batch.lengths.float()
+
+    def pick(self, run: Run, candidates: Batch) -> Tensor:
+        scores, _ = candidates.gather(self.value(candidates).float())
+        count = len(scores) // self.factor
+        positions = select_k_of_b(
+            scores.cpu().numpy(),
+            count,
+            self.mode,
+            temperature=self.temperature,
+            epsilon=self.epsilon,
+            fill=True,
+            rng=run.rng(run.step, len(scores)),
+        )
+        return torch.as_tensor(positions[:count].copy())

@@ -1,0 +1,1 @@
+"""Methods that order examples or form batches by length."""

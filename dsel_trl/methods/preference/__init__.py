@@ -1,0 +1,1 @@
+"""Methods that select by what a preference pair says."""

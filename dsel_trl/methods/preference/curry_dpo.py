@@ -1,0 +1,161 @@
+"""Pairs in stages, from clear to close ones."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ...bases.explicit_margin import ExplicitMargin
+from ...core.method import Run, Step, check_range, register
+from ...core.run import refuse_truth
+from ...data.responses import as_response, prompts_of, unprepared
+from ...functional.preference.curry_dpo import curriculum_pairs, curriculum_stages, split_stages
+from ...signals.tap import Signal
+
+STAGE = "stage"
+
+
+@register("curry_dpo")
+@dataclass
+class CurryDpo(ExplicitMargin):
+    """
+    Trains the pairs of a prompt in stages: the best response against the worst first, against the second best last.
+
+    What: with `responses_column` (a list of responses per prompt) and `scores_column` (their scores) the dataset is
+    built anew: the best response is paired with each lower one, the largest gap of every prompt in stage 1, and so on
+    (hf.co/papers/2403.07230). Without it each row is one pair, and the pairs are sorted by their explicit margin
+    (columns, `reward` or `reward_model`) and cut into `stages` of equal size. Within a stage the order is random.
+    Pairs of equal scores, of the wrong order or without a score are dropped. An epoch goes through all stages once:
+    the paper's run is one epoch. `refresh_reference` makes the policy the reference of the next stage, as there.
+    When: several scored responses per prompt. When not: an order costs nothing but changes little on clean data; with
+    `refresh_reference` the run keeps a full copy of the reference model per stage under `output_dir/selection`.
+    Plan of 1,000,000 pairs: 0.3 s and 40 MB.
+    """
+
+    responses_column: str | None = field(default=None, metadata={"help": "list column with responses per prompt"})
+    scores_column: str = field(default="scores", metadata={"help": "list column with the scores of those responses"})
+    stages: int = field(default=3, metadata={"help": "stages of data with one pair per row"})
+    refresh_reference: bool = field(
+        default=False, metadata={"help": "make the policy the reference after each stage (full fine-tuning only)"}
+    )
+
+    signals = (Signal.EXPLICIT_MARGIN,)
+    trainers = ("dpo",)
+    paper = "hf.co/papers/2403.07230"
+    criterion = "external_continuous"
+    selector = "curriculum"
+    state = "the stage of each pair (8 bytes)"
+
+    def __post_init__(self) -> None:
+        check_range("stages", self.stages, 1, 1000)
+        self.check_reward()
+        self._stage = np.empty(0, dtype=np.int32)
+        self._epoch, self._trained, self._reference = 0, 0, ""
+        self._run: Run | None = None
+
+    @property
+    def explicit(self) -> bool:
+        return self.responses_column is None
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        unused = {"rebuild"} if self.responses_column is None else set()
+        return super().hooks - unused - (set() if self.refresh_reference else {"observe"})
+
+    def check(self, run: Run) -> None:
+        arguments = run.arguments
+        if self.refresh_reference and getattr(arguments, "precompute_ref_log_probs", False):
+            raise ValueError("refresh_reference=True changes the reference: set precompute_ref_log_probs=False.")
+        if self.refresh_reference and hasattr(run.model, "peft_config"):
+            raise ValueError("refresh_reference=True needs a reference model of its own, which LoRA training has not.")
+        if self.refresh_reference and getattr(arguments, "sync_ref_model", False):
+            raise ValueError("refresh_reference=True and sync_ref_model=True both change the reference: set one.")
+
+    # ---- Pairs of several responses ----
+
+    def rebuild(self, run: Run, dataset: Any) -> Dataset:
+        assert self.responses_column is not None
+        for name in (self.responses_column, self.scores_column):
+            refuse_truth(name)
+            if name not in dataset.column_names:
+                raise ValueError(
+                    f"'curry_dpo' reads the column {name!r}, but there are {sorted(dataset.column_names)}."
+                )
+        prompts = prompts_of(dataset)
+        responses, scores = list(dataset[self.responses_column]), list(dataset[self.scores_column])
+        for row, (texts, values) in enumerate(zip(responses, scores, strict=True)):
+            if len(texts) != len(values):
+                raise ValueError(f"Row {row} has {len(texts)} responses but {len(values)} scores.")
+        values = [np.array([np.nan if v is None else v for v in row], dtype=np.float64) for row in scores]
+        picked = [
+            (stage, prompt, pair)
+            for stage, pairs in enumerate(curriculum_stages([curriculum_pairs(row) for row in values]))
+            for prompt, pair in pairs
+        ]
+        if not picked:
+            raise ValueError(f"No prompt has two responses of different scores in {self.scores_column!r}.")
+        kept = unprepared(dataset, "chosen", "rejected", "score_chosen", "score_rejected", STAGE)
+        kept = kept.remove_columns([self.responses_column, self.scores_column])
+        rows = kept.select([prompt for _, prompt, _ in picked])
+
+        def response(prompt: int, position: int) -> Any:
+            value = responses[prompt][position]
+            return as_response(value, prompts[prompt]) if isinstance(value, str) else value
+
+        new: dict[str, list[Any]] = {
+            "chosen": [response(prompt, pair.chosen) for _, prompt, pair in picked],
+            "rejected": [response(prompt, pair.rejected) for _, prompt, pair in picked],
+            "score_chosen": [float(values[prompt][pair.chosen]) for _, prompt, pair in picked],
+            "score_rejected": [float(values[prompt][pair.rejected]) for _, prompt, pair in picked],
+            STAGE: [stage for stage, _, _ in picked],
+        }
+        return Dataset.from_dict({**{name: rows[name] for name in rows.column_names}, **new})
+
+    # ---- Order ----
+
+    def setup(self, run: Run) -> None:
+        super().setup(run)
+        self._run = run
+        self._stage = np.full(run.size, -1, dtype=np.int32)
+        if self.responses_column is not None:
+            self._stage[:] = run.column(STAGE)
+        else:
+            for stage, ids in enumerate(split_stages(self.explicit_margin(run), self.stages)):
+                self._stage[ids] = stage
+        run.ledger.write(self.name, None, np.where(self._stage < 0, np.nan, -self._stage), step=0)
+
+    def epoch_size(self, run: Run) -> int:
+        return int((self._stage >= 0).sum())
+
+    def select(self, run: Run) -> np.ndarray:
+        return self._stage >= 0
+
+    def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
+        shuffled = run.plan_rng().permutation(np.sort(ids))
+        return shuffled[np.argsort(self._stage[shuffled], kind="stable")]
+
+    # ---- The reference of the next stage ----
+
+    def observe(self, run: Run, step: Step) -> None:
+        if run.epoch != self._epoch:
+            self._epoch, self._trained = run.epoch, 0
+        before, self._trained = self._trained, self._trained + len(step.ids)
+        # The last stage has no next one.
+        borders = np.cumsum(np.bincount(self._stage[self._stage >= 0]))[:-1]
+        passed = np.flatnonzero((borders > before) & (borders <= self._trained))
+        if len(passed):
+            assert run.refer is not None
+            self._reference = f"reference-{self.name}-{run.step}.safetensors"
+            run.refer(Path(run.output_dir) / "selection" / self._reference, False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "trained": self._trained, "reference": self._reference}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._epoch, self._trained, self._reference = state["epoch"], state["trained"], state["reference"]
+        if self._reference:
+            assert self._run is not None
+            assert self._run.refer is not None
+            self._run.refer(Path(self._run.output_dir) / "selection" / self._reference, True)

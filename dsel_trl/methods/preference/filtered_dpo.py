@@ -1,0 +1,111 @@
+"""Pairs whose chosen response the policy does not surpass yet."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...core.method import Method, Run, check_range, register
+from ...data.responses import prompts_of, responses_of
+from ...functional.preference.filtered_dpo import surviving_ids, teaches
+from ...scorers.rewards import load_reward, reward_of, score_responses
+from ...signals.tap import Signal
+
+
+@register("filtered_dpo")
+@dataclass
+class FilteredDpo(Method):
+    """
+    Drops a pair for good as soon as a response of the policy's own beats the chosen one.
+
+    What: before each epoch (from `start_epoch` on) one response to each remaining prompt is sampled from the policy
+    and scored, and the pair stays while `reward(sample) - reward(chosen) < threshold` (hf.co/papers/2404.13846). A
+    reward that gives nothing drops the pair; if all would be dropped, the last set stays. The length of an epoch is
+    that of the first: with fewer pairs left an epoch serves them more than once.
+    When: chosen responses of mixed quality, several epochs, a reward worth trusting.
+    When not: it costs one generation per remaining pair and epoch. The samples are as short as `max_new_tokens`, which
+    a reward may hold against them or for them.
+    """
+
+    reward: Any = field(
+        default=None, metadata={"help": "function (prompts, responses) -> floats, or 'module:function'"}
+    )
+    reward_model: str | None = field(
+        default=None, metadata={"help": "instead: folder or hub id of a sequence-classification model"}
+    )
+    threshold: float = field(default=0.0, metadata={"help": "advantage of the sample from which a pair is dropped"})
+    start_epoch: int = field(default=0, metadata={"help": "epoch before which filtering begins"})
+    max_new_tokens: int = field(default=64, metadata={"help": "cap on the tokens of a sample"})
+    temperature: float = field(default=1.0, metadata={"help": "of the samples"})
+    top_p: float = field(default=1.0, metadata={"help": "share of the probability mass to sample from"})
+    generation_batch_size: int = field(default=16, metadata={"help": "prompts per generated batch"})
+
+    signals = (Signal.GENERATION, Signal.TEXT)
+    trainers = ("dpo",)
+    paper = "hf.co/papers/2404.13846"
+    criterion = "external_continuous"
+    selector = "threshold"
+    cost = "one generated response and one reward per remaining pair and epoch"
+    state = "one byte per example, and two reward columns"
+
+    def __post_init__(self) -> None:
+        if (self.reward is None) == (self.reward_model is None):
+            raise ValueError(f"reward={self.reward!r} and reward_model={self.reward_model!r}: give one of them.")
+        if self.reward is not None:
+            load_reward(self.reward)
+        check_range("max_new_tokens", self.max_new_tokens, 1, 2**20)
+        check_range("temperature", self.temperature, 0, float("inf"), open_high=True)
+        check_range("top_p", self.top_p, 0, 1, open_low=True)
+        check_range("generation_batch_size", self.generation_batch_size, 1, 2**20)
+        self._left: np.ndarray | None = None
+        self._filtered = -1
+
+    def select(self, run: Run) -> np.ndarray:
+        if self._left is None:
+            self._left = np.ones(run.size, dtype=bool)
+        if run.epoch > self._filtered and run.epoch >= self.start_epoch:
+            self._filter(run)
+            self._filtered = run.epoch
+        return self._left
+
+    def _filter(self, run: Run) -> None:
+        assert self._left is not None
+        assert run.generate is not None
+        ids = np.flatnonzero(self._left)
+        prompts = [prompts_of(run.dataset)[i] for i in ids]
+        samples = run.generate(
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            batch_size=self.generation_batch_size,
+            seed=int(run.rng(run.epoch, 0xF117).integers(2**31)),
+            description="Sampling responses",
+        )
+        generated = self._rewards(run, prompts, [texts[0] for texts in samples])
+        run.ledger.write(f"{self.name}_sample", ids, generated, run.step)
+        name = f"{self.name}_chosen"
+        if name not in run.ledger:
+            responses = responses_of(run.dataset, "chosen", getattr(run.processing_class, "eos_token", None))
+            run.ledger.write(name, None, self._rewards(run, prompts_of(run.dataset), responses), run.step)
+        chosen = run.ledger[name][ids]
+        left = surviving_ids(ids, teaches(generated, chosen, self.threshold))
+        self._left = np.zeros(run.size, dtype=bool)
+        self._left[left] = True
+
+    def _rewards(self, run: Run, prompts: list[Any], responses: list[str]) -> np.ndarray:
+        """Rewards as the first process has them: what is dropped must be the same everywhere."""
+        assert run.passes is not None
+        values = np.zeros(len(responses))
+        if run.passes.rank == 0:
+            reward = reward_of(self.reward, self.reward_model, run.model.device)
+            values = score_responses(reward, prompts, responses).astype(np.float64)
+        return run.passes.total(torch.from_numpy(values)).cpu().numpy().astype(np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"filtered": self._filtered, **({} if self._left is None else {"left": self._left})}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._filtered = state["filtered"]
+        self._left = state["left"].astype(bool) if "left" in state else None

@@ -1,0 +1,137 @@
+"""DSIR: the examples whose words look like those of a target."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from ...bases.offline import Prescored
+from ...core.method import Run, check_choice, check_range, register
+from ...data.conversations import example_texts, text_columns
+from ...functional.ranking import keep_count
+from ...functional.text.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
+from ...signals.tap import Signal
+
+
+@register("dsir")
+@dataclass
+class Dsir(Prescored):
+    """
+    Resamples the data so that its words and word pairs look like those of target texts.
+
+    What: hashed uni- and bigrams give each example a log importance weight, how much likelier it is in the target than
+    in the data; the share `keep` is drawn without replacement in proportion to the weights (hf.co/papers/2302.03169).
+    `action: keep_top` takes the largest weights instead; `refresh: epoch` draws anew each epoch, `never` once. The
+    target is a file (`target_file`: a text per line, or JSON lines with a `text`), or the rows that `target_column`
+    marks. Of a pair, prompt and chosen response count.
+    When: a general pool and a clear target domain. When not: a handful of target texts; the weight is a sum over
+    n-grams, so long texts have extreme weights (`min_words`, or bring lengths close first).
+    Plan of 1,000,000 texts of 8 to 60 words: 150 s on a core and 1.6 GB.
+    """
+
+    action: str = field(default="sample", metadata={"help": "sample (draw by weight), keep_top (largest), curriculum"})
+    keep: float | None = field(default=0.5, metadata={"help": "fraction to keep, in (0, 1]"})
+    target_file: str | None = field(default=None, metadata={"help": "target texts: .txt lines or .jsonl with `text`"})
+    target_column: str | None = field(
+        default=None, metadata={"help": "instead: rows where this column exceeds target_above"}
+    )
+    target_above: float = field(default=0.0, metadata={"help": "value of target_column above which a row is target"})
+    buckets: int = field(default=10_000, metadata={"help": "hash buckets of the n-grams"})
+    ngrams: int = field(default=2, metadata={"help": "longest n-gram, in words"})
+    smoothing: float = field(default=0.0, metadata={"help": "added to the target's counts"})
+    min_words: int = field(default=0, metadata={"help": "shorter examples are dropped (100 in the paper's code)"})
+
+    signals = (Signal.TEXT,)
+    trainers = ("dpo", "sft", "kto")
+    paper = "hf.co/papers/2302.03169"
+    family = "indicator"
+    criterion = "external_continuous"
+    selector = "gumbel_top_k"
+    cost = "no GPU; 150 CPU seconds per 1,000,000 short texts"
+    state = "its score column (8 bytes per example)"
+    actions: ClassVar[tuple[str, ...]] = ("sample", "keep_top", "curriculum")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.target_file is None) == (self.target_column is None):
+            raise ValueError(
+                f"target_file={self.target_file!r} and target_column={self.target_column!r}: give exactly one of them."
+            )
+        if self.target_file is not None:
+            if Path(self.target_file).suffix not in (".txt", ".jsonl"):
+                raise ValueError(f"target_file={self.target_file!r} is neither .txt (a text per line) nor .jsonl.")
+            if not Path(self.target_file).is_file():
+                raise ValueError(f"target_file={self.target_file!r}: there is no such file.")
+        for name, low in (("buckets", 1), ("ngrams", 1), ("min_words", 0)):
+            check_range(name, getattr(self, name), low, 2**31)
+        check_range("smoothing", self.smoothing, 0, float("inf"))
+        check_choice("refresh", self.refresh, ("epoch", "never"))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return () if self.target_column is None else (self.target_column,)
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        # The draw is a choice here; an order would be drawn anew by the shared action.
+        return super().hooks - ({"order"} if self.action == "sample" else set())
+
+    @property
+    def keep_share(self) -> float:
+        return 1.0 if self.keep is None else self.keep
+
+    def check(self, run: Run) -> None:
+        super().check(run)
+        text_columns(run)
+        if not self._targets(run):
+            raise ValueError(f"The target is empty: {self.target_file or self.target_column!r} holds no text.")
+
+    def _targets(self, run: Run, texts: list[str] | None = None) -> list[str]:
+        if self.target_file is not None:
+            return read_texts(Path(self.target_file))
+        assert self.target_column is not None
+        marked = np.flatnonzero(run.column(self.target_column) > self.target_above)
+        return [str(i) for i in marked] if texts is None else [texts[i] for i in marked]
+
+    def measure(self, run: Run) -> dict[str, np.ndarray]:
+        assert run.passes is not None
+        return {self.name: run.passes.from_first(run.size, lambda: self._log_weights(run))}
+
+    def _log_weights(self, run: Run) -> np.ndarray:
+        texts = example_texts(run)
+        hashed = hash_ngrams(texts, num_buckets=self.buckets, ngrams=self.ngrams)
+        target = hash_ngrams(self._targets(run, texts), num_buckets=self.buckets, ngrams=self.ngrams)
+        weights = log_importance_weights(
+            hashed,
+            bucket_distribution(hashed, self.buckets),
+            bucket_distribution(target, self.buckets, smoothing=self.smoothing),
+        )
+        return np.where(hashed.num_words >= self.min_words, weights, -np.inf)
+
+    def chosen(self, run: Run, scores: np.ndarray) -> np.ndarray:
+        if self.action != "sample":
+            return super().chosen(run, scores)
+        count = keep_count(self.keep_share, int(np.isfinite(scores).sum()))
+        draw = run.rng(0 if self.refresh == "never" else run.epoch, 23)
+        return dsir_select(scores / self.temperature, count, rng=draw)
+
+
+def read_texts(path: Path) -> list[str]:
+    """
+    The texts of a file: lines of a .txt, or the field `text` of the lines of a .jsonl.
+
+    Raises:
+        `ValueError`: naming the first line that holds no text.
+    """
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix == ".txt":
+        return lines
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            texts.append(str(json.loads(line)["text"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: JSON with a field `text` is needed ({error}).") from error
+    return texts

@@ -1,0 +1,1 @@
+"""Serving a plan: order, history, resume."""

@@ -1,0 +1,1 @@
+"""Models that measure: embeddings, language models, rewards."""

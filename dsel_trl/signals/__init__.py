@@ -1,0 +1,1 @@
+"""What a step lets us see and touch."""

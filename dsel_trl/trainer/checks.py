@@ -1,0 +1,96 @@
+"""What must hold before a run starts: every slip is an error that names the culprit and what would be right."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..core.composition import Composition
+from ..core.run import refuse_truth
+from ..data.columns import column_names
+from ..functional.dpo_losses import COUPLED_LOSSES
+
+
+def check_run(trainer: Any, kind: str, methods: Composition, read_column: Callable[[str], np.ndarray] | None) -> None:
+    """
+    Checks that a trainer, its dataset and the methods go together.
+
+    Args:
+        trainer:
+            The TRL trainer.
+        kind (`str`):
+            Its kind, such as `"dpo"`.
+        methods ([`~dsel_trl.core.composition.Composition`]):
+            The methods.
+        read_column (`Callable`, *optional*):
+            Reads a numeric column; `None` for a stream.
+
+    Raises:
+        `ValueError`: naming the culprit and what would be right.
+    """
+    args, dataset = trainer.args, trainer.train_dataset
+    examples = trainer._train_batch_size * args.world_size * methods.candidates
+    for method in methods.methods:
+        if kind not in method.trainers:
+            raise ValueError(f"{method.name!r} works with {list(method.trainers)}, not with {type(trainer).__name__}.")
+    weighing = methods.using("weigh", "score", "adjust", "extra_loss", "pick")
+    if kind == "dpo" and weighing and (coupled := sorted(COUPLED_LOSSES & set(trainer.loss_types))):
+        raise ValueError(
+            f"loss_type {coupled} sorts the batch, so a pair has no loss or gradient of its own and "
+            f"{[m.name for m in weighing]} cannot score or weigh it. Use another loss_type, such as 'sigmoid'."
+        )
+    averaged = [method.name for method in methods.using("weigh") if method.normalize == "mean1"]
+    if averaged and args.gradient_accumulation_steps > 1 and getattr(trainer, "is_deepspeed_enabled", False):
+        raise ValueError(
+            f"{averaged} average their weights over the optimizer step, which DeepSpeed takes before the mean over "
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps} micro-batches is known. Set "
+            "gradient_accumulation_steps=1, or normalize='none' where the method has it."
+        )
+    if getattr(args, "packing", False):
+        for method in methods.methods:
+            if not method.packed_rows:
+                raise ValueError(
+                    f"{method.name!r} needs single examples, but packing=True puts several into one row. Set "
+                    "packing=False (padding_free=True is fine)."
+                )
+    if read_column is None:
+        planning = methods.using("select", "order", "plan", "pick", "batch", "rebuild")
+        if planning:
+            raise ValueError(
+                f"{[m.name for m in planning]} plan ahead, which a streaming dataset does not allow. Load the "
+                "dataset without streaming, or use a method that only weighs."
+            )
+    else:
+        if not len(dataset):
+            raise ValueError("train_dataset is empty: there is nothing to select from.")
+        if len(dataset) < examples:
+            raise ValueError(
+                f"train_dataset has {len(dataset)} examples, fewer than one batch of {examples} "
+                f"({trainer._train_batch_size} x {args.world_size} processes x {methods.candidates} candidates)."
+            )
+    # What a user has not set is no wish: KTO's own default is "sequential".
+    usual = type(args).train_sampling_strategy
+    if methods.plans and args.train_sampling_strategy not in ("random", usual):
+        planning = methods.using("select", "order", "plan", "batch")
+        raise ValueError(
+            f"train_sampling_strategy={args.train_sampling_strategy!r} orders the examples, and so do "
+            f"{[m.name for m in planning]}: leave train_sampling_strategy at {usual!r}."
+        )
+    if kind == "kto" and trainer.calculate_KL and trainer.precompute_ref_logps and methods.regroups:
+        grouping = methods.using("select", "order", "plan", "batch", "pick")
+        raise ValueError(
+            f"precompute_ref_log_probs=True holds the reference of KTO's KL term for the batches of the dataset's own "
+            f"order, and {[m.name for m in grouping]} serve others. Set precompute_ref_log_probs=False, or "
+            "loss_type='apo_zero_unpaired', which has no KL term."
+        )
+    present = column_names(dataset)
+    for method in methods.methods:
+        for name in method.columns:
+            refuse_truth(name)
+            if name not in present:
+                raise ValueError(
+                    f"{method.name!r} reads the column {name!r}, which the dataset does not have. Its columns are "
+                    f"{sorted(present)}."
+                )
+            if read_column is not None and np.isnan(read_column(name)).all():
+                raise ValueError(f"Column {name!r}, read by {method.name!r}, has no value at all: every row is NaN.")

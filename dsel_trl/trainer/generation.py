@@ -1,0 +1,101 @@
+"""Sampling from the policy, for methods that write responses: batched, capped, and outside the gradient step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from trl.models.utils import unwrap_model_for_generation
+
+from ..data.responses import Prompt
+from .helper_run import preserved_rng
+
+# Tokens of the prompt that are decoded together with a response.
+TAIL = 4
+
+
+def generate(
+    trainer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    prefixes: Sequence[str] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    description: str = "Generating",
+) -> list[list[str]]:
+    """
+    Samples responses from the policy as it is now.
+
+    Args:
+        trainer ([`~trl.DPOTrainer`] or [`~trl.SFTTrainer`]):
+            The run's trainer.
+        prompts (`Sequence`):
+            Texts, or conversations in TRL's form (then the chat template is applied).
+        samples (`int`, *optional*, defaults to `1`):
+            Responses per prompt.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            Cap on the tokens of a response.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            0 is greedy decoding.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Share of the probability mass to sample from.
+        prefixes (`Sequence[str]`, *optional*):
+            Beginnings of the responses, to be continued; the result holds the continuations only.
+        batch_size (`int`, *optional*, defaults to `16`):
+            Sequences per batch.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws. The global generators are left as they were.
+
+    Returns:
+        `list[list[str]]`: `samples` texts per prompt, without special tokens. All processes get the same.
+    """
+    tokenizer = trainer._tokenizer
+    texts = [_templated(tokenizer, prompt) for prompt in prompts]
+    if prefixes is not None:
+        texts = [text + prefix for text, prefix in zip(texts, prefixes, strict=True)]
+    rows = [text for text in texts for _ in range(samples)]
+    encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id] for text in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
+    kwargs: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
+    if temperature > 0:
+        kwargs |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
+    results = [""] * len(rows)
+    training = trainer.model.training
+    accelerator = trainer.accelerator
+    with (
+        torch.no_grad(),
+        preserved_rng(),
+        unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model,
+        accelerator.autocast(),
+    ):
+        torch.manual_seed(seed)
+        model.eval()
+        starts = range(0, len(order), batch_size)
+        for start in tqdm(starts, desc=description, disable=not accelerator.is_main_process):
+            batch = order[start : start + batch_size]
+            width = max(len(encoded[i]) for i in batch)
+            # Left padding: a prompt must end where its response begins.
+            ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(encoded[i])) + encoded[i] for i in batch])
+            mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in batch])
+            device = accelerator.device
+            output = model.generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device), pad_token_id=tokenizer.pad_token_id, **kwargs
+            )
+            for i, tokens in zip(batch, output[:, width:].tolist(), strict=True):
+                # Some tokenizers drop white space at the beginning of a text: decode behind the prompt's last tokens.
+                before = encoded[i][-TAIL:]
+                head = tokenizer.decode(before, skip_special_tokens=True)
+                text = tokenizer.decode(before + tokens, skip_special_tokens=True)
+                results[i] = text[len(head) :]
+    trainer.model.train(training)
+    return [results[i : i + samples] for i in range(0, len(results), samples)]
+
+
+def _templated(tokenizer: Any, prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)

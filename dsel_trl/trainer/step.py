@@ -1,0 +1,213 @@
+"""One optimizer step: its micro-batches between forward and backward, and what all ranks learn of it."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.composition import Composition
+from ..core.run import Run, Step
+from ..signals.gate import Gate, WeightAverage
+from ..signals.tap import Batch, Forward, Reading, Tap
+from . import mixin as seams
+
+
+@dataclass
+class Listening:
+    """One micro-batch between its forward and its backward."""
+
+    ids: Tensor
+    inputs: dict[str, Any]
+    columns: dict[str, Tensor]
+    gate: Gate | None
+    reading: Reading
+    batch: Batch | None = None
+
+
+class OptimizerStep:
+    """
+    Listens to the forwards of a step, scores and weighs their batches, and exchanges what was measured.
+
+    Args:
+        trainer:
+            The re-typed trainer.
+        methods ([`Composition`]):
+            The methods of the run.
+        run ([`Run`]):
+            The run they see.
+        tap ([`Tap`]):
+            Open while a micro-batch's loss is computed.
+    """
+
+    def __init__(self, trainer: Any, methods: Composition, run: Run, tap: Tap) -> None:
+        self.trainer, self.methods, self.run, self.tap = trainer, methods, run, tap
+        self.average = WeightAverage()
+        # KTO's KL term in the batch trained last: what a pass, which has no batch of its own, takes for it.
+        self.kl: float | Tensor = 0.0
+        self._rows: list[dict[str, Tensor]] = []
+        self._micro_batches = 1
+
+    def begin(self, micro_batches: int) -> None:
+        """Called when the micro-batches of the next optimizer step have been fetched."""
+        self._micro_batches = micro_batches
+        self._rows = []
+        self.average.reset()
+
+    @contextlib.contextmanager
+    def listen(self, ids: Tensor, inputs: dict[str, Any], columns: dict[str, Tensor]) -> Iterator[Listening]:
+        """Opens tap and gate for one micro-batch; methods that adjust the loss act when its forwards are done."""
+        gate = Gate() if self.methods.using("weigh") else None
+        labels = seams.labels_of(self.trainer, inputs)
+        with contextlib.ExitStack() as stack:
+            reading = stack.enter_context(self.tap.open(labels, gate))
+            listening = Listening(ids, dict(inputs), columns, gate, reading)
+            if self.methods.using("adjust"):
+                reading.when_read = partial(self._adjust, listening, stack)
+            yield listening
+
+    def _adjust(self, listening: Listening, stack: contextlib.ExitStack) -> None:
+        reading = listening.reading
+        if reading.policy is None or len(reading.without_gradient) < seams.forwards_without_gradient(self.trainer):
+            return
+        listening.batch = self._batch(listening)
+        for method in self.methods.using("adjust"):
+            values = method.adjust(self.run, listening.batch)
+            if values:
+                stack.enter_context(seams.attributes(self.trainer, values))
+
+    def after_forward(self, listening: Listening) -> Tensor | None:
+        """Scores and weighs the batch whose loss was just computed; returns what is to be added to the loss."""
+        batch = listening.batch or self._batch(listening)
+        self.kl = batch.settings.kl
+        values: dict[str, Tensor] = {"loss": batch.loss}
+        if seams.trainer_kind(self.trainer) != "sft":
+            values["implicit_margin"] = batch.implicit_margin
+        for method in self.methods.using("score"):
+            scores = method.score(batch)
+            values.update(scores if isinstance(scores, dict) else {method.name: scores})
+        weights = self._weigh(batch, listening.gate)
+        if weights is not None:
+            values["weight"] = weights
+        self._rows.append({"ids": batch.ids, "length": batch.lengths, **values})
+        extra: Tensor | None = None
+        for method in self.methods.using("extra_loss"):
+            term = method.extra_loss(self.run, batch)
+            if term is not None:
+                extra = term if extra is None else extra + term
+        return extra
+
+    def _weigh(self, batch: Batch, gate: Gate | None) -> Tensor | None:
+        """Puts the product of all weights on the gate; returns each example's weight as far as it is known now."""
+        if gate is None:
+            return None
+        averaged: Tensor | None = None
+        plain: Tensor | None = None
+        correction: Tensor | None = None
+        for method in self.methods.using("weigh"):
+            weights = method.weigh(batch)
+            if weights is None:
+                continue
+            weights = torch.nan_to_num(batch.row_weights(weights.detach().float()), nan=0.0, posinf=0.0, neginf=0.0)
+            if method.normalize == "batch":
+                correction = weights if correction is None else _times(correction, weights)
+            elif method.normalize == "mean1":
+                averaged = weights if averaged is None else _times(averaged, weights)
+            else:
+                plain = weights if plain is None else _times(plain, weights)
+        if averaged is None and plain is None:
+            gate.weights = correction
+            return None
+        per_example = torch.ones(batch.size, device=batch.ids.device)
+        if averaged is not None:
+            means = batch.example_weights(averaged)
+            per_example = per_example * means
+            if self._micro_batches == 1:
+                total, _ = batch.gather(means)
+                scale = self.average.scale(float(total.cpu().double().sum()), total.numel())
+                averaged, per_example = averaged * scale, per_example * scale
+            else:
+                self.average.add(means)
+        if plain is not None:
+            per_example = per_example * batch.example_weights(plain)
+        factors = [factor for factor in (averaged, plain, correction) if factor is not None]
+        gate.weights = reduce(_times, factors)
+        return per_example
+
+    def accumulated_scale(self) -> float:
+        """Factor for the gradient accumulated over several micro-batches, so that its weights average 1."""
+        if self._micro_batches == 1 or not self.methods.using("weigh"):
+            return 1.0
+        sums = torch.tensor([self.average.total, float(self.average.count)], dtype=torch.float64)
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:
+            sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
+        if sums[1] == 0:
+            return 1.0
+        scale = self.average.scale(float(sums[0]), float(sums[1]))
+        for row in self._rows:
+            if "weight" in row:
+                row["weight"] = row["weight"] * scale
+        return scale
+
+    def context(self, columns: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        columns = columns or {}
+
+        def column(name: str, ids: Tensor) -> Tensor:
+            key = f"{seams.COLUMNS}.{name}"
+            if key in columns:
+                return columns[key]
+            return torch.from_numpy(self.run.column(name)[ids.cpu().numpy()])
+
+        return {"progress": self.run.progress, "columns": column, "gather_rows": self.gather}
+
+    def _batch(self, listening: Listening) -> Batch:
+        return seams.make_batch(
+            self.trainer, listening.ids, listening.inputs, listening.reading, **self.context(listening.columns)
+        )
+
+    def score_rows(self, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True) -> Batch:
+        return seams.score_rows(self.trainer, inputs, ids, reference=reference, kl=self.kl, **self.context())
+
+    def unscored(self, inputs: dict[str, Any], ids: Tensor) -> Batch:
+        """Candidates of which only the ids and inputs are looked at: no forward is made."""
+        device = inputs["input_ids"].device
+        return Batch(ids.to(device), inputs, Forward(torch.empty(0, device=device)), **self.context())
+
+    def gather(self, values: Tensor) -> tuple[Tensor, slice]:
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return values, slice(0, len(values))
+        sizes = accelerator.gather(torch.tensor([len(values)], device=accelerator.device)).tolist()
+        padded = values.new_zeros((max(sizes), *values.shape[1:]))
+        padded[: len(values)] = values
+        gathered = accelerator.gather(padded.to(accelerator.device)).view(len(sizes), max(sizes), *values.shape[1:])
+        start = sum(sizes[: accelerator.process_index])
+        rows = torch.cat([gathered[rank, :size] for rank, size in enumerate(sizes)])
+        return rows, slice(start, start + len(values))
+
+    def exchange(self) -> Step | None:
+        """All ranks' rows of this step, in one gather of int64 words (the floats travel as their bits)."""
+        rows, self._rows = self._rows, []
+        if not rows:
+            return None
+        names = [name for name in rows[0] if name != "ids"]
+        words = [torch.cat([row["ids"] for row in rows]).long()]
+        for name in names:
+            words.append(torch.cat([row[name].detach().float() for row in rows]).view(torch.int32).long())
+        table = torch.stack([word.to(words[0].device) for word in words], dim=1)
+        table = self.gather(table)[0].cpu()
+        values = table[:, 1:].to(torch.int32).contiguous().view(torch.float32)
+        return Step(table[:, 0].numpy(), {name: values[:, i].numpy() for i, name in enumerate(names)})
+
+
+def _times(first: Tensor, second: Tensor) -> Tensor:
+    """Product of two weights in row layout, of which one may be per token."""
+    if first.dim() < second.dim():
+        first = first.unsqueeze(1)
+    elif second.dim() < first.dim():
+        second = second.unsqueeze(1)
+    return first * second

@@ -1,0 +1,222 @@
+"""What all scored methods share: filling gaps, keeping, ordering, pacing."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from dsel_trl.bases.scored import ByScore, in_order, keep_band, keep_top, known_scores, paced, with_unseen
+from dsel_trl.core.ledger import Ledger
+from dsel_trl.core.run import Run
+from dsel_trl.functional.pacing import pacing_size
+
+NAN, INF = float("nan"), float("inf")
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_unseen_examples_count_as_random_seen_ones():
+    scores = np.array([1.0, NAN, 3.0, NAN, -INF], dtype=np.float32)
+    draws = np.stack([with_unseen(scores, rng(seed)) for seed in range(200)])
+    assert (draws[:, [0, 2]] == [1.0, 3.0]).all()
+    assert (draws[:, 4] == -INF).all()
+    for column in (1, 3):
+        assert set(draws[:, column]) == {1.0, 3.0}
+        assert 0.3 < (draws[:, column] == 3.0).mean() < 0.7
+    assert np.isnan(scores[1]), "the ledger's own column is not filled"
+
+
+@pytest.mark.parametrize("scores", [[NAN] * 50, [0.0] * 50, [NAN] * 49 + [2.0], [1.0, 1.0 + 1e-9] * 25])
+def test_while_nothing_tells_examples_apart_the_order_is_random(scores):
+    orders = {tuple(np.argsort(with_unseen(np.float32(scores), rng(seed)))) for seed in range(5)}
+    assert len(orders) == 5
+
+
+def test_known_scores_are_passed_through():
+    scores = np.float32([3.0, 1.0, 2.0])
+    assert with_unseen(scores, rng()) is scores
+
+
+def test_keeping_the_best():
+    scores = np.float32([0.1, NAN, 0.9, 0.5, INF, -INF, 0.7])
+    assert np.flatnonzero(keep_top(scores, 0.5)).tolist() == [2, 6]
+    assert np.flatnonzero(keep_top(scores, 1.0)).tolist() == [0, 2, 3, 6]
+    assert np.flatnonzero(keep_top(scores, 0.5, count=3)).tolist() == [2, 3, 6]
+    assert keep_top(scores, 1e-9).sum() == 1
+
+
+def test_ties_go_to_the_lower_id():
+    assert np.flatnonzero(keep_top(np.float32([1, 2, 2, 2, 0]), 0.4)).tolist() == [1, 2]
+    assert in_order(np.float32([1, 2, 2, NAN, 0]), np.array([4, 3, 2, 1, 0])).tolist() == [1, 2, 0, 4, 3]
+
+
+def test_keeping_a_band():
+    scores = np.float32([9, 1, 7, 3, 5, NAN, 2, 8])
+    kept = np.flatnonzero(keep_band(scores, 0.25, 0.75)).tolist()
+    assert set(kept) <= {3, 4, 2, 6, 7}
+    assert 1 not in kept
+    assert 0 not in kept
+    assert 5 not in kept
+
+
+def test_order_is_within_the_ids_given():
+    assert in_order(np.float32([5, 4, 3, 2, 1]), np.array([4, 0, 2])).tolist() == [0, 2, 4]
+
+
+# ---- Pacing ----
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 1003])
+@pytest.mark.parametrize(
+    "fraction", [lambda p: 1.0, lambda p: max(0.1, p), lambda p: 0.0, lambda p: 0.3 + 0.7 * (p > 0.5)]
+)
+def test_pacing_serves_every_id_once(size, fraction):
+    scores = rng(1).normal(size=size).astype(np.float32)
+    planned = paced(scores, np.arange(size), fraction, served=0, epoch_length=size, rng=rng(2))
+    assert sorted(planned.tolist()) == list(range(size))
+
+
+def test_pacing_never_serves_from_outside_the_open_share():
+    size, blocks = 1000, 100
+    scores = rng(3).permutation(size).astype(np.float32)
+    rank = np.empty(size, dtype=int)
+    rank[np.argsort(-scores)] = np.arange(size)
+
+    def fraction(progress):
+        return 0.2 + 0.8 * min(1.0, progress / 0.6)
+
+    planned = paced(scores, np.arange(size), fraction, served=0, epoch_length=size, rng=rng(4), blocks=blocks)
+    for position, id_ in enumerate(planned.tolist()):
+        start = position // (size // blocks) * (size // blocks)
+        assert rank[id_] < np.ceil(fraction(start / size) * size)
+    # Within the open share the order is random, not the rank.
+    assert np.corrcoef(rank[planned[:200]], np.arange(200))[0, 1] < 0.9
+    early, late = rank[planned[:300]].mean(), rank[planned[-300:]].mean()
+    assert early < late
+
+
+def test_a_plan_made_inside_an_epoch_goes_on_at_its_pace():
+    size = 100
+    scores = -np.arange(size, dtype=np.float32)
+    served = np.arange(40)
+    left = np.setdiff1d(np.arange(size), served)
+    planned = paced(scores, left, lambda p: p + 0.1, served=40, epoch_length=size, rng=rng(5))
+    assert sorted(planned.tolist()) == left.tolist()
+    # At progress 0.4 half of the epoch's hundred are open: ids below 50 only.
+    assert planned[0] < 50
+
+
+def test_a_share_that_is_too_small_still_serves():
+    planned = paced(np.float32([1, 3, 2]), np.arange(3), lambda p: 0.0, served=0, epoch_length=3, rng=rng(6))
+    assert planned.tolist() == [1, 2, 0]
+
+
+# ---- The shared actions ----
+
+
+@dataclass
+class Scored(ByScore):
+    """A method with fixed scores."""
+
+    name = "scored"
+
+    def scores(self, run):
+        return known_scores(run, self.name)
+
+    def score(self, batch):
+        return batch
+
+
+def run_of(scores):
+    ledger = Ledger(len(scores))
+    ledger.write("scored", None, scores, step=0)
+    return Run("dpo", len(scores), ledger, seed=3)
+
+
+SCORES = np.float32([0.3, 0.9, 0.1, 0.7, 0.5, 0.2, 0.8, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kept"),
+    [
+        ({}, [1, 3, 4, 6]),
+        ({"keep": 0.25}, [1, 6]),
+        ({"action": "keep_bottom", "keep": 0.25}, [2, 5]),
+        ({"action": "band", "low": 0.25, "high": 0.75}, [0, 3, 4, 7]),
+    ],
+)
+def test_actions_that_keep(parameters, kept):
+    method = Scored(**parameters)
+    assert "select" in method.hooks
+    assert not method.hooks & {"order", "weigh"}
+    mask = method.select(run_of(SCORES))
+    assert np.flatnonzero(mask).tolist() == kept
+    assert method.epoch_size(run_of(SCORES)) == len(kept)
+
+
+def test_weights_follow_the_score():
+    method = Scored(action="weight", temperature=0.5)
+    assert "weigh" in method.hooks
+    assert method.epoch_size(run_of(SCORES)) is None
+    weights = method.weigh(torch.tensor([-1.0, 0.0, 1.0]))
+    torch.testing.assert_close(weights, torch.sigmoid(torch.tensor([-2.0, 0.0, 2.0])))
+
+
+def test_sampling_prefers_high_scores_and_repeats_nothing():
+    method = Scored(action="sample", temperature=0.1)
+    run = run_of(SCORES)
+    first = []
+    for run.plans_made in range(60):
+        ids = method.order(run, np.arange(8))
+        assert sorted(ids) == list(range(8))
+        first.append(SCORES[ids[0]])
+    assert np.mean(first) > 0.75
+    assert len(set(first)) > 1
+
+
+@pytest.mark.parametrize(
+    ("reverse", "expected"), [(False, [1, 6, 3, 4, 7, 0, 5, 2]), (True, [2, 5, 0, 7, 4, 3, 6, 1])]
+)
+def test_a_strict_curriculum(reverse, expected):
+    method = Scored(action="curriculum", pacing="none", reverse=reverse)
+    assert method.order(run_of(SCORES), np.arange(8)).tolist() == expected
+
+
+def test_a_paced_curriculum_opens_by_its_function():
+    method = Scored(action="curriculum", pacing="root", start=0.2, full_at=0.5)
+    for progress in (0.0, 0.1, 0.3, 0.5, 0.9):
+        expected = pacing_size("root", progress * 10_000, 10_000, 10_000, initial_fraction=0.2, full_at=0.5) / 10_000
+        assert method.open_share(progress) == pytest.approx(expected, abs=1e-3)
+    assert method.open_share(0.5) == 1.0
+
+
+def test_a_choice_made_once_is_kept_over_a_resume():
+    method, run = Scored(refresh="never"), run_of(SCORES)
+    first = method.select(run).copy()
+    run.ledger.write("scored", None, -SCORES, step=1)
+    assert (method.select(run) == first).all()
+    other = Scored(refresh="never")
+    other.load_state_dict(method.state_dict())
+    assert (other.select(run) == first).all()
+    assert (Scored().select(run) != first).any()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"action": "keep"}, "action='keep'"),
+        ({"keep": 0}, "keep=0"),
+        ({"low": 0.8, "high": 0.3}, r"low=0\.8 is not below high=0\.3"),
+        ({"temperature": 0}, "temperature=0"),
+        ({"pacing": "slow"}, "pacing='slow'"),
+        ({"start": 0}, "start=0"),
+        ({"refresh": 0}, "refresh=0"),
+        ({"refresh": "step"}, "refresh='step'"),
+    ],
+)
+def test_parameters_are_checked(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        Scored(**parameters)

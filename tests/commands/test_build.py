@@ -1,0 +1,54 @@
+"""`dsel build`: a file of new rows, made once, never over an old one."""
+
+from datasets import Dataset
+
+from dsel_trl.cli import DONE, MISTAKE, main
+from dsel_trl.data.demo.corpus import demo_preferences
+from dsel_trl.data.demo.model import build_demo_model
+
+
+def pairs(folder, rows=6):
+    path = folder / "pairs.parquet"
+    demo_preferences(train_size=48, test_size=8)["train"].select(range(rows)).to_parquet(str(path))
+    return path
+
+
+def test_reward_augmented_doubles_the_pairs(tmp_path, capsys):
+    source, target = pairs(tmp_path), tmp_path / "out" / "goals.parquet"
+    words = ["build", "reward-augmented", "--dataset_name", str(source), "--output_file", str(target)]
+    assert main([*words, "--template", "Score {g}."]) == DONE, capsys.readouterr().err
+    before = Dataset.from_parquet(str(source), keep_in_memory=True)
+    after = Dataset.from_parquet(str(target), keep_in_memory=True)
+    usable = sum(w > r for w, r in zip(before["score_chosen"], before["score_rejected"], strict=True))
+    assert len(after) == 2 * usable > 0
+    assert all("Score " in str(prompt) for prompt in after["prompt"])
+
+    capsys.readouterr()
+    assert main(words) == MISTAKE
+    assert "exists" in capsys.readouterr().err
+
+
+def test_inco_continues_the_dataset_s_responses(tmp_path, capsys):
+    model = build_demo_model(tmp_path / "model", steps=2)
+    target = tmp_path / "inco.parquet"
+    words = ["build", "inco", "--dataset_name", str(pairs(tmp_path)), "--output_file", str(target)]
+    words += ["--model_name_or_path", str(model), "--samples", "1", "--continuations", "2", "--max_new_tokens", "4"]
+    assert main(words) == MISTAKE
+    assert "--reward" in capsys.readouterr().err
+    assert main([*words, "--reward", "tests.commands.test_build:length"]) == DONE, capsys.readouterr().err
+    built = Dataset.from_parquet(str(target), keep_in_memory=True)
+    assert len(built)
+    assert all(w > r for w, r in zip(built["score_chosen"], built["score_rejected"], strict=True))
+
+
+def length(prompts, responses):
+    return [float(len(response)) for response in responses]
+
+
+def test_an_unknown_kind_or_key_is_named(tmp_path, capsys):
+    assert main(["build", "goals"]) == MISTAKE
+    assert "reward-augmented" in capsys.readouterr().err
+    words = ["build", "reward-augmented", "--dataset_name", "demo", "--output_file", str(tmp_path / "x.parquet")]
+    assert main([*words, "--templat", "x"]) == MISTAKE
+    assert "--templat" in capsys.readouterr().err
+    assert not (tmp_path / "x.parquet").exists()
