@@ -18,7 +18,7 @@ from scale_plans import plans
 from dsel_trl.bases.scored import keep_top, with_unseen
 from dsel_trl.core.composition import Composition
 from dsel_trl.core.ledger import Ledger
-from dsel_trl.core.method import create_method
+from dsel_trl.core.registry import create_method
 from dsel_trl.core.run import Run
 from dsel_trl.functional.order.dataset_decomposition import bucket_of_length
 from dsel_trl.functional.ranking import keep_count

@@ -22,7 +22,7 @@ import numpy as np
 from dsel_trl.core.composition import Composition
 from dsel_trl.core.data_passes import Passes
 from dsel_trl.core.ledger import Ledger
-from dsel_trl.core.method import create_method
+from dsel_trl.core.registry import create_method
 from dsel_trl.core.run import Run
 from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.pacing import unigram_rarity

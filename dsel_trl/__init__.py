@@ -1,10 +1,14 @@
 """Selects, orders and weighs the examples of a running TRL training."""
 
 from .callback import SelectionCallback
+from .core.cards import get_method_card
 from .core.ledger import Ledger
-from .core.method import Method, create_method, get_method, get_method_card, list_methods, register
+from .core.method import Method
+from .core.registry import create_method, get_method, list_methods, register
 from .core.run import Run, Step
-from .signals.tap import Batch, PairBatch, SequenceBatch, Signal
+from .signals.batch import Batch, Signal
+from .signals.pair_batch import PairBatch
+from .signals.sequence_batch import SequenceBatch
 from .trainer.mixin import SelectionMixin
 
 __version__ = "0.1.0"

@@ -13,16 +13,23 @@ from transformers import TrainerCallback
 from .core.composition import Composition
 from .core.data_passes import Passes
 from .core.ledger import Ledger
-from .core.method import Method, create_method
+from .core.method import Method
 from .core.metrics import Metrics
+from .core.registry import create_method
 from .core.run import Run
 from .core.sidecar import check_fingerprint, part, versions, write_sidecar
-from .data.columns import dataset_fingerprint, numeric_column, original_positions, response_lengths, sequence_lengths
+from .data.columns import numeric_column, original_positions
+from .data.fingerprints import dataset_fingerprint
+from .data.lengths import response_lengths, sequence_lengths
 from .sampling.batch_sampler import BatchPlanSampler
 from .sampling.plan_sampler import PlanSampler
 from .signals.tap import Tap
 from .trainer import mixin as seams
+from .trainer.checkpoints import check_checkpoint
 from .trainer.checks import check_run
+from .trainer.forwards import base_model, refer, request_outputs
+from .trainer.kinds import EXAMPLE_ID, is_map_style, trainer_kind
+from .trainer.rows import collate_rows, prepared, rebuilt, replace_dataset
 from .trainer.step import OptimizerStep
 
 
@@ -70,8 +77,8 @@ class SelectionCallback(TrainerCallback):
         self.resume_across_versions = resume_across_versions
 
         # What the run keeps
-        self.kind = seams.trainer_kind(trainer)
-        self.streaming = not seams.is_map_style(trainer)
+        self.kind = trainer_kind(trainer)
+        self.streaming = not is_map_style(trainer)
         self._user_dataset: Any = None
         self._user_evaluation: Any = None
         self.rows: Any = None
@@ -125,12 +132,12 @@ class SelectionCallback(TrainerCallback):
             world=trainer.accelerator.num_processes,
             ordered=bool(self.methods.using("order", "plan")),
             generate=partial(_generate, trainer),
-            refer=partial(seams.refer, trainer),
+            refer=partial(refer, trainer),
         )
         if not self.streaming:
             accelerator = trainer.accelerator
             self.run.passes = Passes(
-                rows=partial(seams.collate_rows, trainer),
+                rows=partial(collate_rows, trainer),
                 lengths=self._read_lengths()[1],
                 forward=lambda inputs, ids: self.steps.score_rows(inputs, ids),
                 rank=accelerator.process_index,
@@ -152,8 +159,8 @@ class SelectionCallback(TrainerCallback):
         trainer.selection = self
         trainer._signature_columns = None
         names = tuple(name for method in self.methods.methods for name in method.outputs)
-        self._undo_outputs = seams.request_outputs(trainer, names)
-        self.tap = Tap(seams.base_model(trainer), getattr(trainer, "ref_model", None))
+        self._undo_outputs = request_outputs(trainer, names)
+        self.tap = Tap(base_model(trainer), getattr(trainer, "ref_model", None))
 
     def detach(self) -> None:
         """Gives the trainer back as it was: its class, its model's forward, its callbacks."""
@@ -175,7 +182,7 @@ class SelectionCallback(TrainerCallback):
         trainer = self.trainer
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
-        resume = None if checkpoint is None else seams.check_checkpoint(checkpoint)
+        resume = None if checkpoint is None else check_checkpoint(checkpoint)
         self._rebuild(0 if resume is None else resume[1]["epoch"], resumed=resume is not None)
         self._new_run()
         if resume is not None and checkpoint is not None:
@@ -265,12 +272,12 @@ class SelectionCallback(TrainerCallback):
             if self._user_dataset is None:
                 self._user_dataset = self.trainer.train_dataset
             before = len(self.trainer.train_dataset)
-            dataset = seams.rebuilt(self.trainer, partial(method.rebuild, self.run, self._user_dataset), file, resumed)
+            dataset = rebuilt(self.trainer, partial(method.rebuild, self.run, self._user_dataset), file, resumed)
             if dataset is None:
                 continue
             if epoch and not resumed and len(dataset) != before:
                 raise ValueError(f"{method.name!r} built {len(dataset)} rows for epoch {epoch}, but {before} before.")
-            seams.replace_dataset(self.trainer, dataset)
+            replace_dataset(self.trainer, dataset)
             self._columns_read, self._lengths_read, self._fingerprint = {}, None, None
             self.run.dataset = dataset
             if self.run.passes is not None:
@@ -286,7 +293,7 @@ class SelectionCallback(TrainerCallback):
         if all(dataset is None for dataset in built.values()):
             return
         self._user_evaluation = trainer.eval_dataset
-        ready = {name: seams.prepared(trainer, dataset, name) for name, dataset in built.items()}
+        ready = {name: prepared(trainer, dataset, name) for name, dataset in built.items()}
         trainer.eval_dataset = ready if isinstance(trainer.eval_dataset, dict) else ready["eval"]
 
     # ---- Trainer events ----
@@ -345,7 +352,7 @@ class SelectionCallback(TrainerCallback):
     def pick(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Scores an oversized candidate batch without gradient and returns the rows to train on."""
         (method,) = self.methods.using("pick")
-        own_ids = inputs[seams.EXAMPLE_ID].cpu()
+        own_ids = inputs[EXAMPLE_ID].cpu()
         candidates = (
             self.steps.score_rows(inputs, own_ids, reference=method.references)
             if method.scores_candidates
@@ -363,8 +370,8 @@ class SelectionCallback(TrainerCallback):
         own = chosen[rank * share : (rank + 1) * share]
         self.metrics_window.picked(len(ids), share * world)
         # The chosen rows may lie on another rank: each rank collates its share from the dataset.
-        batch = seams.collate_rows(self.trainer, own.numpy())
-        batch[seams.EXAMPLE_ID] = own.to(inputs[seams.EXAMPLE_ID].device)
+        batch = collate_rows(self.trainer, own.numpy())
+        batch[EXAMPLE_ID] = own.to(inputs[EXAMPLE_ID].device)
         return batch
 
     def metrics(self) -> dict[str, float]:

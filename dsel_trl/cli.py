@@ -105,7 +105,9 @@ def _methods(words: Sequence[str]) -> None:
     asked, unknown = parser.parse_known_args(list(words))
     if unknown:
         raise ValueError(f"Unexpected word {unknown[0]!r}. See `dsel methods --help`.")
-    from .core.method import HOOKS, Method, get_method, get_method_card, list_methods
+    from .core.cards import get_method_card
+    from .core.method import HOOKS, Method
+    from .core.registry import get_method, list_methods
 
     if asked.survey:
         from .core.cards import survey_table

@@ -6,7 +6,8 @@ import numpy as np
 
 from dsel_trl import Method
 from dsel_trl.bases.scored import in_order, known_scores, with_unseen
-from dsel_trl.signals.tap import PairBatch, Signal
+from dsel_trl.signals.batch import Signal
+from dsel_trl.signals.pair_batch import PairBatch
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from dsel_trl import Method, SelectionCallback
-from dsel_trl.signals.tap import SequenceBatch
+from dsel_trl.signals.sequence_batch import SequenceBatch
 from tests import tiny
 
 # Weights by example id: small, large, zero, and all different.

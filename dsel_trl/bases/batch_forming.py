@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.method import Method, check_choice
-from ..signals.tap import Batch, PairBatch, Signal
+from ..core.method import Method
+from ..core.parameters import check_choice
+from ..signals.batch import Batch, Signal
+from ..signals.pair_batch import PairBatch
 
 
 @dataclass

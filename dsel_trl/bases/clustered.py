@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from ..core.method import check_choice, check_range
+from ..core.parameters import check_choice, check_range
 from ..core.run import Run
 from ..functional.kmeans import BACKENDS, require_backend
 from ..scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
-from ..signals.tap import Signal
+from ..signals.batch import Signal
 from .offline import Prescored
 
 

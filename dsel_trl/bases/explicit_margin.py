@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.method import Method, Run
 from ..scorers.rewards import dataset_rewards, load_reward
-from ..signals.tap import Batch
+from ..signals.batch import Batch
 
 
 @dataclass

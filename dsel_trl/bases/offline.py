@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..core.cache import cached
-from ..core.method import check_range
+from ..core.parameters import check_range
 from ..core.run import Run, Step
-from ..data.columns import dataset_fingerprint
+from ..data.fingerprints import dataset_fingerprint
 from ..functional.ranking import band as rank_band
 from ..functional.ranking import keep_count, top_k
-from ..signals.tap import Batch
+from ..signals.batch import Batch
 from .scored import ByScore
 
 

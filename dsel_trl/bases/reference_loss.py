@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.method import Method, check_range
+from ..core.method import Method
+from ..core.parameters import check_range
 from ..core.run import Run
 from ..data.tokens import Sequences
 from ..scorers.language_model import LanguageModel
-from ..signals.tap import Batch, Forward, label_log_probs
+from ..signals.batch import Batch, Forward
+from ..signals.tap import label_log_probs
 
 
 @dataclass

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..core.method import Method, Run
 from ..functional.margins import average_logps
-from ..signals.tap import Batch, PairBatch
+from ..signals.batch import Batch
+from ..signals.pair_batch import PairBatch
 
 
 class Averages(NamedTuple):

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.method import Method, Run, check_choice, check_range, check_refresh
+from ..core.method import Method, Run
+from ..core.parameters import check_choice, check_range, check_refresh
 from ..functional.pacing import competence, pacing_size
 from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
-from ..signals.tap import Batch
+from ..signals.batch import Batch
 
 # Steps in which a pacing function is read: fine enough that no share is off by more than 1e-6.
 PACE = 1_000_000

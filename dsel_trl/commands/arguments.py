@@ -1,10 +1,9 @@
 """What a run is told: YAML file and command line, through TRL's own parser, with a clear error for each slip."""
 
 import argparse
-import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +20,8 @@ from trl import (
     SFTConfig,
     TrlParser,
 )
+
+from ..core.parameters import nearest
 
 RUNS = ("stock", "selection", "random")
 CONFIGS: dict[str, Any] = {"dpo": DPOConfig, "sft": SFTConfig, "kto": KTOConfig, "reward": RewardConfig}
@@ -97,12 +98,6 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean ...?` with the closest of the known words, or nothing."""
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def read_yaml(text: str, origin: str) -> Any:

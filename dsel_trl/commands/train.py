@@ -14,10 +14,11 @@ from trl import get_dataset, get_peft_config, get_quantization_config
 
 from ..callback import SelectionCallback
 from ..core.composition import Composition
-from ..core.method import Method, create_method
+from ..core.method import Method
+from ..core.registry import create_method
 from ..data.demo.model import build_demo_model
 from ..data.loading import DEMO, AnyDataset, check_rows, load_splits, number_rows, take_split
-from ..trainer.mixin import KINDS
+from ..trainer.kinds import KINDS
 from .arguments import Arguments
 
 logger = logging.getLogger(__name__)

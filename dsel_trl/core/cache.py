@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from ..data.columns import dataset_fingerprint
+from ..data.fingerprints import dataset_fingerprint
 
 if TYPE_CHECKING:
     from .run import Run
+from ..data.files import save_arrays
 
 # Numbers looked at per parameter: enough to tell two checkpoints of a run apart.
 SAMPLED = 256
@@ -60,11 +60,3 @@ def cached(run: "Run", name: str, parts: Any, compute: Callable[[], dict[str, np
     if run.passes is None or run.passes.rank == 0:
         save_arrays(file, arrays)
     return arrays
-
-
-def save_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays as safetensors: the file appears complete or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    os.replace(temporary, file)

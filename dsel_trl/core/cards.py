@@ -1,9 +1,15 @@
 """The methods in the words of a survey of data selection (hf.co/papers/2406.14115): features, criterion, selector."""
 
+import dataclasses
+import inspect
 import re
 from typing import Any
 
-from .method import get_method, list_methods
+from .method import HOOKS, Method
+from .registry import (
+    get_method,
+    list_methods,
+)
 
 FAMILIES = ("indicator", "reduction", "raw", "none")
 """
@@ -50,3 +56,25 @@ def survey_table() -> str:
     return "\n".join(
         "  ".join([*(row[key].ljust(width) for key, width in widths.items()), row[COLUMNS[-1]]]) for row in table
     )
+
+
+def get_method_card(name: str) -> str:
+    """The printable card of a method: its docstring, what it needs and does, and its parameters."""
+    cls = get_method(name)
+    hooks = [hook for hook in HOOKS if getattr(cls, hook) is not getattr(Method, hook)]
+    lines = [name, "=" * len(name), "", inspect.cleandoc(cls.__doc__ or ""), ""]
+    facts = {
+        "paper": cls.paper or "none",
+        "trainers": ", ".join(cls.trainers),
+        "signals": ", ".join(cls.signals) or "none",
+        "hooks": ", ".join(hooks) or "none",
+        "cost": cls.cost,
+        "state": cls.state,
+    }
+    lines += [f"{key + ':':<10} {value}" for key, value in facts.items()]
+    lines += ["", "parameters:"]
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.init:
+            default = "required" if f.default is dataclasses.MISSING else f"default {f.default!r}"
+            lines.append(f"  {f.name} ({default}): {f.metadata.get('help', '')}")
+    return "\n".join(lines)

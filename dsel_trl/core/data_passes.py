@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..signals.tap import Batch
+from ..signals.batch import Batch
 
 
 class Passes:

@@ -1,17 +1,12 @@
 """What a method is, and where methods are registered."""
 
 import dataclasses
-import difflib
-import inspect
-from collections.abc import Callable, Sequence
-from functools import lru_cache
-from importlib.metadata import entry_points
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
-from ..signals.tap import Batch, Signal
+from ..signals.batch import Batch, Signal
 from .run import Run, Step
 
 HOOKS = (
@@ -28,7 +23,6 @@ HOOKS = (
     "extra_loss",
     "observe",
 )
-ENTRY_POINTS = "dsel_trl.methods"
 
 
 class Method:
@@ -197,128 +191,3 @@ def _plain(value: Any) -> Any:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}:{value.__qualname__}"
     return type(value).__name__
-
-
-_REGISTRY: dict[str, type[Method]] = {}
-MethodType = TypeVar("MethodType", bound=type[Method])
-
-
-def register(name: str) -> Callable[[MethodType], MethodType]:
-    """
-    Registers a dataclass of parameters as the method `name`.
-
-    Raises:
-        `ValueError`: if the name is not lower case, is taken, or the class has no card.
-        `TypeError`: if the class is not a [`Method`].
-    """
-    if not name.isidentifier() or name != name.lower():
-        raise ValueError(f"A method's name is a lower-case identifier, got {name!r}.")
-
-    def decorate(cls: MethodType) -> MethodType:
-        if not (inspect.isclass(cls) and issubclass(cls, Method)):
-            raise TypeError(f"{cls!r} is not a Method.")
-        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
-            raise ValueError(f"The method name {name!r} is taken by {_REGISTRY[name].__qualname__}.")
-        if not (cls.__doc__ or "").strip():
-            raise ValueError(f"{cls.__name__} needs a docstring: it is the card of the method {name!r}.")
-        cls.name = name
-        _REGISTRY[name] = cls
-        return cls
-
-    return decorate
-
-
-@lru_cache(maxsize=1)
-def _load_methods() -> None:
-    from .. import methods  # noqa: F401  (registers the built-in methods)
-
-    for entry in entry_points(group=ENTRY_POINTS):
-        entry.load()
-
-
-def list_methods() -> list[str]:
-    """Names of all registered methods, those of installed third parties included."""
-    _load_methods()
-    return sorted(_REGISTRY)
-
-
-def get_method(name: str) -> type[Method]:
-    """The class registered as `name`; `ValueError` with close matches if there is none."""
-    _load_methods()
-    if name not in _REGISTRY:
-        raise ValueError(f"Unknown method {name!r}.{_did_you_mean(str(name), _REGISTRY)} See `dsel methods`.")
-    return _REGISTRY[name]
-
-
-def create_method(name: str, **parameters: Any) -> Method:
-    """
-    A method by name.
-
-    Example:
-
-    ```python
-    >>> create_method("random", keep=0.4)
-    Random(keep=0.4, refresh='never')
-    ```
-
-    Raises:
-        `ValueError`: for an unknown name or parameter (with the nearest right one), or a value the method refuses.
-    """
-    cls = get_method(name)
-    known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
-    for key in parameters:
-        if key not in known:
-            raise ValueError(f"Unknown parameter {key!r} of {name!r}.{_did_you_mean(key, known)} It takes {known}.")
-    return cls(**parameters)
-
-
-def get_method_card(name: str) -> str:
-    """The printable card of a method: its docstring, what it needs and does, and its parameters."""
-    cls = get_method(name)
-    hooks = [hook for hook in HOOKS if getattr(cls, hook) is not getattr(Method, hook)]
-    lines = [name, "=" * len(name), "", inspect.cleandoc(cls.__doc__ or ""), ""]
-    facts = {
-        "paper": cls.paper or "none",
-        "trainers": ", ".join(cls.trainers),
-        "signals": ", ".join(cls.signals) or "none",
-        "hooks": ", ".join(hooks) or "none",
-        "cost": cls.cost,
-        "state": cls.state,
-    }
-    lines += [f"{key + ':':<10} {value}" for key, value in facts.items()]
-    lines += ["", "parameters:"]
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if f.init:
-            default = "required" if f.default is dataclasses.MISSING else f"default {f.default!r}"
-            lines.append(f"  {f.name} ({default}): {f.metadata.get('help', '')}")
-    return "\n".join(lines)
-
-
-def _did_you_mean(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raises `ValueError` naming the parameter, its value and what would be right."""
-    if value not in choices:
-        close = _did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""
-        raise ValueError(f"{name}={value!r} is none of {list(choices)}.{close}")
-
-
-def check_range(
-    name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False
-) -> None:
-    """Raises `ValueError`, naming parameter, value and interval, if `value` is not a number in the interval."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    inside = number and low <= value <= high and not (open_low and value == low) and not (open_high and value == high)
-    if not inside:
-        interval = f"{'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
-        raise ValueError(f"{name}={value!r} is not a number in {interval}.")
-
-
-def check_refresh(value: Any, *, also: Sequence[str] = ("epoch",)) -> None:
-    """Raises `ValueError` unless `value` is a positive number of steps or one of the words in `also`."""
-    steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not steps and value not in also:
-        raise ValueError(f"refresh={value!r} is neither a positive number of steps nor one of {list(also)}.")

@@ -69,7 +69,7 @@ class Run:
             Samples from the policy: see [`~dsel_trl.trainer.generation.generate`], without its first argument.
         refer (`Callable`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
-            [`~dsel_trl.trainer.mixin.refer`], without its first argument.
+            [`~dsel_trl.trainer.forwards.refer`], without its first argument.
         world (`int`):
             Number of processes.
         ordered (`bool`):

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from ..data.files import write_json
+
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
@@ -62,13 +64,6 @@ def read_sidecar(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict
     if values.get("tensors") != _sha256(tensors):
         raise ValueError(f"{tensors} was cut short or changed since it was saved. Resume from an earlier checkpoint.")
     return load_file(tensors), values
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """JSON under a temporary name, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _json_sha256(values: dict[str, Any]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.sidecar import write_json
 from ..functional.preference.selective_dpo import stable_id
+from .files import write_json
 
 PROMPT_ID, ROW_ID, DIFFICULTY = "prompt_id", "id", "learning_order"
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from ..data.columns import list_lengths
-
 
 class BatchPlanSampler:
     """
@@ -112,28 +110,6 @@ class BatchPlanSampler:
 
 def _joined(batches: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(batches) if batches else np.empty(0, dtype=np.int64)
-
-
-def row_lengths(dataset: Any, kind: str, max_length: int | None) -> tuple[np.ndarray, int]:
-    """
-    Tokens of the sequence that an example's rows are padded to, after truncation, and the rows per example.
-
-    Args:
-        dataset ([`~datasets.Dataset`]):
-            Tokenised rows.
-        kind (`str`):
-            Kind of trainer; the two sequences of a pair (`"dpo"`) are padded to the longer one.
-        max_length (`int`, *optional*):
-            What a pair is truncated to when it is collated.
-
-    Returns:
-        `np.ndarray` of int32 of shape `(N,)`, and 1 or 2.
-    """
-    if kind != "dpo":
-        return list_lengths(dataset, "input_ids"), 1
-    prompt, chosen, rejected = (list_lengths(dataset, f"{name}_ids") for name in ("prompt", "chosen", "rejected"))
-    longer = prompt + np.maximum(chosen, rejected)
-    return longer if max_length is None else np.minimum(longer, max_length), 2
 
 
 def over_ranks(micro_steps: Sequence[np.ndarray], ranks: int) -> list[np.ndarray]:

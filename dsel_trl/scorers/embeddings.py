@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..core.cache import cached
-from ..core.method import check_choice
+from ..core.parameters import check_choice
 from ..core.run import Run
-from ..data.columns import column_hash, original_positions
+from ..data.columns import original_positions
 from ..data.conversations import example_texts
+from ..data.fingerprints import column_hash
 from ..data.tokens import Sequences
 
 POOLINGS = ("last", "mean")

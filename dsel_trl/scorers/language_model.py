@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..core.run import Run
 from ..data.tokens import IGNORED, padded, start_tokens
-from ..signals.tap import Forward, SequenceBatch, label_log_probs
+from ..signals.batch import Forward
+from ..signals.sequence_batch import SequenceBatch
+from ..signals.tap import label_log_probs
 
 
 class LanguageModel:

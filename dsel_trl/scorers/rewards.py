@@ -10,7 +10,8 @@ import torch
 from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 
-from ..core.cache import model_fingerprint, run_fingerprint, save_arrays
+from ..core.cache import model_fingerprint, run_fingerprint
+from ..data.files import save_arrays
 from ..data.responses import Prompt, prompts_of, responses_of
 
 Reward = Callable[[list[Prompt], list[str]], Sequence[float]]

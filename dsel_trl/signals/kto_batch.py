@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..functional.kto_losses import kto_losses
-from .tap import Batch, Forward
+from .batch import Batch, Forward
 
 
 @dataclass

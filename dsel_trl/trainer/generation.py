@@ -7,8 +7,8 @@ import torch
 from tqdm.auto import tqdm
 from trl.models.utils import unwrap_model_for_generation
 
+from ..core.randomness import preserved_rng
 from ..data.responses import Prompt
-from .helper_run import preserved_rng
 
 # Tokens of the prompt that are decoded together with a response.
 TAIL = 4

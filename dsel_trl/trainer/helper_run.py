@@ -3,21 +3,21 @@
 import copy
 import gc
 import logging
-import random
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from ..signals.tap import Batch
+from ..core.randomness import preserved_rng
+from ..signals.batch import Batch
 from . import mixin as seams
+from .forwards import base_model, score_rows
+from .kinds import trainer_kind
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def train_proxy(
         )
         stock = seams.stock_class(type(trainer))
         kwargs: dict[str, Any] = {"peft_config": LoraConfig(**LORA)} if lora else {}
-        if not lora and seams.trainer_kind(trainer) == "dpo":
+        if not lora and trainer_kind(trainer) == "dpo":
             kwargs["ref_model"] = _start(trainer, model)
         proxy = _prepared(stock)(
             model=_start(trainer, model),
@@ -160,7 +160,7 @@ class _Recorder(TrainerCallback):
             self.values.append(self.values[-1]) if self.values else self._evaluate()
 
     def _evaluate(self) -> None:
-        forward = partial(seams.score_rows, self.proxy, **self.trainer.selection.steps.context())
+        forward = partial(score_rows, self.proxy, **self.trainer.selection.steps.context())
         if self.evaluate is not None:
             self.values.append(self.evaluate(forward))
             return
@@ -184,7 +184,7 @@ def _start(trainer: Any, path: str | None) -> nn.Module:
     """The model that a proxy run starts from."""
     if path is None:
         return initial_copy(trainer)
-    base = seams.base_model(trainer)
+    base = base_model(trainer)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=base.dtype)
     if model.config.vocab_size < len(trainer._tokenizer):
         raise ValueError(
@@ -203,7 +203,7 @@ def initial_copy(trainer: Any) -> nn.Module:
     Raises:
         `ValueError`: for a quantised model, whose weights cannot be copied into a plain one.
     """
-    base = seams.base_model(trainer)
+    base = base_model(trainer)
     if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
         raise ValueError("A quantised model cannot be copied for a proxy run: give the scores as a dataset column.")
     model = type(base)(copy.deepcopy(base.config)).to(device=base.device, dtype=base.dtype)
@@ -213,18 +213,3 @@ def initial_copy(trainer: Any) -> nn.Module:
     model.load_state_dict(state)
     model.generation_config = copy.deepcopy(base.generation_config)
     return model
-
-
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Gives the global generators back as they were: a trainer seeds them when it is made."""
-    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.random.set_rng_state(states[2])
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ..core.composition import Composition
 from ..core.run import Run, Step
+from ..signals.batch import Batch, Forward
 from ..signals.gate import Gate, WeightAverage
-from ..signals.tap import Batch, Forward, Reading, Tap
-from . import mixin as seams
+from ..signals.tap import Reading, Tap
+from .forwards import attributes, make_batch, score_rows
+from .kinds import COLUMNS, forwards_without_gradient, labels_of, trainer_kind
 
 
 @dataclass
@@ -61,7 +63,7 @@ class OptimizerStep:
     def listen(self, ids: Tensor, inputs: dict[str, Any], columns: dict[str, Tensor]) -> Iterator[Listening]:
         """Opens tap and gate for one micro-batch; methods that adjust the loss act when its forwards are done."""
         gate = Gate() if self.methods.using("weigh") else None
-        labels = seams.labels_of(self.trainer, inputs)
+        labels = labels_of(self.trainer, inputs)
         with contextlib.ExitStack() as stack:
             reading = stack.enter_context(self.tap.open(labels, gate))
             listening = Listening(ids, dict(inputs), columns, gate, reading)
@@ -71,20 +73,20 @@ class OptimizerStep:
 
     def _adjust(self, listening: Listening, stack: contextlib.ExitStack) -> None:
         reading = listening.reading
-        if reading.policy is None or len(reading.without_gradient) < seams.forwards_without_gradient(self.trainer):
+        if reading.policy is None or len(reading.without_gradient) < forwards_without_gradient(self.trainer):
             return
         listening.batch = self._batch(listening)
         for method in self.methods.using("adjust"):
             values = method.adjust(self.run, listening.batch)
             if values:
-                stack.enter_context(seams.attributes(self.trainer, values))
+                stack.enter_context(attributes(self.trainer, values))
 
     def after_forward(self, listening: Listening) -> Tensor | None:
         """Scores and weighs the batch whose loss was just computed; returns what is to be added to the loss."""
         batch = listening.batch or self._batch(listening)
         self.kl = batch.settings.kl
         values: dict[str, Tensor] = {"loss": batch.loss}
-        if seams.trainer_kind(self.trainer) != "sft":
+        if trainer_kind(self.trainer) != "sft":
             values["implicit_margin"] = batch.implicit_margin
         for method in self.methods.using("score"):
             scores = method.score(batch)
@@ -157,7 +159,7 @@ class OptimizerStep:
         columns = columns or {}
 
         def column(name: str, ids: Tensor) -> Tensor:
-            key = f"{seams.COLUMNS}.{name}"
+            key = f"{COLUMNS}.{name}"
             if key in columns:
                 return columns[key]
             return torch.from_numpy(self.run.column(name)[ids.cpu().numpy()])
@@ -165,12 +167,12 @@ class OptimizerStep:
         return {"progress": self.run.progress, "columns": column, "gather_rows": self.gather}
 
     def _batch(self, listening: Listening) -> Batch:
-        return seams.make_batch(
+        return make_batch(
             self.trainer, listening.ids, listening.inputs, listening.reading, **self.context(listening.columns)
         )
 
     def score_rows(self, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True) -> Batch:
-        return seams.score_rows(self.trainer, inputs, ids, reference=reference, kl=self.kl, **self.context())
+        return score_rows(self.trainer, inputs, ids, reference=reference, kl=self.kl, **self.context())
 
     def unscored(self, inputs: dict[str, Any], ids: Tensor) -> Batch:
         """Candidates of which only the ids and inputs are looked at: no forward is made."""

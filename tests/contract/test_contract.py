@@ -15,7 +15,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from dsel_trl import Method, SelectionCallback, get_method
-from dsel_trl.trainer import mixin as seams
+from dsel_trl.trainer.forwards import base_model
 from tests import tiny
 from tests.contract.bench import CONFIG, data, loading
 from tests.contract.cases import EVERYWHERE, GUISES, LABELLED, METHODS, NEUTRAL, case, first_kind, kinds, make
@@ -226,7 +226,7 @@ def test_detached_after_a_step_the_trainer_is_stock(bench, name):
     kind = first_kind(name)
     trainer = bench.trainer(kind, name, learning_rate=0.0, weight_decay=0.0)
     stock_class, dataset = type(trainer), trainer.train_dataset
-    model = seams.base_model(trainer)
+    model = base_model(trainer)
     forward, callbacks = model.__dict__.get("forward"), list(trainer.callback_handler.callbacks)
     callback = attach(trainer, make(name))
     trainer.args.max_steps = 1

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch.nn.functional import pad
 
-from dsel_trl.report import run_files as report
+from dsel_trl.report import run_files
 from tests import tiny, weighted
 
 STEP = {
@@ -48,7 +48,7 @@ def with_common_kl(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main(model: str, folder: str) -> None:
-    report.draw_run = lambda *args: None
+    run_files.draw_run = lambda *args: None
     errors = {}
     for name, (kind, normalize, config) in CASES.items():
         config = {**STEP, **config}

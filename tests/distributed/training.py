@@ -14,7 +14,7 @@ from trl.trainer.base_trainer import _BaseTrainer
 
 from dsel_trl import SelectionCallback, create_method
 from dsel_trl.core import sidecar
-from dsel_trl.report import run_files as report
+from dsel_trl.report import run_files
 from tests import live, tiny
 
 
@@ -93,7 +93,7 @@ def make_methods(names: list[Any]) -> list[Any]:
 
 def train(spec: dict[str, Any]) -> None:
     """Trains as `spec` says; the first process leaves a trace at `spec["trace"]`."""
-    report.draw_run = _BaseTrainer.create_model_card = lambda *args, **kwargs: None
+    run_files.draw_run = _BaseTrainer.create_model_card = lambda *args, **kwargs: None
     dataset = tiny.DATASETS[spec["kind"]](spec.get("size", 21))
     trainer = tiny.make_trainer(spec["kind"], spec["model"], spec["output_dir"], dataset=dataset, **spec["config"])
     witness = tiny.Witness()

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dsel_trl import Method, SelectionCallback, create_method
 from dsel_trl.functional.margins import average_logps
-from dsel_trl.signals.tap import PairBatch, label_log_probs
+from dsel_trl.signals.pair_batch import PairBatch
+from dsel_trl.signals.tap import label_log_probs
 from tests import tiny, weighted
 
 

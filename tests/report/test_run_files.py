@@ -8,7 +8,8 @@ import pytest
 
 from dsel_trl import SelectionCallback
 from dsel_trl.core.ledger import Ledger
-from dsel_trl.report.run_files import draw_run, write_run
+from dsel_trl.report.picture import draw_run
+from dsel_trl.report.run_files import write_run
 from tests import tiny
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dsel_trl import SelectionCallback, create_method
-from dsel_trl.sampling.batch_sampler import BatchPlanSampler, over_ranks, row_lengths
+from dsel_trl.data.lengths import row_lengths
+from dsel_trl.sampling.batch_sampler import BatchPlanSampler, over_ranks
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,12 @@ from torch import nn
 
 from dsel_trl import Method, SelectionCallback
 from dsel_trl.functional.dpo_losses import SEPARABLE_LOSSES
+from dsel_trl.signals.batch import Forward, Signal
 from dsel_trl.signals.gate import Gate
-from dsel_trl.signals.tap import Forward, PairBatch, Reading, SequenceBatch, Signal, Tap, label_log_probs
-from dsel_trl.trainer.mixin import score_rows
+from dsel_trl.signals.pair_batch import PairBatch
+from dsel_trl.signals.sequence_batch import SequenceBatch
+from dsel_trl.signals.tap import Reading, Tap, label_log_probs
+from dsel_trl.trainer.forwards import score_rows
 from tests import tiny
 
 

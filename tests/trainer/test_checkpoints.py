@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from dsel_trl import SelectionCallback
-from dsel_trl.trainer.mixin import last_complete_checkpoint
+from dsel_trl.trainer.checkpoints import last_complete_checkpoint
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from dsel_trl import Method, SelectionCallback, create_method, register
 from dsel_trl.core.composition import Composition
-from dsel_trl.core.method import check_choice, check_range, check_refresh
+from dsel_trl.core.parameters import check_choice, check_range, check_refresh
 from tests import tiny
 from tests.live import LiveOrder, PickLongest
 

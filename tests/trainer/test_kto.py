@@ -9,8 +9,8 @@ import torch
 from dsel_trl import Method, SelectionCallback, create_method
 from dsel_trl.data.tokens import Sequences
 from dsel_trl.functional.kto_losses import KTO_LOSSES
+from dsel_trl.signals.batch import Forward, Signal
 from dsel_trl.signals.kto_batch import KTOBatch
-from dsel_trl.signals.tap import Forward, Signal
 from tests import tiny, weighted
 from tests.signals.test_gate import STEP, TOLERANCE
 from tests.signals.test_tap import looked

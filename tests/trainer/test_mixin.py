@@ -11,6 +11,9 @@ from trl import DPOTrainer, SFTTrainer
 
 from dsel_trl import Method, SelectionCallback, SelectionMixin
 from dsel_trl.trainer import mixin as seams
+from dsel_trl.trainer.forwards import base_model
+from dsel_trl.trainer.kinds import trainer_kind
+from dsel_trl.trainer.rows import IndexedRows, content_id
 from tests import tiny, weighted
 
 ONES = np.ones(40, dtype=np.float32)
@@ -118,7 +121,7 @@ def test_packing_with_a_method_that_allows_it(make_trainer):
 
 
 def anatomy(trainer):
-    model = seams.base_model(trainer)
+    model = base_model(trainer)
     return {
         "class": type(trainer),
         "attributes": sorted(trainer.__dict__),
@@ -228,14 +231,14 @@ def test_the_mixin_serves_a_subclass(model, tmp_path):
 
 def test_trainers_of_other_kinds_are_named():
     with pytest.raises(TypeError, match="object is not supported: use one of DPOTrainer, SFTTrainer, KTOTrainer, Rew"):
-        seams.trainer_kind(object())
+        trainer_kind(object())
 
 
 # ---- The rows ----
 
 
 def test_rows_carry_their_position(make_trainer):
-    rows = seams.IndexedRows(Dataset.from_dict({"a": [5, 6, 7], "example_id": [9, 9, 9]}))
+    rows = IndexedRows(Dataset.from_dict({"a": [5, 6, 7], "example_id": [9, 9, 9]}))
     assert len(rows) == 3
     assert rows[1] == {"a": 6, "example_id": 1}
     assert rows.__getitems__([2, 0]) == [{"a": 7, "example_id": 2}, {"a": 5, "example_id": 0}]
@@ -243,9 +246,9 @@ def test_rows_carry_their_position(make_trainer):
 
 def test_the_content_of_a_row_is_its_id():
     row = {"input_ids": [1, 2, 3], "labels": [1, 2, 3]}
-    assert seams.content_id(row) == seams.content_id(dict(reversed(row.items())))
-    assert seams.content_id(row) != seams.content_id({**row, "labels": [1, 2, 4]})
-    assert 0 <= seams.content_id(row) < 2**63
+    assert content_id(row) == content_id(dict(reversed(row.items())))
+    assert content_id(row) != content_id({**row, "labels": [1, 2, 4]})
+    assert 0 <= content_id(row) < 2**63
 
 
 # ---- Adjusting the trainer for one loss ----

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...core.method import Method, Run, check_choice, check_range, register
+from ...core.method import Method, Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.ranking import keep_count
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from ...core.method import Method, register
+from ...core.method import Method
+from ...core.registry import register
 
 
 @register("uniform")

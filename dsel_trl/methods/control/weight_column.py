@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from ...core.method import Method, Run, check_choice, register
-from ...signals.tap import Batch
+from ...core.method import Method, Run
+from ...core.parameters import check_choice
+from ...core.registry import register
+from ...signals.batch import Batch
 
 
 @register("weight_column")

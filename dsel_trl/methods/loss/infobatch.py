@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from ...bases.scored import known_scores
-from ...core.method import Method, Run, Step, check_range, register
+from ...core.method import Method, Run, Step
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...functional.loss.infobatch import infobatch_prune, is_pruned_epoch
-from ...signals.tap import Batch, Signal
+from ...signals.batch import Batch, Signal
 
 
 @register("infobatch")

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from ...bases.reference_loss import WithReference
 from ...core.cache import cached
-from ...core.method import Run, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...functional.loss.jest import jest_select, learnability, separable_select, similarity_penalty_matrix
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
-from ...signals.tap import Batch, Signal
+from ...signals.batch import Batch, Signal
 
 CHUNKS = 16
 

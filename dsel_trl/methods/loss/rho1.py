@@ -10,11 +10,15 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from ...bases.reference_loss import WithReference
-from ...core.cache import run_fingerprint, save_arrays
-from ...core.method import Run, check_choice, check_range, register
+from ...core.cache import run_fingerprint
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
+from ...data.files import save_arrays
 from ...data.tokens import Sequences
 from ...functional.loss.rho1 import SCOPES, excess_loss, select_tokens
-from ...signals.tap import Batch, SequenceBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.sequence_batch import SequenceBatch
 
 
 @register("rho1")

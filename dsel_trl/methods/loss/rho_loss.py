@@ -9,12 +9,14 @@ from torch import Tensor
 
 from ...bases.scored import known_scores
 from ...core.cache import cached
-from ...core.method import Method, Run, check_choice, check_range, register
+from ...core.method import Method, Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.loss.rho_loss import median_irreducible, reducible_loss
 from ...functional.loss.select_k_of_b import select_k_of_b
 from ...functional.preference.selective_dpo import half_split
 from ...functional.ranking import keep_count
-from ...signals.tap import Batch, Signal
+from ...signals.batch import Batch, Signal
 
 SOURCES = ("cross_fit", "holdout", "column")
 

@@ -8,11 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from ...core.cache import cached
-from ...core.method import Method, Run, check_range, register
+from ...core.method import Method, Run
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...core.run import refuse_truth
 from ...functional.loss.s2l import cluster_trajectories, loss_trajectories, s2l_select
 from ...functional.ranking import keep_count
-from ...signals.tap import Signal
+from ...signals.batch import Signal
 
 
 @register("s2l")

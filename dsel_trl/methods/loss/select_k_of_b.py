@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin
-from ...core.method import Run, check_choice, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.loss.select_k_of_b import select_k_of_b
-from ...signals.tap import Batch, Signal
+from ...signals.batch import Batch, Signal
 
 SCORES = ("loss", "implicit_margin", "explicit_margin", "length")
 MODES = ("top_k", "bottom_k", "gumbel_top_k", "epsilon_mix")

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from ...bases.scored import ByScore, known_scores
 from ...core.cache import cached
-from ...core.method import Run, check_choice, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...data.tokens import Sequences
 from ...functional.pacing import unigram_rarity
 from ...functional.ranking import softmax_weights
 from ...functional.text.dsir import inverse_probability_weights
-from ...signals.tap import Batch, Signal
+from ...signals.batch import Batch, Signal
 
 SOURCES = ("length", "total_length", "rarity", "loss", "column")
 

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from ...bases.batch_forming import Batched
-from ...core.method import check_choice, check_range, register
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...core.run import Run
 from ...data.build.documents import cut_documents, document_tokens
+from ...data.lengths import row_lengths
 from ...functional.order.dataset_decomposition import bucket_of_length, decomposition_plan, even_buckets
 from ...functional.order.length_curriculum import SCHEDULES, curriculum_odds, subcycle_odds
-from ...sampling.batch_sampler import over_ranks, row_lengths
+from ...sampling.batch_sampler import over_ranks
 
 logger = logging.getLogger(__name__)
 

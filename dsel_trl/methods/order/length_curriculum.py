@@ -6,8 +6,10 @@ from typing import ClassVar
 import numpy as np
 
 from ...bases.scored import ByScore
-from ...core.method import Run, check_choice, register
-from ...signals.tap import Signal
+from ...core.method import Run
+from ...core.parameters import check_choice
+from ...core.registry import register
+from ...signals.batch import Signal
 
 
 @register("length_curriculum")

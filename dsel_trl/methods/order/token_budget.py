@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 
 from ...bases.batch_forming import Batched
-from ...core.method import register
+from ...core.registry import register
 from ...core.run import Run
+from ...data.lengths import row_lengths
 from ...functional.order.token_budget import budget_starts, sorted_windows
-from ...sampling.batch_sampler import over_ranks, row_lengths
-from ...signals.tap import Signal
+from ...sampling.batch_sampler import over_ranks
+from ...signals.batch import Signal
 
 # What is sorted together: many batches, so that they are alike, but not all, so that no two passes are.
 SHUFFLED_WINDOW, SHUFFLED_STEPS = 1024, 128

@@ -9,14 +9,17 @@ from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin
 from ...bases.scored import ByScore, keep_top, known_scores
-from ...core.method import Run, check_choice, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...core.run import refuse_truth
 from ...data.build.self_play import build
 from ...functional.margins import average_logps, simpo_margin
 from ...functional.preference.alignment_potential import alignment_potential, reward_spread
 from ...functional.ranking import keep_count, top_k
 from ...scorers.rewards import dataset_rewards, reward_of
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 
 @register("alignment_potential")

@@ -6,11 +6,13 @@ from typing import Any
 from torch import Tensor
 
 from ...bases.replaced_loss import Averages, LossForm
-from ...core.method import check_choice, check_range, register
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.margins import log_ratio_margin
 from ...functional.preference.alpha_dpo import alpha_dpo_gate_rows, alpha_margin
 from ...functional.running import EmaMoments, ema_update
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 
 @register("alpha_dpo")

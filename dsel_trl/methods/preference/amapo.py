@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ...bases.replaced_loss import Averages, LossForm
-from ...core.method import check_range, register
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...functional.preference.amapo import amapo_gate_rows, amapo_margin
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 
 @register("amapo")

@@ -11,7 +11,9 @@ from torch import Tensor
 from ...bases.explicit_margin import ExplicitMargin
 from ...bases.scored import ByScore, known_scores
 from ...core.cache import cached
-from ...core.method import Run, check_choice, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.preference.bees import (
     EXTERNAL_DIVISOR,
     IMPLICIT_DIVISOR,
@@ -23,7 +25,8 @@ from ...functional.preference.bees import (
     upper_bound,
 )
 from ...functional.ranking import keep_count
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 OWN_SOURCES = ("explicit", "implicit", "helper")
 FUSIONS = ("product", "add", "max", "min")

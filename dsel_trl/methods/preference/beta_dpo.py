@@ -6,10 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.method import Method, Run, check_choice, check_range, register
+from ...core.method import Method, Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.preference.beta_dpo import batch_beta, draw_mask, kept_pairs, log_keep_weights
 from ...functional.running import EmaMoments, ema_update
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 
 @register("beta_dpo")

@@ -8,11 +8,13 @@ import numpy as np
 from datasets import Dataset
 
 from ...bases.explicit_margin import ExplicitMargin
-from ...core.method import Run, Step, check_range, register
+from ...core.method import Run, Step
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...core.run import refuse_truth
 from ...data.responses import as_response, prompts_of, unprepared
 from ...functional.preference.curry_dpo import curriculum_pairs, curriculum_stages, split_stages
-from ...signals.tap import Signal
+from ...signals.batch import Signal
 
 STAGE = "stage"
 

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ...core.method import Method, check_range, register
+from ...core.method import Method
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...functional.preference.dr_dpo import dr_dpo_weights
-from ...signals.tap import Batch, Signal
+from ...signals.batch import Batch, Signal
 
 
 @register("dr_dpo")

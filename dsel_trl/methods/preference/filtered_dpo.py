@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.method import Method, Run, check_range, register
+from ...core.method import Method, Run
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...data.responses import prompts_of, responses_of
 from ...functional.preference.filtered_dpo import surviving_ids, teaches
 from ...scorers.rewards import load_reward, reward_of, score_responses
-from ...signals.tap import Signal
+from ...signals.batch import Signal
 
 
 @register("filtered_dpo")

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ...bases.replaced_loss import Averages, LossForm
-from ...core.method import Run, check_choice, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.margins import simpo_margin
 from ...functional.preference.gamma_po import (
     QUEUE_LENGTH,
@@ -19,7 +21,8 @@ from ...functional.preference.gamma_po import (
     queue_push,
     target_margins,
 )
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 
 @register("gamma_po")

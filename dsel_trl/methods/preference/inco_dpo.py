@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.method import Method, Run, check_choice, register
+from ...core.method import Method, Run
+from ...core.parameters import check_choice
+from ...core.registry import register
 from ...core.run import refuse_truth
 from ...data.build.continuations import Synthesis, build
 from ...data.responses import Prompt
 from ...scorers.rewards import load_reward, reward_of
-from ...signals.tap import Signal, label_log_probs
+from ...signals.batch import Signal
+from ...signals.tap import label_log_probs
 
 
 @register("inco_dpo")

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin
 from ...bases.scored import ByScore, known_scores
-from ...core.method import Run, check_choice, register
+from ...core.method import Run
+from ...core.parameters import check_choice
+from ...core.registry import register
 from ...functional.ranking import zscore
-from ...signals.tap import Batch, Signal
+from ...signals.batch import Batch, Signal
 
 SOURCES = ("implicit", "explicit", "disagreement")
 

@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...bases.explicit_margin import ExplicitMargin
-from ...core.method import Run, register
+from ...core.method import Run
+from ...core.registry import register
 from ...data.build.reward_augmented import GOAL_TEMPLATE, build, condition, knows_system_role
 from ...functional.preference.reward_augmented import goal_text
 from ...functional.preference.reward_augmented import implicit_scores as ranked_scores
 from ...scorers.rewards import dataset_rewards
-from ...signals.tap import Signal
+from ...signals.batch import Signal
 
 
 @register("reward_augmented")

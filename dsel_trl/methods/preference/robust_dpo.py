@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from ...bases.replaced_loss import check_sigmoid
-from ...core.method import Method, Run, Step, check_choice, check_range, register
+from ...core.method import Method, Run, Step
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.preference.robust_dpo import (
     clean_posterior,
     conservative_gate_weight,
     estimate_flip_rate,
     robust_gate_weight,
 )
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 
 @register("robust_dpo")

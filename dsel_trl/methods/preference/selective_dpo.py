@@ -9,11 +9,14 @@ from torch import Tensor
 
 from ...bases.scored import in_order, keep_top, known_scores, paced, with_unseen
 from ...core.cache import cached
-from ...core.method import Method, Run, Step, check_choice, check_range, register
+from ...core.method import Method, Run, Step
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...data.difficulty_table import DIFFICULTY, read_table, write_table
 from ...functional.preference.selective_dpo import half_split, learned_step, pool_fraction, rank_in_length_buckets
 from ...functional.ranking import keep_count
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 SOURCES = ("cross_fit", "online", "column", "table")
 ORDERS = ("strict", "random", "hard_first", "linear_pacing")

@@ -6,9 +6,11 @@ from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin
 from ...bases.replaced_loss import Averages, LossForm
-from ...core.method import check_range, register
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...functional.preference.uni_dpo import performance_weight, quality_weight, uni_dpo_gate_rows
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 
 @register("uni_dpo")

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...core.method import Method, Run, check_choice, check_range, register
+from ...core.method import Method, Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.preference.wpo import aligned_logps, wpo_pair_weight
-from ...signals.tap import Batch, PairBatch, Signal
+from ...signals.batch import Batch, Signal
+from ...signals.pair_batch import PairBatch
 
 
 @register("wpo")

@@ -6,7 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from ...bases.clustered import Clustered
-from ...core.method import Run, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...functional.kmeans import spherical_kmeans
 from ...functional.text.d4 import d4_select
 

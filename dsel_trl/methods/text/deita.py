@@ -6,14 +6,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...bases.offline import Prescored
-from ...core.method import Run, check_range, register
-from ...data.columns import column_hash
+from ...core.method import Run
+from ...core.parameters import check_range
+from ...core.registry import register
 from ...data.conversations import example_messages, text_columns, turns
+from ...data.fingerprints import column_hash
 from ...functional.ranking import keep_count
 from ...functional.text.deita import conversation_scores, diversity_filter, expected_digit
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
 from ...scorers.language_model import LanguageModel
-from ...signals.tap import Signal
+from ...signals.batch import Signal
 
 COMPLEXITY = (
     "Rate how demanding the following instruction is to fulfil, from 1 (trivial) to 6 (very demanding). Answer with "

@@ -8,11 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from ...bases.offline import Prescored
-from ...core.method import Run, check_choice, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...data.conversations import example_texts, text_columns
 from ...functional.ranking import keep_count
 from ...functional.text.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
-from ...signals.tap import Signal
+from ...signals.batch import Signal
 
 
 @register("dsir")

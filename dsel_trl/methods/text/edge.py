@@ -8,11 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...bases.offline import Prescored
-from ...core.method import Run, check_choice, register
+from ...core.method import Run
+from ...core.parameters import check_choice
+from ...core.registry import register
 from ...data.tokens import IGNORED, Sequences
 from ...functional.text.edge import AGGREGATES, FORMS, edge_scores, guideline_effect
 from ...scorers.rewards import load_reward
-from ...signals.tap import Signal
+from ...signals.batch import Signal
 
 
 @register("edge")

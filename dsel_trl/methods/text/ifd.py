@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...bases.offline import Prescored
-from ...core.method import Run, check_choice, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...data.conversations import example_messages, prompt_and_answer, text_columns
 from ...data.tokens import IGNORED, Sequences, answer_alone, instruction_alone, start_tokens
 from ...functional.facility_location import facility_location
@@ -18,7 +20,7 @@ from ...functional.ranking import keep_count, top_k
 from ...functional.text.ifd import ifd_loss_ratio, ifd_perplexity_ratio, pre_experienced_ids
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings, policy_states
 from ...scorers.language_model import LanguageModel, sequence_losses
-from ...signals.tap import Signal
+from ...signals.batch import Signal
 
 FORMS = ("superfiltering", "cherry")
 ALONE_PREFIX = "### Response:"

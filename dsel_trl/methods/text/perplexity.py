@@ -6,12 +6,14 @@ from typing import ClassVar
 import numpy as np
 
 from ...bases.offline import Prescored
-from ...core.method import Run, check_choice, register
+from ...core.method import Run
+from ...core.parameters import check_choice
+from ...core.registry import register
 from ...data.conversations import example_messages, prompt_and_answer, text_columns
 from ...data.tokens import Sequences
 from ...functional.text.perplexity import BANDS, perplexity_band
 from ...scorers.language_model import LanguageModel, sequence_losses
-from ...signals.tap import Signal
+from ...signals.batch import Signal
 
 
 @register("perplexity")

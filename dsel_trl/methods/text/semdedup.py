@@ -6,7 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from ...bases.clustered import Clustered
-from ...core.method import Run, check_choice, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...functional.kmeans import spherical_kmeans, unit_rows
 from ...functional.text.semdedup import KEEP, eps_for_fraction, max_similarity, rank_clusters, semdedup_keep
 

@@ -10,12 +10,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...bases.offline import Prescored
-from ...core.method import Run, check_choice, check_range, register
+from ...core.method import Run
+from ...core.parameters import check_choice, check_range
+from ...core.registry import register
 from ...data.conversations import example_messages, joined, text_columns
 from ...functional.ranking import keep_count, rank_order
 from ...functional.text.zip import canonical_example, serialize, zip_rounds
 from ...functional.text.zip_engine import CompressionEngine
-from ...signals.tap import Batch, Signal
+from ...signals.batch import Batch, Signal
 
 FORMS = ("offline", "online")
 SERIALIZERS = ("repr", "text")

@@ -71,7 +71,7 @@ def test_each_epoch_complements_those_before(make_trainer):
 
 def test_online_takes_what_was_not_trained_just_now(make_trainer, monkeypatch):
     scored = []
-    monkeypatch.setattr("dsel_trl.trainer.mixin.score_rows", lambda *args, **kwargs: scored.append(args))
+    monkeypatch.setattr("dsel_trl.trainer.step.score_rows", lambda *args, **kwargs: scored.append(args))
     rows = [tiny.completions(40)[i % 4] if i % 2 else tiny.completions(40)[i] for i in range(40)]
     trainer = make_trainer("sft", dataset=Dataset.from_list(rows), max_steps=8)
     witness = tiny.attach(trainer, "zip", form="online", factor=4, serializer="text")

@@ -1,0 +1,88 @@
+"""Where methods are registered and found by name."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from .method import Method
+from .parameters import nearest
+
+ENTRY_POINTS = "dsel_trl.methods"
+
+
+_REGISTRY: dict[str, type[Method]] = {}
+
+
+MethodType = TypeVar("MethodType", bound=type[Method])
+
+
+def register(name: str) -> Callable[[MethodType], MethodType]:
+    """
+    Registers a dataclass of parameters as the method `name`.
+
+    Raises:
+        `ValueError`: if the name is not lower case, is taken, or the class has no card.
+        `TypeError`: if the class is not a [`Method`].
+    """
+    if not name.isidentifier() or name != name.lower():
+        raise ValueError(f"A method's name is a lower-case identifier, got {name!r}.")
+
+    def decorate(cls: MethodType) -> MethodType:
+        if not (inspect.isclass(cls) and issubclass(cls, Method)):
+            raise TypeError(f"{cls!r} is not a Method.")
+        if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"The method name {name!r} is taken by {_REGISTRY[name].__qualname__}.")
+        if not (cls.__doc__ or "").strip():
+            raise ValueError(f"{cls.__name__} needs a docstring: it is the card of the method {name!r}.")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return decorate
+
+
+@lru_cache(maxsize=1)
+def _load_methods() -> None:
+    from .. import methods  # noqa: F401  (registers the built-in methods)
+
+    for entry in entry_points(group=ENTRY_POINTS):
+        entry.load()
+
+
+def list_methods() -> list[str]:
+    """Names of all registered methods, those of installed third parties included."""
+    _load_methods()
+    return sorted(_REGISTRY)
+
+
+def get_method(name: str) -> type[Method]:
+    """The class registered as `name`; `ValueError` with close matches if there is none."""
+    _load_methods()
+    if name not in _REGISTRY:
+        raise ValueError(f"Unknown method {name!r}.{nearest(str(name), _REGISTRY)} See `dsel methods`.")
+    return _REGISTRY[name]
+
+
+def create_method(name: str, **parameters: Any) -> Method:
+    """
+    A method by name.
+
+    Example:
+
+    ```python
+    >>> create_method("random", keep=0.4)
+    Random(keep=0.4, refresh='never')
+    ```
+
+    Raises:
+        `ValueError`: for an unknown name or parameter (with the nearest right one), or a value the method refuses.
+    """
+    cls = get_method(name)
+    known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    for key in parameters:
+        if key not in known:
+            raise ValueError(f"Unknown parameter {key!r} of {name!r}.{nearest(key, known)} It takes {known}.")
+    return cls(**parameters)

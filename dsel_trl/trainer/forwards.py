@@ -1,0 +1,176 @@
+"""Forwards through the trainer's models, and what is read of them."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+from trl.trainer.utils import add_fused_lm_head
+
+from ..signals.batch import Batch, Forward
+from ..signals.sequence_batch import SequenceBatch
+from ..signals.tap import Reading, label_log_probs
+
+if TYPE_CHECKING:
+    _Trainer = Any
+else:
+    _Trainer = object
+from .kinds import (
+    BATCHES,
+    COLUMNS,
+    NOT_FOR_THE_MODEL,
+    REFERENCES,
+    is_sequences,
+    labels_of,
+    loss_settings,
+    trainer_kind,
+)
+
+
+def make_batch(
+    trainer: Any,
+    ids: Tensor,
+    inputs: dict[str, Any],
+    reading: Reading,
+    *,
+    kl: float | Tensor | None = None,
+    **context: Any,
+) -> Batch:
+    """The batch of a reading, in the layout of this trainer; `kl` where KTO's KL term is not to be read as well."""
+    assert reading.policy is not None
+    settings, kind = loss_settings(trainer), trainer_kind(trainer)
+    if kind == "kto" and trainer.calculate_KL:
+        settings.kl = kl_term(trainer, inputs, reading) if kl is None else kl
+    cls = SequenceBatch if is_sequences(trainer, inputs) else BATCHES[kind]
+    return cls(ids, inputs, reading.policy, reading.reference, settings=settings, **context)
+
+
+def kl_term(trainer: Any, inputs: dict[str, Any], reading: Reading) -> Tensor:
+    """KTO's KL term of a training step, the mean over all ranks, as the trainer itself is about to compute it."""
+    width = inputs["KL_completion_mask"].shape[1] - 1
+    # Both models run the KL rows before the examples: the policy first of all, the reference after the policy.
+    policy, *rest = (forward.log_probs[:, -width:].sum(dim=1) for forward in reading.without_gradient[:2])
+    reference = inputs["ref_KL_logps"] if trainer.precompute_ref_logps else rest[0]
+    return trainer.accelerator.gather_for_metrics((policy - reference).mean()).mean().clamp(min=0)
+
+
+def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
+    """Makes the fused head return more per-token fields; gives back what undoes it."""
+    if not names:
+        return lambda: None
+    model = base_model(trainer)
+    before = model.__dict__.get("forward")
+    wanted = ("log_probs", "entropy", "mean_logits", "is_top1", *names)
+    add_fused_lm_head(model, outputs=wanted)
+
+    def undo() -> None:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
+
+    return undo
+
+
+def base_model(trainer: Any) -> Any:
+    """The model that carries the fused head: under PEFT the one inside the adapter."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def score_rows(
+    trainer: Any,
+    inputs: dict[str, Any],
+    ids: Tensor,
+    *,
+    reference: bool = True,
+    kl: float | Tensor = 0.0,
+    **context: Any,
+) -> Batch:
+    """
+    Runs a collated batch through the policy (and the reference) without gradient, in evaluation mode.
+
+    The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched. `kl` is what KTO's
+    losses take for the KL term, which belongs to a trained batch: rows that are only looked at have none.
+    """
+    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
+        raise ValueError(
+            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
+            "be made then. Score the data in a run without them and give the scores as dataset columns."
+        )
+    labels = labels_of(trainer, inputs)
+    own = NOT_FOR_THE_MODEL | REFERENCES
+    kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith((f"{COLUMNS}.", "KL_"))}
+    model, training = trainer.model, trainer.model.training
+    model.eval()
+    try:
+        with torch.no_grad(), trainer.accelerator.autocast():
+            if trainer_kind(trainer) == "reward":
+                rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
+                return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
+            output = model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True)
+            policy = Forward(
+                output.log_probs if output.log_probs is not None else label_log_probs(output.logits, labels),
+                output.entropy,
+                output.is_top1,
+                output.log_sum_sq_probs,
+            )
+            reading = Reading(policy=policy)
+            if reference and not is_sequences(trainer, inputs) and not REFERENCES & set(inputs):
+                reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
+    finally:
+        model.train(training)
+    return make_batch(trainer, ids.to(labels.device), inputs, reading, kl=kl, **context)
+
+
+def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor) -> Tensor:
+    from trl.trainer.utils import use_adapter
+
+    if trainer.ref_model is not None:
+        return trainer.ref_model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(model, "peft_config"):
+        raise ValueError(
+            "The reference model is gone (`precompute_ref_log_probs=True` without PEFT), so extra passes cannot "
+            "measure margins of examples whose reference log-probabilities are not in the dataset."
+        )
+    with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+        return trainer.model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+
+
+def refer(trainer: Any, file: Path, restore: bool) -> None:
+    """
+    Makes the separate reference model a copy of the policy as it is now and keeps it in `file`; with `restore`, of
+    what `file` holds.
+    """
+    reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+    if not restore:
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        reference.load_state_dict(policy.state_dict())
+        if trainer.accelerator.is_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(file.name + ".tmp")
+            save_model(reference, str(temporary))
+            os.replace(temporary, file)
+        trainer.accelerator.wait_for_everyone()
+        return
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: it held the reference model that the checkpoint was trained against.")
+    load_model(reference, str(file), device=str(next(reference.parameters()).device))
+
+
+@contextlib.contextmanager
+def attributes(trainer: Any, values: dict[str, float]) -> Iterator[None]:
+    """Holds attributes of the trainer at other values for the `with` block."""
+    before = {name: getattr(trainer, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(trainer, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(trainer, name, value)
