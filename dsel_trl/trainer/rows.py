@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+from ..data.files import replacing
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..signals.batch import ROW_LENGTHS
 
@@ -140,10 +140,8 @@ def rebuilt(trainer: Any, build: Callable[[], Any], file: Path, resumed: bool) -
         if dataset is None:
             return None
         if trainer.accelerator.is_main_process:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(file.name + ".tmp")
-            dataset.to_parquet(str(temporary))
-            os.replace(temporary, file)
+            with replacing(file) as temporary:
+                dataset.to_parquet(str(temporary))
         trainer.accelerator.wait_for_everyone()
     return prepared(trainer, Dataset.from_parquet(str(file), keep_in_memory=True), "train")
 
