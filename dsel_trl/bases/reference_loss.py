@@ -112,7 +112,7 @@ class WithReference(Method):
             epochs=self.helper_epochs,
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
-            seed=run.seed,
+            seed=run.stream_seed(f"{self.name}/reference"),
             description="Reference",
             **how,
         )

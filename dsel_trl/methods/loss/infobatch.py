@@ -86,7 +86,7 @@ class InfoBatch(Method):
         return max(1, round(run.size * (passes - 0.5 * self.prune_ratio * pruned) / passes))
 
     def plan(self, run: Run, epoch: int) -> np.ndarray:
-        rng = run.plan_rng()
+        rng = run.plan_rng("infobatch/prune")
         asked = self._asked(run, rng)
         pruning = run.progress < self.delta
         if self.period is None:
