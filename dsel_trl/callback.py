@@ -129,6 +129,7 @@ class SelectionCallback(TrainerCallback):
             read_lengths=None if self.streaming else self._read_lengths,
             write_log=lambda values: self.metrics_window.extra(values),
             model=trainer.model,
+            reference=getattr(trainer, "ref_model", None),
             world=trainer.accelerator.num_processes,
             ordered=bool(self.methods.using("order", "plan")),
             generate=partial(_generate, trainer),

@@ -16,6 +16,7 @@ from ..data.tokens import Sequences
 from ..scorers.language_model import LanguageModel
 from ..signals.batch import Batch, Forward
 from ..signals.tap import label_log_probs
+from .helper_model import helper_settings
 
 
 @dataclass
@@ -61,7 +62,17 @@ class WithReference(Method):
     @property
     def reference_parts(self) -> list[Any]:
         """What the reference depends on beside the run: JSON values."""
-        return [getattr(self, f.name) for f in dataclasses.fields(WithReference) if f.init]
+        return [self.reference, self.clean_column, self.clean_above]
+
+    def reference_key(self, run: Run) -> dict[str, Any]:
+        """What of the run the reference's losses depend on, as [`~dsel_trl.core.cache.cached`] takes it."""
+        if self.reference is None:
+            return {"columns": self.columns, "uses": (), "helpers": [self._helper_settings(run)]}
+        # A pair's loss is that of the run, with the reference in the policy's place.
+        return {"columns": self.columns, "uses": () if run.trainer == "sft" else ("loss",)}
+
+    def _helper_settings(self, run: Run) -> dict[str, Any]:
+        return helper_settings(self, run.stream_seed(f"{self.name}/reference"))
 
     def reference_losses(self, run: Run) -> np.ndarray:
         """Loss of every example under the reference, `(N,)` float32: mean token loss, or the loss of the pair."""
@@ -109,11 +120,8 @@ class WithReference(Method):
             np.arange(run.size),
             _loss,
             evaluations=1,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            seed=run.stream_seed(f"{self.name}/reference"),
             description="Reference",
+            **self._helper_settings(run),
             **how,
         )
 

@@ -68,6 +68,8 @@ class Run:
             Trains a helper model: see [`~dsel_trl.trainer.helper_run.train_proxy`], without its first argument.
         generate (`Callable`):
             Samples from the policy: see [`~dsel_trl.trainer.generation.generate`], without its first argument.
+        reference:
+            The separate reference model of the trainer, `None` where it has none.
         refer (`Callable`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
@@ -98,6 +100,7 @@ class Run:
     write_log: Callable[[dict[str, float]], None] | None = None
     proxy: Callable[..., Any] | None = None
     model: Any = None
+    reference: Any = None
     refer: Callable[[Path, bool], None] | None = None
     generate: Callable[..., list[list[str]]] | None = None
     world: int = 1

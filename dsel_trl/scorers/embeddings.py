@@ -80,7 +80,9 @@ def embeddings(run: Run, source: str = "policy", pooling: str = "last", *, live:
     compute = (lambda: _sentences(run, rest)) if kind == "model" else (lambda: policy_states(run, pooling))
     if live:
         return compute()
-    return cached(run, "embeddings", [source, pooling], lambda: {"embeddings": compute()})["embeddings"]
+    # A sentence model reads the texts as they are, whatever the policy is.
+    parts, uses = ([source], ()) if kind == "model" else ([source, pooling], ("policy",))
+    return cached(run, "embeddings", parts, lambda: {"embeddings": compute()}, uses=uses)["embeddings"]
 
 
 def contents(run: Run, source: str) -> str:

@@ -78,9 +78,8 @@ class Jest(WithReference):
             if self.reference_column is not None:
                 losses = run.column(self.reference_column)
             else:
-                losses = cached(run, "jest", self.reference_parts, lambda: {"losses": self.reference_losses(run)})[
-                    "losses"
-                ]
+                measure = lambda: {"losses": self.reference_losses(run)}  # noqa: E731
+                losses = cached(run, "jest", self.reference_parts, measure, **self.reference_key(run))["losses"]
             run.ledger.write("jest_reference", None, losses, step=0)
         self._reference = run.ledger["jest_reference"]
         if self.diversity:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ...bases.helper_model import helper_settings
 from ...core.cache import cached
 from ...core.method import Method, Run
 from ...core.parameters import check_range
@@ -94,10 +95,11 @@ class S2L(Method):
             if len(widths) != 1:
                 raise ValueError(f"Column {self.trajectory_column!r} must hold equally many losses per row: {widths}.")
             return np.array(rows, dtype=np.float32)
-        parts = {k: v for k, v in self.describe().items() if k.startswith(("helper", "checkpoints"))}
-        return cached(run, "loss-trajectories", parts, lambda: {"losses": self._helper_losses(run)})["losses"]
+        helper = helper_settings(self, run.stream_seed("s2l/helper"))
+        measure = lambda: {"losses": self._helper_losses(run, helper)}  # noqa: E731
+        return cached(run, "loss-trajectories", [self.checkpoints], measure, uses=(), helpers=[helper])["losses"]
 
-    def _helper_losses(self, run: Run) -> np.ndarray:
+    def _helper_losses(self, run: Run, helper: dict[str, Any]) -> np.ndarray:
         assert run.proxy is not None
         everything = np.arange(run.size)
         values = run.proxy(
@@ -105,12 +107,8 @@ class S2L(Method):
             everything,
             attrgetter("loss"),
             evaluations=self.checkpoints,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            model=self.helper_model,
-            seed=run.stream_seed("s2l/helper"),
             description="Helper model, checkpoint",
+            **helper,
         )
         return np.ascontiguousarray(values.T)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin
+from ...bases.helper_model import helper_settings
 from ...bases.scored import ByScore, known_scores
 from ...core.cache import cached
 from ...core.method import Run
@@ -108,13 +109,14 @@ class Bees(ExplicitMargin, ByScore):
         super().setup(run)
         run.ledger.add(self.name)
         if "helper" in self.sources and not run.resumed:
-            parts = {key: value for key, value in self.describe().items() if key.startswith(("helper", "seed"))}
-            found = cached(run, "bees-helper", parts, lambda: {"margin": self._helper_margins(run)})
+            helper = helper_settings(self, run.stream_seed("bees/helper"))
+            measure = lambda: {"margin": self._helper_margins(run, helper)}  # noqa: E731
+            found = cached(run, "bees-helper", [self.seed_pairs], measure, uses=("seed",), helpers=[helper])
             run.ledger.write(f"{self.name}_helper", None, found["margin"], step=0)
         if self.action == "weight":
             self._fuse(run)
 
-    def _helper_margins(self, run: Run) -> np.ndarray:
+    def _helper_margins(self, run: Run, helper: dict[str, Any]) -> np.ndarray:
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
         assert run.proxy is not None
         size = min(self.seed_pairs, max(1, run.size // 2))
@@ -123,12 +125,8 @@ class Bees(ExplicitMargin, ByScore):
             np.arange(run.size),
             log_ratio_margin,
             evaluations=1,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            seed=run.stream_seed("bees/helper"),
-            model=self.helper_model,
             description="Helper model, evaluation",
+            **helper,
         )
         return values[-1]
 

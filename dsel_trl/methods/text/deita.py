@@ -105,6 +105,10 @@ class Deita(Prescored):
         hashes = [column_hash(run.dataset, name) for name in columns]
         return hashes if self.action == "weight" else [*hashes, contents(run, self.embedding)]
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("policy",) if self.action != "weight" and self.embedding == "policy" else ()
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         known = run.ledger[self.SCORE] if self.SCORE in run.ledger.names else self._rate(run)
         kept = np.full(run.size, -np.inf)

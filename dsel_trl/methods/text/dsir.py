@@ -97,6 +97,10 @@ class Dsir(Prescored):
         marked = np.flatnonzero(run.column(self.target_column) > self.target_above)
         return [str(i) for i in marked] if texts is None else [texts[i] for i in marked]
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ()
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         assert run.passes is not None
         return {self.name: run.passes.from_first(run.size, lambda: self._log_weights(run))}

@@ -86,6 +86,10 @@ class Edge(Prescored):
     def _tokens(run: Run, text: str) -> list[int]:
         return run.processing_class(text + "\n", add_special_tokens=False)["input_ids"]
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("policy",)
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         assert run.passes is not None
         sequences, write = Sequences(run), self._write_guideline

@@ -64,8 +64,8 @@ def test_pacing_over_the_run(make_trainer):
     difficulty = np.array(tiny.completions()["difficulty"])
     _, each, _ = served(make_trainer, config, **parameters)
     _, over, _ = served(make_trainer, config, pacing_over="run", full_at=1.0, **parameters)
-    # Every epoch serves the easier half. The first one of a pacing over the run opens it more slowly than a pacing over
-    # each epoch, so the easiest come sooner; in its last one nearly all is open from the start, so the order is random.
+    # Every epoch serves the easier half. Over the run the first one opens it more slowly than an epoch by itself does,
+    # so the easiest come sooner; in the last one nearly all is open from the start, so the order is random.
     for ids in (each, over):
         assert all(set(part) == set(np.argsort(difficulty)[:20]) for part in ids.reshape(4, 20))
     assert follows(difficulty[over[:20]]) > follows(difficulty[each[:20]])
