@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.columns import column_values, refuse_truth
 from .ledger import Ledger
 from .randomness import stream, stream_seed
 
 if TYPE_CHECKING:
     from .data_passes import Passes
-
-TRUTH_PREFIX = "truth_"
 
 
 @dataclass
@@ -134,6 +133,18 @@ class Run:
             raise ValueError(f"The column {name!r} cannot be read whole from a stream.")
         return self.read_column(name)
 
+    def values(self, name: str, reader: str = "") -> Any:
+        """
+        A dataset column of any type, as the dataset gives it. Columns with the truth of a test are refused.
+
+        Args:
+            name (`str`):
+                The column.
+            reader (`str`, *optional*):
+                Who asks, such as the parameter that named it: the beginning of an error.
+        """
+        return column_values(self.dataset, name, reader)
+
     @property
     def completion_lengths(self) -> np.ndarray:
         """Completion tokens per example (both sides of a pair), `(N,)` int32."""
@@ -152,8 +163,3 @@ class Run:
         """Adds values to the next row the trainer logs, as `selection/<name>`."""
         if self.write_log is not None:
             self.write_log(values)
-
-
-def refuse_truth(name: str) -> None:
-    if name.startswith(TRUTH_PREFIX):
-        raise ValueError(f"Column {name!r} holds the answers a comparison is judged by: no method may read it.")

@@ -43,7 +43,7 @@ def example_messages(run: Run, side: str = "chosen") -> list[Messages]:
     """
     form = text_columns(run)
     end = getattr(run.processing_class, "eos_token", None)
-    columns = [run.dataset[name] for name in form]
+    columns = [run.values(name) for name in form]
     if form == ("messages",):
         return [_messages(row, "user", end) for row in columns[0]]
     if len(form) == 1:

@@ -5,14 +5,13 @@ from operator import attrgetter
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ...bases.helper_model import helper_settings
 from ...core.cache import cached
 from ...core.method import Method, Run
 from ...core.parameters import check_range
 from ...core.registry import register
-from ...core.run import refuse_truth
+from ...data.columns import check_column, codes
 from ...functional.loss.s2l import cluster_trajectories, loss_trajectories, s2l_select
 from ...functional.ranking import keep_count
 from ...signals.batch import Signal
@@ -64,13 +63,8 @@ class S2L(Method):
 
     def check(self, run: Run) -> None:
         for name in (self.trajectory_column, self.source_column):
-            if name is None:
-                continue
-            refuse_truth(name)
-            if name not in run.dataset.column_names:
-                raise ValueError(
-                    f"'s2l' reads the column {name!r}, but there are only {sorted(run.dataset.column_names)}."
-                )
+            if name is not None:
+                check_column(run.dataset, name, "'s2l'")
 
     def setup(self, run: Run) -> None:
         if run.resumed:
@@ -90,7 +84,7 @@ class S2L(Method):
     def _trajectories(self, run: Run) -> np.ndarray:
         """Losses of all examples, `(N, T)`."""
         if self.trajectory_column is not None:
-            rows = run.dataset[self.trajectory_column]
+            rows = run.values(self.trajectory_column)
             widths = {len(row) for row in rows}
             if len(widths) != 1:
                 raise ValueError(f"Column {self.trajectory_column!r} must hold equally many losses per row: {widths}.")
@@ -115,9 +109,7 @@ class S2L(Method):
     def _sources(self, run: Run) -> np.ndarray:
         if self.source_column is None:
             return np.zeros(run.size, dtype=np.int64)
-        column = run.dataset.select_columns([self.source_column]).with_format("arrow")[:].column(self.source_column)
-        codes = pa.chunked_array(column.chunks).combine_chunks().dictionary_encode(null_encoding="encode").indices
-        return codes.to_numpy(zero_copy_only=False).astype(np.int64)
+        return codes(run.dataset, self.source_column)
 
     def epoch_size(self, run: Run) -> int:
         return keep_count(self.keep, run.size)

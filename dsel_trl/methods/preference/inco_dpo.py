@@ -9,8 +9,8 @@ import torch
 from ...core.method import Method, Run
 from ...core.parameters import check_choice
 from ...core.registry import register
-from ...core.run import refuse_truth
 from ...data.build.continuations import Synthesis, build
+from ...data.columns import refuse_truth
 from ...data.responses import Prompt
 from ...scorers.rewards import load_reward, reward_of
 from ...signals.batch import Signal

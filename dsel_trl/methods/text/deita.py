@@ -88,13 +88,9 @@ class Deita(Prescored):
             model, column = getattr(self, f"{kind}_model"), getattr(self, f"{kind}_column")
             if model is not None:
                 text_columns(run)
-            elif column not in run.dataset.column_names:
-                raise ValueError(
-                    f"{kind}_column={column!r} is none of the columns {sorted(run.dataset.column_names)}. Name one, "
-                    f"or give {kind}_model."
-                )
             else:
-                _turn_scores(run.dataset[column], column)
+                who = f"{kind}_column={column!r} (another one, or {kind}_model, would do)"
+                _turn_scores(run.values(column, who), column)
 
     def depends_on(self, run: Run) -> list[Any]:
         columns = [
@@ -127,10 +123,10 @@ class Deita(Prescored):
     def _rate(self, run: Run) -> np.ndarray:
         conversations = [turns(messages) for messages in example_messages(run)] if self._uses_models else []
         rated = [
-            _turn_scores(run.dataset[self.complexity_column], self.complexity_column)
+            _turn_scores(run.values(self.complexity_column), self.complexity_column)
             if self.complexity_model is None
             else self._ask(run, self.complexity_model, self.complexity_template, conversations, "complexity"),
-            _turn_scores(run.dataset[self.quality_column], self.quality_column)
+            _turn_scores(run.values(self.quality_column), self.quality_column)
             if self.quality_model is None
             else self._ask(run, self.quality_model, self.quality_template, conversations, "quality"),
         ]
