@@ -34,6 +34,7 @@ from dsel_trl.functional.text.ifd import ifd_perplexity_ratio, select_superfilte
 from dsel_trl.functional.text.perplexity import perplexity_band
 from dsel_trl.functional.text.semdedup import max_similarity, rank_clusters
 from dsel_trl.functional.text.zip import zip_select
+from tests.runs import make_run
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rt", "sta", "lem", "go", "vi", "tor")]
 
@@ -92,14 +93,12 @@ def run_of(examples: int) -> Run:
         ledger.write(name, None, rng.standard_normal(examples, dtype=np.float32), 1)
     columns = {name: rng.standard_normal(examples) for name in ("score_chosen", "score_rejected", "difficulty")}
     lengths = rng.integers(16, 2048, examples).astype(np.int32)
-    return Run(
-        trainer="dpo",
-        size=examples,
+    return make_run(
+        examples,
+        columns=columns,
+        lengths=lengths,
         ledger=ledger,
         epochs=8,
-        arguments=SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1),
-        read_column=columns.__getitem__,
-        read_lengths=lambda: (lengths, lengths),
         # The forwards are not what is measured here.
         passes=cast(Passes, SimpleNamespace(measure=lambda *args, **kwargs: ledger["margin"].copy())),
     )

@@ -14,13 +14,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from .trainer.kinds import KINDS
+
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-TRAININGS = {
-    "dpo": "preference training with selection (TRL's DPOTrainer)",
-    "sft": "supervised fine-tuning with selection (TRL's SFTTrainer)",
-    "kto": "training on responses that are desirable or not, with selection (TRL's KTOTrainer)",
-    "reward": "training of a reward model with selection (TRL's RewardTrainer)",
-}
+TRAININGS = {name: kind.what for name, kind in KINDS.items()}
 COMMANDS = {
     **TRAININGS,
     "build": "write a dataset: reward-augmented pairs, or continuations of a stronger model's responses",

@@ -125,7 +125,7 @@ def test_attaching_and_planning_draw_nothing_from_the_global_generators(make_tra
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     callback = SelectionCallback(trainer, "random", keep=0.5)
     callback.begin_run(None)
-    list(callback.make_sampler())
+    list(callback.serving.make_sampler())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
 

@@ -65,30 +65,28 @@ class WithReference(Method):
 
     def reference_losses(self, run: Run) -> np.ndarray:
         """Loss of every example under the reference, `(N,)` float32: mean token loss, or the loss of the pair."""
-        assert run.passes is not None
         if self.reference is None:
             return self._helper(run)[0]
-        return run.passes.measure(_loss, forward=self._pairs(run), **self._rows(run), description="Reference losses")
+        return run.passes.measure(_loss, forward=self._pairs(run), **self._inputs(run), description="Reference losses")
 
     def reference_tokens(self, run: Run, sizes: np.ndarray) -> np.ndarray:
         """Log-probability of every trained token under the reference, one example after another (SFT)."""
-        assert run.passes is not None
         if self.reference is None:
 
             def evaluate(forward: Any) -> np.ndarray:
-                return run.passes.measure_tokens(sizes, forward=forward, **self._rows(run))  # type: ignore[union-attr]
+                return run.passes.measure_tokens(sizes, forward=forward, **self._inputs(run))
 
             return self._helper(run, evaluate=evaluate)[0]
         return run.passes.measure_tokens(
-            sizes, forward=self._pairs(run), **self._rows(run), description="Reference tokens"
+            sizes, forward=self._pairs(run), **self._inputs(run), description="Reference tokens"
         )
 
-    def _rows(self, run: Run) -> dict[str, Any]:
+    def _inputs(self, run: Run) -> dict[str, Any]:
         """Sequences one per row, whatever layout the trainer's collator gives them."""
-        if run.trainer == "dpo":
+        if run.rows.layout.pairs:
             return {}
-        sequences = Sequences(run)
-        return {"rows": sequences.collate(), "lengths": sequences.scan()[0]}
+        sequences = Sequences(run.rows.side("chosen"))
+        return {"inputs": sequences.collate(), "lengths": sequences.scan()[0]}
 
     def _pairs(self, run: Run) -> Any:
         assert self.reference is not None
@@ -99,12 +97,11 @@ class WithReference(Method):
                 f"reference={self.reference!r} knows {known} tokens, the run's tokenizer has {needed}: it must share "
                 "the policy's tokenizer."
             )
-        return model.forward if run.trainer == "sft" else partial(_pair_forward, run, model)
+        return partial(_pair_forward, run, model) if run.rows.layout.pairs else model.forward
 
     def _helper(self, run: Run, **how: Any) -> np.ndarray:
-        assert run.proxy is not None
         assert self.clean_column is not None
-        return run.proxy(
+        return run.train_helper(
             np.flatnonzero(run.column(self.clean_column) > self.clean_above),
             np.arange(run.size),
             _loss,
@@ -125,7 +122,6 @@ def _loss(batch: Batch) -> Tensor:
 @torch.no_grad()
 def _pair_forward(run: Run, model: LanguageModel, inputs: dict[str, Any], ids: Tensor) -> Batch:
     """Pairs with the reference in the policy's place: what their loss would be, had the policy been trained to it."""
-    assert run.passes is not None
     batch = run.passes.forward(inputs, ids)
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
     output = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)

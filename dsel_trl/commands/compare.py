@@ -14,17 +14,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..trainer.kinds import KINDS
 from .train import Job, build_trainer, selection_files, train
 
 logger = logging.getLogger(__name__)
 
-# What a held-out set says of a run: the trainer's own metric, its name in the table, and how it is written.
-MEASURES = {
-    "dpo": ("eval_rewards/accuracies", "held-out accuracy", "{:.1%}"),
-    "sft": ("eval_loss", "held-out loss", "{:.4f}"),
-    "kto": ("eval_loss", "held-out loss", "{:.4f}"),
-    "reward": ("eval_accuracy", "held-out accuracy", "{:.1%}"),
-}
 FLIPPED = "truth_flipped"
 
 
@@ -81,7 +75,7 @@ def _run_one(job: Job, run: str, selection: list[dict[str, Any]], steps: int | N
     train(trainer)
     seconds = time.perf_counter() - started
     metrics = trainer.evaluate()
-    measure = MEASURES[arguments.kind][0]
+    measure = KINDS[arguments.kind].measure.key
     result: dict[str, Any] = {
         "run": run,
         "methods": selection,
@@ -140,14 +134,14 @@ def compare(job: Job) -> dict[str, Any]:
 
 def format_table(comparison: dict[str, Any]) -> str:
     """The comparison as text, one line per run."""
-    measure, title, form = MEASURES[comparison["trainer"]]
-    rows = [["run", title, "flipped dropped", "clean dropped", "flipped in training", "steps", "seconds"]]
+    measure = KINDS[comparison["trainer"]].measure
+    rows = [["run", measure.name, "flipped dropped", "clean dropped", "flipped in training", "steps", "seconds"]]
     for result in comparison["runs"]:
         shares = [result.get(key) for key in ("flipped_dropped", "clean_dropped", "flipped_share_of_training")]
         rows.append(
             [
                 result["run"],
-                form.format(result[measure.removeprefix("eval_")]),
+                measure.form.format(result[measure.key.removeprefix("eval_")]),
                 *("-" if share is None else f"{share:.1%}" for share in shares),
                 str(result["steps"]),
                 f"{result['seconds']:.0f}",

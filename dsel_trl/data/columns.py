@@ -5,6 +5,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
+TRUTH_PREFIX = "truth_"
+
+
+def refuse_truth(name: str) -> None:
+    """Raises `ValueError` for a column that holds the answers a comparison is judged by."""
+    if name.startswith(TRUTH_PREFIX):
+        raise ValueError(f"Column {name!r} holds the answers a comparison is judged by: no method may read it.")
+
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     """Names of the columns; a streamed dataset that does not know them is asked for its first row."""

@@ -99,21 +99,20 @@ def policy_states(
     pooling: str,
     *,
     ids: np.ndarray | None = None,
-    rows: Callable[[np.ndarray], Any] | None = None,
+    inputs: Callable[[np.ndarray], Any] | None = None,
     lengths: np.ndarray | None = None,
 ) -> np.ndarray:
     """
     Pooled last hidden states of the policy as it is now, `(N, d)` float32; of the examples `ids` only, where given.
 
-    `rows` and `lengths` are those of [`~dsel_trl.core.data_passes.Passes.measure`], for other tokens than the
+    `inputs` and `lengths` are those of [`~dsel_trl.core.data_passes.Passes.measure`], for other tokens than the
     example's own.
     """
-    assert run.passes is not None
-    sequences = Sequences(run)
+    sequences = Sequences(run.rows.side("chosen"))
     return run.passes.measure(
         lambda states: states,
         ids,
-        rows=rows or sequences.collate(),
+        inputs=inputs or sequences.collate(),
         lengths=sequences.scan()[0] if lengths is None else lengths,
         forward=_hidden_states(run, pooling),
         description="Embedding",
@@ -143,15 +142,14 @@ def _hidden_states(run: Run, pooling: str) -> Callable[[dict[str, Any], Tensor],
 
 
 def _sentences(run: Run, path: str) -> np.ndarray:
-    assert run.passes is not None
-    model, texts = _sentence_transformer(path, run.model.device), example_texts(run)
+    model, texts = _sentence_transformer(path, run.model.device), example_texts(run.rows.side("chosen"))
 
     def encode(batch: list[str], ids: Tensor) -> Tensor:
         return model.encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
 
     return run.passes.measure(
         lambda vectors: vectors,
-        rows=lambda ids: [texts[i] for i in ids],
+        inputs=lambda ids: [texts[i] for i in ids],
         lengths=np.array([1 + len(text) // 4 for text in texts], dtype=np.int64),
         forward=encode,
         description="Embedding",

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -12,23 +12,8 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from ..signals.batch import Batch, Forward
-from ..signals.sequence_batch import SequenceBatch
 from ..signals.tap import Reading, label_log_probs
-
-if TYPE_CHECKING:
-    _Trainer = Any
-else:
-    _Trainer = object
-from .kinds import (
-    BATCHES,
-    COLUMNS,
-    NOT_FOR_THE_MODEL,
-    REFERENCES,
-    is_sequences,
-    labels_of,
-    loss_settings,
-    trainer_kind,
-)
+from .kinds import COLUMNS, NOT_FOR_THE_MODEL, batch_type, labels_of, trainer_kind
 
 
 def make_batch(
@@ -42,20 +27,12 @@ def make_batch(
 ) -> Batch:
     """The batch of a reading, in the layout of this trainer; `kl` where KTO's KL term is not to be read as well."""
     assert reading.policy is not None
-    settings, kind = loss_settings(trainer), trainer_kind(trainer)
-    if kind == "kto" and trainer.calculate_KL:
-        settings.kl = kl_term(trainer, inputs, reading) if kl is None else kl
-    cls = SequenceBatch if is_sequences(trainer, inputs) else BATCHES[kind]
+    kind = trainer_kind(trainer)
+    settings = kind.settings(trainer)
+    if kind.kl(trainer):
+        settings.kl = kind.kl_term(trainer, inputs, reading) if kl is None else kl
+    cls = batch_type(kind, inputs)
     return cls(ids, inputs, reading.policy, reading.reference, settings=settings, **context)
-
-
-def kl_term(trainer: Any, inputs: dict[str, Any], reading: Reading) -> Tensor:
-    """KTO's KL term of a training step, the mean over all ranks, as the trainer itself is about to compute it."""
-    width = inputs["KL_completion_mask"].shape[1] - 1
-    # Both models run the KL rows before the examples: the policy first of all, the reference after the policy.
-    policy, *rest = (forward.log_probs[:, -width:].sum(dim=1) for forward in reading.without_gradient[:2])
-    reference = inputs["ref_KL_logps"] if trainer.precompute_ref_logps else rest[0]
-    return trainer.accelerator.gather_for_metrics((policy - reference).mean()).mean().clamp(min=0)
 
 
 def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
@@ -102,14 +79,15 @@ def score_rows(
             "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
             "be made then. Score the data in a run without them and give the scores as dataset columns."
         )
-    labels = labels_of(trainer, inputs)
-    own = NOT_FOR_THE_MODEL | REFERENCES
+    kind = trainer_kind(trainer)
+    labels = labels_of(kind, inputs)
+    own = NOT_FOR_THE_MODEL | set(kind.references)
     kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith((f"{COLUMNS}.", "KL_"))}
     model, training = trainer.model, trainer.model.training
     model.eval()
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
-            if trainer_kind(trainer) == "reward":
+            if kind.heads:
                 rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
                 return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
             output = model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True)
@@ -120,7 +98,7 @@ def score_rows(
                 output.log_sum_sq_probs,
             )
             reading = Reading(policy=policy)
-            if reference and not is_sequences(trainer, inputs) and not REFERENCES & set(inputs):
+            if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
                 reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
     finally:
         model.train(training)

@@ -111,7 +111,7 @@ def train_proxy(
         )
         stock = seams.stock_class(type(trainer))
         kwargs: dict[str, Any] = {"peft_config": LoraConfig(**LORA)} if lora else {}
-        if not lora and trainer_kind(trainer) == "dpo":
+        if not lora and trainer_kind(trainer).references:
             kwargs["ref_model"] = _start(trainer, model)
         proxy = _prepared(stock)(
             model=_start(trainer, model),

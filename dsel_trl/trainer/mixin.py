@@ -1,24 +1,20 @@
-"""The seams between a TRL trainer and the selection: the only file that knows the trainers' internals."""
+"""The seams between a TRL trainer and the selection: ordinary methods that call `super()`."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..signals.batch import ROW_LENGTHS
-
-if TYPE_CHECKING:
-    from ..callback import SelectionCallback
-
-    _Trainer = Any
-else:
-    _Trainer = object
 from .checkpoints import last_complete_checkpoint
 from .kinds import COLUMNS, EXAMPLE_ID
 from .rows import ExampleCollator, IndexedRows, PlannedBatches, collator_of
+
+# What the mixin stands before is known only where it is used.
+_Trainer: Any = object
 
 
 class SelectionMixin(_Trainer):
@@ -28,7 +24,8 @@ class SelectionMixin(_Trainer):
     Every seam is an ordinary method that calls `super()`; without a selection each of them is the trainer's own.
     """
 
-    selection: "SelectionCallback | None" = None
+    # The [`SelectionCallback`] that is attached, if any.
+    selection: Any = None
     # Set by the trainers themselves.
     data_collator: Any
     _signature_columns: Any
@@ -49,8 +46,7 @@ class SelectionMixin(_Trainer):
         dataset = super()._remove_unused_columns(dataset, description=description)
         if self.selection is None or description != "Training":
             return dataset
-        self.selection.served_rows = IndexedRows(dataset)
-        return self.selection.served_rows
+        return IndexedRows(dataset)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -64,22 +60,24 @@ class SelectionMixin(_Trainer):
         collator, batch_size = self.data_collator, self._train_batch_size
         columns = self.selection.columns if self.selection.streaming else ()
         self.data_collator = ExampleCollator(collator_of(self), columns)
-        self._train_batch_size = batch_size * self.selection.candidates
+        self._train_batch_size = batch_size * self.selection.methods.candidates
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator, self._train_batch_size = collator, batch_size
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows = train_dataset.dataset if isinstance(train_dataset, IndexedRows) else train_dataset
-        sampler = None if self.selection is None or rows is None else self.selection.make_sampler()
+        if self.selection is None or not isinstance(train_dataset, IndexedRows):
+            return super()._get_train_sampler(train_dataset)
+        sampler = self.selection.serving.make_sampler()
         if sampler is None:
-            return super()._get_train_sampler(rows)
+            return super()._get_train_sampler(train_dataset.dataset)
+        train_dataset.sampler = sampler
         return PlannedBatches(sampler) if isinstance(sampler, BatchPlanSampler) else sampler
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
         if self.selection is not None:
-            if self.selection.candidates > 1:
+            if self.selection.methods.candidates > 1:
                 epoch_iterator = map(self.selection.pick, epoch_iterator)
             batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
             self.selection.steps.begin(len(batches))

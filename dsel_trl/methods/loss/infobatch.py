@@ -72,7 +72,6 @@ class InfoBatch(Method):
         self._in_flight = np.zeros(run.size, dtype=bool)
         self._left_out = np.zeros(run.size, dtype=bool)
         if self.prescore and not run.resumed:
-            assert run.passes is not None
             losses = run.passes.measure(lambda batch: batch.loss, description="Losses before training")
             run.ledger.write("loss", None, losses, step=0)
 

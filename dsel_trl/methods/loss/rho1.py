@@ -63,7 +63,7 @@ class Rho1(WithReference):
             raise ValueError("scope='sequence' needs one sequence per row: set padding_free=False or scope='batch'.")
 
     def setup(self, run: Run) -> None:
-        sizes = Sequences(run).scan()[1]
+        sizes = Sequences(run.rows.side("chosen")).scan()[1]
         self._offsets = np.concatenate([[0], np.cumsum(sizes)])
         self._run, self._sizes = run, sizes
         if not run.resumed:
@@ -77,7 +77,7 @@ class Rho1(WithReference):
             self._tokens = load_file(file)["tokens"]
             return
         self._tokens = self.reference_tokens(self._run, self._sizes)
-        if self._run.passes is None or self._run.passes.rank == 0:
+        if self._run.passes.rank == 0:
             save_arrays(file, {"tokens": self._tokens})
 
     def _excess(self, batch: Batch) -> tuple[Tensor, Tensor]:

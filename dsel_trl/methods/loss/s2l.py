@@ -11,7 +11,7 @@ from ...core.cache import cached
 from ...core.method import Method, Run
 from ...core.parameters import check_range
 from ...core.registry import register
-from ...core.run import refuse_truth
+from ...data.columns import refuse_truth
 from ...functional.loss.s2l import cluster_trajectories, loss_trajectories, s2l_select
 from ...functional.ranking import keep_count
 from ...signals.batch import Signal
@@ -98,9 +98,8 @@ class S2L(Method):
         return cached(run, "loss-trajectories", parts, lambda: {"losses": self._helper_losses(run)})["losses"]
 
     def _helper_losses(self, run: Run) -> np.ndarray:
-        assert run.proxy is not None
         everything = np.arange(run.size)
-        values = run.proxy(
+        values = run.train_helper(
             everything,
             everything,
             attrgetter("loss"),

@@ -136,7 +136,7 @@ class Curriculum(ByScore):
 
 def rarity(run: Run) -> np.ndarray:
     """Rarity of each example's tokens (a pair's prompt and chosen response) in this dataset, `(N,)` float32."""
-    sequences = Sequences(run)
+    sequences = Sequences(run.rows.side("chosen"))
     tokens = [np.asarray(row, dtype=np.int64) for row, _ in sequences[np.arange(run.size)]]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in tokens])])
     return unigram_rarity(np.concatenate(tokens), offsets).astype(np.float32)

@@ -11,7 +11,6 @@ from ...core.parameters import check_choice, check_range
 from ...core.registry import register
 from ...core.run import Run
 from ...data.build.documents import cut_documents, document_tokens
-from ...data.lengths import row_lengths
 from ...functional.order.dataset_decomposition import bucket_of_length, decomposition_plan, even_buckets
 from ...functional.order.length_curriculum import SCHEDULES, curriculum_odds, subcycle_odds
 from ...sampling.batch_sampler import over_ranks
@@ -142,7 +141,7 @@ class DatasetDecomposition(Batched):
         return pieces
 
     def check(self, run: Run) -> None:
-        self._lengths, self._rows = row_lengths(run.dataset, run.trainer, run.arguments.max_length)
+        self._lengths, self._rows = run.rows.padded_lengths, run.rows.layout.sequences
         # The last token of a piece is only predicted.
         extra = 1 if self.mode == "decompose" else 0
         self._longest = self._longest_bucket(run, int(self._lengths.max()))

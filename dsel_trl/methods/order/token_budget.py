@@ -8,7 +8,6 @@ import numpy as np
 from ...bases.batch_forming import Batched
 from ...core.registry import register
 from ...core.run import Run
-from ...data.lengths import row_lengths
 from ...functional.order.token_budget import budget_starts, sorted_windows
 from ...sampling.batch_sampler import over_ranks
 from ...signals.batch import Signal
@@ -72,7 +71,7 @@ class TokenBudget(Batched):
         self._budget, self._examples, self._steps = 1, 0, 0
 
     def check(self, run: Run) -> None:
-        self._lengths, self._rows = row_lengths(run.dataset, run.trainer, run.arguments.max_length)
+        self._lengths, self._rows = run.rows.padded_lengths, run.rows.layout.sequences
         self._examples = 0
 
     def batch(self, run: Run, ids: np.ndarray) -> list[np.ndarray]:

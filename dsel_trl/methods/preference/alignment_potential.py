@@ -12,8 +12,8 @@ from ...bases.scored import ByScore, keep_top, known_scores
 from ...core.method import Run
 from ...core.parameters import check_choice, check_range
 from ...core.registry import register
-from ...core.run import refuse_truth
 from ...data.build.self_play import build
+from ...data.columns import refuse_truth
 from ...functional.margins import average_logps, simpo_margin
 from ...functional.preference.alignment_potential import alignment_potential, reward_spread
 from ...functional.ranking import keep_count, top_k
@@ -120,10 +120,8 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         )
 
     def rebuild(self, run: Run, dataset: Any) -> Any:
-        assert run.generate is not None
         evolve = None
         if self.evolve:
-            assert run.passes is not None
             found = dataset_rewards(run, ("chosen", "rejected"), self.reward, self.reward_model)
             implicit = run.passes.measure(self.implicit, description="Scoring implicit margins")
             potential = alignment_potential(found["chosen"] - found["rejected"], implicit, self.weight)
@@ -143,7 +141,6 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         self._given = run.column("self_play") == 0 if self.self_play else np.zeros(run.size, dtype=bool)
         run.ledger.add(self.MARGIN)
         if self.prescore and not run.resumed:
-            assert run.passes is not None
             values = run.passes.measure(self.implicit, description="Scoring implicit margins")
             run.ledger.write(self.MARGIN, None, values, step=0)
 

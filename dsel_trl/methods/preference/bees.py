@@ -116,9 +116,8 @@ class Bees(ExplicitMargin, ByScore):
 
     def _helper_margins(self, run: Run) -> np.ndarray:
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
-        assert run.proxy is not None
         size = min(self.seed_pairs, max(1, run.size // 2))
-        values = run.proxy(
+        values = run.train_helper(
             run.rng(0xBEE5).choice(run.size, size, replace=False),
             np.arange(run.size),
             log_ratio_margin,
@@ -138,7 +137,6 @@ class Bees(ExplicitMargin, ByScore):
         if source.startswith("column:"):
             return run.column(source.partition(":")[2])
         if source == "implicit" and self._measured != run.step:
-            assert run.passes is not None
             values = run.passes.measure(log_ratio_margin, description="Scoring implicit margins")
             run.ledger.write(f"{self.name}_implicit", None, values, run.step)
             self._measured = run.step

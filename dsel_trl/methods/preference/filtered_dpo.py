@@ -73,7 +73,6 @@ class FilteredDpo(Method):
 
     def _filter(self, run: Run) -> None:
         assert self._left is not None
-        assert run.generate is not None
         ids = np.flatnonzero(self._left)
         prompts = [prompts_of(run.dataset)[i] for i in ids]
         samples = run.generate(
@@ -98,7 +97,6 @@ class FilteredDpo(Method):
 
     def _rewards(self, run: Run, prompts: list[Any], responses: list[str]) -> np.ndarray:
         """Rewards as the first process has them: what is dropped must be the same everywhere."""
-        assert run.passes is not None
         values = np.zeros(len(responses))
         if run.passes.rank == 0:
             reward = reward_of(self.reward, self.reward_model, run.model.device)

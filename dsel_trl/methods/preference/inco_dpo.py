@@ -9,8 +9,8 @@ import torch
 from ...core.method import Method, Run
 from ...core.parameters import check_choice
 from ...core.registry import register
-from ...core.run import refuse_truth
 from ...data.build.continuations import Synthesis, build
+from ...data.columns import refuse_truth
 from ...data.responses import Prompt
 from ...scorers.rewards import load_reward, reward_of
 from ...signals.batch import Signal
@@ -88,7 +88,6 @@ class IncoDpo(Method):
         )
 
     def rebuild(self, run: Run, dataset: Any) -> Any:
-        assert run.generate is not None
 
         def mean_logps(prompts: Any, responses: Any) -> np.ndarray:
             return np.array([_mean_logp(run, p, r) for p, r in zip(prompts, responses, strict=True)])

@@ -128,19 +128,18 @@ class SelectiveDpo(Method):
         table[DIFFICULTY] = _mean_known(losses.reshape(-1, run.size))
         table["learned_step"] = _mean_known(np.stack([_learned_steps(one) for one in margins]))
         run.ledger.write(self.LEARNED_STEP, None, table["learned_step"], step=0)
-        if run.passes is None or run.passes.rank == 0:
+        if run.passes.rank == 0:
             write_table(Path(run.output_dir) / "selection" / "difficulty.csv", run.dataset, table)
         return table[CRITERIA[self.criterion_by]]
 
     def _helper_margins(self, run: Run) -> dict[str, np.ndarray]:
         """Margins of the pairs each helper has not seen, `(helpers, evaluations, N)`, NaN elsewhere."""
-        assert run.proxy is not None
         margins = np.full((self.helpers, self.evaluations, run.size), np.nan, dtype=np.float32)
         for helper in range(self.helpers):
             split = half_split(run.size, FIRST_SEED + helper // 2)
             first = helper % 2 == 0
             score_ids = split.first_eval if first else split.second_eval
-            margins[helper][:, score_ids] = run.proxy(
+            margins[helper][:, score_ids] = run.train_helper(
                 split.first_train if first else split.second_train,
                 score_ids,
                 _margin,
@@ -165,7 +164,6 @@ class SelectiveDpo(Method):
     def observe(self, run: Run, step: Step) -> None:
         if not self.due(run):
             return
-        assert run.passes is not None
         unseen = np.flatnonzero(run.ledger.visits == 0)
         size = self.pool or 8 * self._interval(run) * len(step.ids)
         if len(unseen) > size:

@@ -44,7 +44,6 @@ class D4(Clustered):
             raise ValueError(f"keep={self.keep!r}: d4 keeps dedup * diversify of the data; set those.")
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         vectors = self.vectors(run)
         return {self.name: run.passes.from_first(run.size, lambda: self._choose(run, vectors))}
 

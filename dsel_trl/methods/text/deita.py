@@ -87,7 +87,7 @@ class Deita(Prescored):
         for kind in ("complexity", "quality"):
             model, column = getattr(self, f"{kind}_model"), getattr(self, f"{kind}_column")
             if model is not None:
-                text_columns(run)
+                text_columns(run.rows)
             elif column not in run.dataset.column_names:
                 raise ValueError(
                     f"{kind}_column={column!r} is none of the columns {sorted(run.dataset.column_names)}. Name one, "
@@ -121,7 +121,9 @@ class Deita(Prescored):
         return np.maximum(scores, 0.0)
 
     def _rate(self, run: Run) -> np.ndarray:
-        conversations = [turns(messages) for messages in example_messages(run)] if self._uses_models else []
+        conversations = (
+            [turns(messages) for messages in example_messages(run.rows.side("chosen"))] if self._uses_models else []
+        )
         rated = [
             _turn_scores(run.dataset[self.complexity_column], self.complexity_column)
             if self.complexity_model is None
@@ -140,7 +142,6 @@ class Deita(Prescored):
         self, run: Run, path: str, template: str, conversations: list[list[tuple[str, str]]], kind: str
     ) -> list[list[float]]:
         """Expected digit of every turn, each asked for on its own."""
-        assert run.passes is not None
         scorer = LanguageModel(path, run.model.device, f"{kind}_model")
         digits = digit_tokens(scorer.tokenizer, path)
         prompts = [
@@ -152,7 +153,7 @@ class Deita(Prescored):
         rows = [scorer.tokenizer(prompt)["input_ids"][-scorer.max_length + 1 :] for prompt in prompts]
         logits = run.passes.measure(
             lambda values: values[:, digits],
-            rows=lambda ids: [rows[i] for i in ids],
+            inputs=lambda ids: [rows[i] for i in ids],
             lengths=np.array([len(row) for row in rows], dtype=np.int64),
             forward=lambda batch, ids: scorer.next_logits(batch),
             description=f"Rating {kind}",

@@ -86,7 +86,7 @@ class Dsir(Prescored):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        text_columns(run)
+        text_columns(run.rows)
         if not self._targets(run):
             raise ValueError(f"The target is empty: {self.target_file or self.target_column!r} holds no text.")
 
@@ -98,11 +98,10 @@ class Dsir(Prescored):
         return [str(i) for i in marked] if texts is None else [texts[i] for i in marked]
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         return {self.name: run.passes.from_first(run.size, lambda: self._log_weights(run))}
 
     def _log_weights(self, run: Run) -> np.ndarray:
-        texts = example_texts(run)
+        texts = example_texts(run.rows.side("chosen"))
         hashed = hash_ngrams(texts, num_buckets=self.buckets, ngrams=self.ngrams)
         target = hash_ngrams(self._targets(run, texts), num_buckets=self.buckets, ngrams=self.ngrams)
         weights = log_importance_weights(

@@ -75,7 +75,7 @@ class Edge(Prescored):
         if not isinstance(text, str):
             raise ValueError(f"guideline={self.guideline!r} gave {type(text).__name__} for the first row, not a text.")
         longest = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
-        needed = len(self._tokens(run, text)) + int(Sequences(run).scan()[0].max(initial=0))
+        needed = len(self._tokens(run, text)) + int(Sequences(run.rows.side("chosen")).scan()[0].max(initial=0))
         if longest is not None and needed > longest:
             raise ValueError(
                 f"The guideline and the longest example take {needed} tokens, but the model holds {longest}: shorten "
@@ -87,8 +87,7 @@ class Edge(Prescored):
         return run.processing_class(text + "\n", add_special_tokens=False)["input_ids"]
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
-        sequences, write = Sequences(run), self._write_guideline
+        sequences, write = Sequences(run.rows.side("chosen")), self._write_guideline
         lengths, trained = sequences.scan()
         if isinstance(self.guideline, str) and not _names_function(self.guideline):
             common = self._tokens(run, self.guideline)
@@ -106,10 +105,10 @@ class Edge(Prescored):
             return tokens[:start] + own + tokens[start:], hidden
 
         plain = run.passes.measure_tokens(
-            trained, rows=sequences.collate(), lengths=lengths, description="Without the guideline"
+            trained, inputs=sequences.collate(), lengths=lengths, description="Without the guideline"
         )
         helped = run.passes.measure_tokens(
-            trained, rows=sequences.collate(guided), lengths=lengths + sizes, description="With the guideline"
+            trained, inputs=sequences.collate(guided), lengths=lengths + sizes, description="With the guideline"
         )
         starts = sequences.turn_starts(trained)
         turn = np.cumsum(starts) - 1

@@ -134,9 +134,9 @@ class Ifd(Prescored):
         if self.diverse is not None:
             check_embeddings(run, self.embedding)
         if self.model is not None:
-            text_columns(run)
+            text_columns(run.rows)
         elif run.trainer == "sft":
-            tokens, trained = Sequences(run).scan()
+            tokens, trained = Sequences(run.rows.side("chosen")).scan()
             if len(tokens) and (trained >= tokens - 1).all():
                 raise ValueError(
                     "ifd compares an answer with and without its instruction, but every token of this dataset is "
@@ -163,7 +163,6 @@ class Ifd(Prescored):
 
     def _spread(self, run: Run, scores: np.ndarray, share: float) -> np.ndarray:
         """The scores of the examples that cover best what `keep` leaves; -inf elsewhere."""
-        assert run.passes is not None
         known = int(np.isfinite(scores).sum())
         wide = np.sort(top_k(scores, keep_count(self._wide_share, known)))
         live = run.step > 0 and self.embedding == "policy"
@@ -188,8 +187,7 @@ class Ifd(Prescored):
 
     def _warmed_up(self, run: Run) -> np.ndarray:
         """Both losses under a helper that has trained on a few examples of every cluster of instructions."""
-        assert run.proxy is not None
-        return run.proxy(
+        return run.train_helper(
             self._pre_experienced(run),
             np.arange(run.size),
             attrgetter("loss"),
@@ -203,18 +201,17 @@ class Ifd(Prescored):
 
     def _pre_experienced(self, run: Run) -> np.ndarray:
         """Ids that the helper trains on."""
-        assert run.passes is not None
-        sequences = Sequences(run)
+        sequences = Sequences(run.rows.side("chosen"))
         lengths = sequences.instruction_lengths()
         # The first token has nothing before it: what is shorter than two has no perplexity.
         known = np.flatnonzero(lengths > 1)
         if not len(known):
             raise ValueError(f"warm_up={self.warm_up!r} clusters instructions, but no example has one.")
-        rows = sequences.collate(instruction_alone)
+        inputs = sequences.collate(instruction_alone)
         losses = run.passes.measure(
-            attrgetter("loss"), known, rows=rows, lengths=lengths, description="Instructions alone"
+            attrgetter("loss"), known, inputs=inputs, lengths=lengths, description="Instructions alone"
         )
-        vectors = policy_states(run, "mean", ids=known, rows=rows, lengths=lengths)
+        vectors = policy_states(run, "mean", ids=known, inputs=inputs, lengths=lengths)
         labels = run.passes.from_first(
             len(known), lambda: kmeans(vectors, self.warm_up_clusters, seed=run.seed)[0].astype(np.float64)
         )
@@ -224,20 +221,19 @@ class Ifd(Prescored):
 
     def _with_policy(self, run: Run, forward: Callable[..., Any] | None = None) -> np.ndarray:
         """Both losses under the policy, or under the model of another forward, `(2, N)`."""
-        assert run.passes is not None
-        sequences = Sequences(run)
+        sequences = Sequences(run.rows.side("chosen"))
         tokens, trained = sequences.scan()
         prefix = self._prefix(run.processing_class)
         given = run.passes.measure(
             lambda batch: batch.loss,
-            rows=sequences.collate(),
+            inputs=sequences.collate(),
             lengths=tokens,
             forward=forward,
             description="Answers given instructions",
         )
         alone = run.passes.measure(
             lambda batch: batch.loss,
-            rows=sequences.collate(answer_alone(prefix)),
+            inputs=sequences.collate(answer_alone(prefix)),
             lengths=trained + len(prefix),
             forward=forward,
             description="Answers alone",
@@ -248,7 +244,7 @@ class Ifd(Prescored):
         assert self.model is not None
         model = LanguageModel(self.model, run.model.device)
         prefix = self._prefix(model.tokenizer)
-        given = [model.encode(*prompt_and_answer(messages)) for messages in example_messages(run)]
+        given = [model.encode(*prompt_and_answer(messages)) for messages in example_messages(run.rows.side("chosen"))]
         alone = []
         for _, labels in given:
             answer = [label for label in labels if label != IGNORED]

@@ -63,18 +63,19 @@ class Perplexity(Prescored):
     def check(self, run: Run) -> None:
         super().check(run)
         if self.model is not None:
-            text_columns(run)
+            text_columns(run.rows)
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         if self.model is not None:
             model = LanguageModel(self.model, run.model.device)
-            rows = [model.encode(*prompt_and_answer(messages)) for messages in example_messages(run)]
+            rows = [
+                model.encode(*prompt_and_answer(messages)) for messages in example_messages(run.rows.side("chosen"))
+            ]
             return {self.name: sequence_losses(run, rows, model, "Perplexity")}
-        assert run.passes is not None
-        sequences = Sequences(run)
+        sequences = Sequences(run.rows.side("chosen"))
         tokens, trained = sequences.scan()
         losses = run.passes.measure(
-            lambda batch: batch.loss, rows=sequences.collate(), lengths=tokens, description="Perplexity"
+            lambda batch: batch.loss, inputs=sequences.collate(), lengths=tokens, description="Perplexity"
         )
         return {self.name: np.where(trained > 0, losses, np.nan)}
 

@@ -47,7 +47,6 @@ class SemDedup(Clustered):
         check_choice("prefer", self.prefer, KEEP)
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         vectors = self.vectors(run)
         similarity = run.passes.from_first(run.size, lambda: self._similarity(run, vectors))
         eps = eps_for_fraction(similarity, self.keep or 1.0) if self.eps is None else self.eps

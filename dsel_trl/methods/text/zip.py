@@ -108,7 +108,7 @@ class Zip(Prescored):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        text_columns(run)
+        text_columns(run.rows)
         used = self._budget(run) * self._spent
         if self.form == "offline" and used > run.size:
             raise ValueError(
@@ -127,7 +127,7 @@ class Zip(Prescored):
         return 1.0 if self.rejected == "restore" else finalists / min(finalists, self.k3)
 
     def _examples(self, run: Run) -> list[Any]:
-        conversations = example_messages(run, "both")
+        conversations = example_messages(run.rows)
         if self.serializer == "text":
             return [joined(messages) for messages in conversations]
         return [canonical_example(i, messages) for i, messages in enumerate(conversations)]
@@ -142,7 +142,6 @@ class Zip(Prescored):
         self._engine = CompressionEngine(self._pieces, frame)
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         size = self._budget(run)
         needed = size * self._spent
         before = run.ledger[self.name]

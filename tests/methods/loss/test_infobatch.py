@@ -1,16 +1,15 @@
 """InfoBatch: both schedules, exact weights, and an annealing that always resets."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from dsel_trl import create_method
 from dsel_trl.core.ledger import Ledger
-from dsel_trl.core.run import Run, Step
+from dsel_trl.core.run import Step
 from dsel_trl.functional.loss.infobatch import infobatch_prune
 from tests import tiny
 from tests.methods import live
+from tests.runs import make_run
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +55,8 @@ def planner(**parameters):
     size = 64
     ledger = Ledger(size)
     ledger.write("loss", None, np.linspace(0.1, 2.0, size) ** 2, 1)
-    arguments = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1)
-    run = Run(trainer="sft", size=size, ledger=ledger, epochs=1e9, arguments=arguments)
+    run = make_run(size, trainer="sft", ledger=ledger, epochs=1e9)
+    run.arguments.per_device_train_batch_size = 4
     method = create_method("infobatch", **parameters)
     method.setup(run)
     return run, method
