@@ -35,7 +35,8 @@ def register(name: str) -> Callable[[MethodType], MethodType]:
             raise TypeError(f"{cls!r} is not a Method.")
         if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
             raise ValueError(f"The method name {name!r} is taken by {_REGISTRY[name].__qualname__}.")
-        if not (cls.__doc__ or "").strip():
+        # `@dataclass` writes the signature where there is no docstring.
+        if not (cls.__doc__ or "").strip() or (cls.__doc__ or "").startswith(f"{cls.__name__}("):
             raise ValueError(f"{cls.__name__} needs a docstring: it is the card of the method {name!r}.")
         cls.name = name
         _REGISTRY[name] = cls

@@ -19,7 +19,7 @@ from ...signals.pair_batch import PairBatch
 @dataclass
 class AlphaDpo(LossForm):
     """
-    SimPO whose target margin is larger for pairs that the policy already separates better than its reference.
+    Trains SimPO with a target margin that is larger for pairs the policy separates better than its reference.
 
     What: `softplus(-beta * ((alp_w - alp_l) - c))` with `c = alpha * (q - mean) / std + gamma_ratio`, where q is the
     averaged log-ratio margin over the reference, and mean and deviation are moving averages over the batches of all

@@ -16,7 +16,7 @@ from ...signals.pair_batch import PairBatch
 @dataclass
 class Amapo(LossForm):
     """
-    A loss of averaged log-probabilities in which pairs below the batch's mean margin get a target margin.
+    Trains on averaged log-probabilities, with a target margin for the pairs below the batch's mean margin.
 
     What: `softplus(-(beta * u - g))` with `u = alp_w - alp_l` and `g = beta * exp(((mean - u) / std) * mean)` where u
     is below the mean of the micro-batch over all processes, else 0 (hf.co/papers/2511.09385). Exact, as row weights on

@@ -21,8 +21,9 @@ from ...signals.tap import label_log_probs
 @dataclass
 class IncoDpo(Method):
     """
-    Builds pairs in which the policy continues a prefix of the dataset's response. A *reconstruction*: the paper's
-    procedure was known from summaries only.
+    Builds pairs in which the policy continues a prefix of the dataset's response.
+
+    A *reconstruction*: the paper's procedure was known from summaries only.
 
     What: per prompt `samples` responses of the policy and `continuations` of the first `ratio` of the dataset's
     response, all scored by the reward; the best becomes the chosen side, the worst the rejected one
@@ -57,7 +58,7 @@ class IncoDpo(Method):
 
     signals = (Signal.GENERATION, Signal.TEXT)
     trainers = ("dpo",)
-    paper = "hf.co/papers/2503.15880"
+    paper = "hf.co/papers/2503.15880 (reconstruction)"
     family = "raw"
     criterion = "external_continuous"
     selector = "builds the dataset"
