@@ -196,7 +196,7 @@ class SelectionCallback(TrainerCallback):
             self.run.step, self.run.epoch = values["step"], values["epoch"]
             self.steps.kl = values["kl"]
             self.metrics_window.load_state_dict(values["metrics"])
-        self.run.proxy = partial(_train_proxy, self)
+        self.run.train_helper = partial(_train_helper, self)
         for method in self.methods.methods:
             method.check(self.run)
         for method in self.methods.using("setup"):
@@ -459,7 +459,7 @@ def _generate(trainer: Any, *args: Any, **kwargs: Any) -> list[list[str]]:
     return generate(trainer, *args, **kwargs)
 
 
-def _train_proxy(callback: SelectionCallback, *args: Any, **kwargs: Any) -> Any:
-    from .trainer.helper_run import train_proxy
+def _train_helper(callback: SelectionCallback, *args: Any, **kwargs: Any) -> Any:
+    from .trainer.helper_run import train_helper
 
-    return train_proxy(callback.trainer, *args, **kwargs)
+    return train_helper(callback.trainer, *args, **kwargs)

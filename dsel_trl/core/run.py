@@ -63,8 +63,8 @@ class Run:
             The dataset as the trainer holds it: the user's columns and the token columns.
         passes ([`Passes`]):
             Extra forwards over the data.
-        proxy (`Callable`):
-            Trains a helper model: see [`~dsel_trl.trainer.helper_run.train_proxy`], without its first argument.
+        train_helper (`Callable`):
+            Trains a helper model: see [`~dsel_trl.trainer.helper_run.train_helper`], without its first argument.
         generate (`Callable`):
             Samples from the policy: see [`~dsel_trl.trainer.generation.generate`], without its first argument.
         refer (`Callable`):
@@ -95,7 +95,7 @@ class Run:
     read_column: Callable[[str], np.ndarray] | None = None
     read_lengths: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
     write_log: Callable[[dict[str, float]], None] | None = None
-    proxy: Callable[..., Any] | None = None
+    train_helper: Callable[..., Any] | None = None
     model: Any = None
     refer: Callable[[Path, bool], None] | None = None
     generate: Callable[..., list[list[str]]] | None = None

@@ -102,9 +102,9 @@ class RhoLoss(Method):
             split = half_split(run.size, run.seed)
             halves = [(split.first_train, split.first_eval), (split.second_train, split.second_eval)]
         losses = np.full(run.size, np.nan, dtype=np.float32)
-        assert run.proxy is not None
+        assert run.train_helper is not None
         for number, (train_ids, score_ids) in enumerate(halves):
-            losses[score_ids] = run.proxy(
+            losses[score_ids] = run.train_helper(
                 train_ids,
                 score_ids,
                 attrgetter("loss"),

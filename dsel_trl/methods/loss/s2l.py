@@ -98,9 +98,9 @@ class S2L(Method):
         return cached(run, "loss-trajectories", parts, lambda: {"losses": self._helper_losses(run)})["losses"]
 
     def _helper_losses(self, run: Run) -> np.ndarray:
-        assert run.proxy is not None
+        assert run.train_helper is not None
         everything = np.arange(run.size)
-        values = run.proxy(
+        values = run.train_helper(
             everything,
             everything,
             attrgetter("loss"),
