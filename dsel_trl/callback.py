@@ -23,7 +23,7 @@ from .trainer.checkpoints import SavedSelection, read_selection, selection_finge
 from .trainer.checks import check_run
 from .trainer.forwards import base_model, refer, request_outputs
 from .trainer.generation import generate
-from .trainer.helper_run import train_proxy
+from .trainer.helper_run import train_helper
 from .trainer.kinds import is_map_style, trainer_kind
 from .trainer.mixin import selective_class
 from .trainer.rows import TrainingRows, prepare_rows
@@ -137,7 +137,7 @@ class SelectionCallback(TrainerCallback):
                 total=lambda values: accelerator.reduce(values.to(accelerator.device), "sum"),
             ),
             prepare=partial(prepare_rows, trainer),
-            train_helper=partial(train_proxy, trainer),
+            train_helper=partial(train_helper, trainer),
             generate=partial(generate, trainer),
             refer=partial(refer, trainer),
             log=self.metrics_window.extra,

@@ -1,9 +1,9 @@
-"""A second opinion on each example: losses under a reference model, measured once and kept."""
+"""A second opinion on each example: losses under a model that knows better, measured once and kept."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ from ..signals.tap import label_log_probs
 
 
 @dataclass
-class WithReference(Method):
+class SecondModel(Method):
     """
-    A method that compares the policy with a reference model: one that exists, or a helper trained before the run on
+    A method that compares the policy with a second model: one that exists, or a helper trained before the run on
     the rows that a column marks as clean.
     """
 
-    reference: str | None = field(
-        default=None, metadata={"help": "reference model by path; it must share the policy's tokenizer"}
+    model: str | None = field(
+        default=None, metadata={"help": "another causal model to ask, by path; it must share the policy's tokenizer"}
     )
     clean_column: str | None = field(
         default=None,
@@ -37,13 +37,15 @@ class WithReference(Method):
     helper_learning_rate: float | None = field(default=None, metadata={"help": "of the helper; default the run's own"})
     helper_lora: bool = field(default=True, metadata={"help": "LoRA (r 16) or a full helper model"})
 
+    renamed: ClassVar[dict[str, str]] = {"reference": "model"}
+
     @property
     def columns(self) -> tuple[str, ...]:
         return () if self.clean_column is None else (self.clean_column,)
 
-    def check_reference(self, also: tuple[str, ...] = ()) -> None:
-        """Raises `ValueError` unless exactly one source of the reference is given."""
-        names = ("reference", "clean_column", *also)
+    def check_second(self, also: tuple[str, ...] = ()) -> None:
+        """Raises `ValueError` unless exactly one source of the second model's losses is given."""
+        names = ("model", "clean_column", *also)
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"{self.name!r} needs exactly one of {list(names)}, but {given or 'none'} is given.")
@@ -51,7 +53,7 @@ class WithReference(Method):
 
     def check(self, run: Run) -> None:
         if run.size == 0:
-            raise ValueError(f"{self.name!r} measures a reference before training, which a stream does not allow.")
+            raise ValueError(f"{self.name!r} measures a second model before training, which a stream does not allow.")
         if self.clean_column is not None and not (run.column(self.clean_column) > self.clean_above).any():
             raise ValueError(
                 f"clean_column={self.clean_column!r} marks no row as clean: none exceeds "
@@ -59,26 +61,28 @@ class WithReference(Method):
             )
 
     @property
-    def reference_parts(self) -> list[Any]:
-        """What the reference depends on beside the run: JSON values."""
-        return [getattr(self, f.name) for f in dataclasses.fields(WithReference) if f.init]
+    def second_parts(self) -> list[Any]:
+        """What the second model's losses depend on beside the run: JSON values."""
+        return [getattr(self, f.name) for f in dataclasses.fields(SecondModel) if f.init]
 
-    def reference_losses(self, run: Run) -> np.ndarray:
-        """Loss of every example under the reference, `(N,)` float32: mean token loss, or the loss of the pair."""
-        if self.reference is None:
+    def second_losses(self, run: Run) -> np.ndarray:
+        """Loss of every example under the second model, `(N,)` float32: mean token loss, or the loss of the pair."""
+        if self.model is None:
             return self._helper(run)[0]
-        return run.passes.measure(_loss, forward=self._pairs(run), **self._inputs(run), description="Reference losses")
+        return run.passes.measure(
+            _loss, forward=self._pairs(run), **self._inputs(run), description="Losses of the second model"
+        )
 
-    def reference_tokens(self, run: Run, sizes: np.ndarray) -> np.ndarray:
-        """Log-probability of every trained token under the reference, one example after another (SFT)."""
-        if self.reference is None:
+    def second_tokens(self, run: Run, sizes: np.ndarray) -> np.ndarray:
+        """Log-probability of every trained token under the second model, one example after another (SFT)."""
+        if self.model is None:
 
             def evaluate(forward: Any) -> np.ndarray:
                 return run.passes.measure_tokens(sizes, forward=forward, **self._inputs(run))
 
             return self._helper(run, evaluate=evaluate)[0]
         return run.passes.measure_tokens(
-            sizes, forward=self._pairs(run), **self._inputs(run), description="Reference tokens"
+            sizes, forward=self._pairs(run), **self._inputs(run), description="Tokens under the second model"
         )
 
     def _inputs(self, run: Run) -> dict[str, Any]:
@@ -89,12 +93,12 @@ class WithReference(Method):
         return {"inputs": sequences.collate(), "lengths": sequences.scan()[0]}
 
     def _pairs(self, run: Run) -> Any:
-        assert self.reference is not None
-        model = LanguageModel(self.reference, run.model.device, "reference")
+        assert self.model is not None
+        model = LanguageModel(self.model, run.model.device)
         known, needed = model.model.config.get_text_config().vocab_size, len(run.processing_class)
         if known < needed:
             raise ValueError(
-                f"reference={self.reference!r} knows {known} tokens, the run's tokenizer has {needed}: it must share "
+                f"model={self.model!r} knows {known} tokens, the run's tokenizer has {needed}: it must share "
                 "the policy's tokenizer."
             )
         return partial(_pair_forward, run, model) if run.rows.layout.pairs else model.forward
@@ -110,7 +114,7 @@ class WithReference(Method):
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
             seed=run.seed,
-            description="Reference",
+            description="Helper model, evaluation",
             **how,
         )
 
@@ -121,7 +125,7 @@ def _loss(batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def _pair_forward(run: Run, model: LanguageModel, inputs: dict[str, Any], ids: Tensor) -> Batch:
-    """Pairs with the reference in the policy's place: what their loss would be, had the policy been trained to it."""
+    """Pairs with the second model in the policy's place: their loss, had the policy been trained to it."""
     batch = run.passes.forward(inputs, ids)
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
     output = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.method import Method, Run
-from ..core.parameters import check_choice, check_range, check_refresh
+from ..core.parameters import REFRESHES, check_choice, check_range, check_refresh
 from ..functional.pacing import competence, pacing_size
 from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
 from ..signals.batch import Batch
@@ -159,6 +159,7 @@ class ByScore(Method):
 
     actions: ClassVar[tuple[str, ...]] = ACTIONS
     default_keep: ClassVar[float] = 0.5
+    refreshes: ClassVar[tuple[str, ...]] = REFRESHES
 
     def __post_init__(self) -> None:
         check_choice("action", self.action, self.actions)
@@ -172,7 +173,7 @@ class ByScore(Method):
         check_choice("pacing", self.pacing, PACINGS)
         check_range("start", self.start, 0, 1, open_low=True)
         check_range("full_at", self.full_at, 0, 1)
-        check_refresh(self.refresh, also=("epoch", "never"))
+        check_refresh(self.refresh, self.refreshes)
         self._mask: np.ndarray | None = None
 
     def scores(self, run: Run) -> np.ndarray:

@@ -41,6 +41,8 @@ class Method:
         packed_rows (`bool`): whether a packed row can stand for an example.
         carry_over (`bool`): whether an unfinished plan continues in the next epoch.
         own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
+        renamed (`dict[str, str]`): earlier names of parameters, each with the present one and, where the meaning is
+            another, how the one follows from the other in brackets; those of base classes count as well.
         paper, family, criterion, selector, cost: entries of the card.
     """
 
@@ -56,9 +58,10 @@ class Method:
     selector: ClassVar[str] = ""
     cost: ClassVar[str] = "no extra forward"
     state: ClassVar[str] = "its score column (8 bytes per example)"
+    renamed: ClassVar[dict[str, str]] = {}
 
     normalize: str = "mean1"
-    refresh: int | str = "epoch"
+    refresh: int | str | None = "epoch"
     own_loss: bool = False
     rebuilds_each_epoch: bool = False
 

@@ -53,7 +53,7 @@ class Run:
         prepare (`Callable[[Dataset, str], Rows]`):
             Other rows than the training set: a dataset, prepared as the trainer prepares its own, and its name.
         train_helper (`Callable`):
-            Trains a model beside the run: see [`~dsel_trl.trainer.helper_run.train_proxy`], without its first
+            Trains a model beside the run: see [`~dsel_trl.trainer.helper_run.train_helper`], without its first
             argument.
         generate (`Callable`):
             Samples from the policy: see [`~dsel_trl.trainer.generation.generate`], without its first argument.

@@ -24,16 +24,16 @@ SOURCE_HELP = (
 )
 
 
-def check_source(source: str, pooling: str = "last", renew: int = 0) -> None:
-    """Raises `ValueError` unless `source` and `pooling` can name embeddings that `renew` can take anew."""
+def check_source(source: str, pooling: str = "last", refresh: int | str = "never") -> None:
+    """Raises `ValueError` unless `source` and `pooling` can name embeddings that `refresh` can take anew."""
     check_choice("pooling", pooling, POOLINGS)
     kind, _, rest = str(source).partition(":")
     if source != "policy" and (kind not in ("column", "file", "model") or not rest):
         raise ValueError(f"embedding={source!r} is none of {SOURCE_HELP}.")
     if kind == "file" and not Path(rest).is_file():
         raise ValueError(f"embedding={source!r}: there is no file {rest!r}.")
-    if renew and source != "policy":
-        raise ValueError(f"renew={renew!r} measures the policy again, but embedding={source!r}.")
+    if refresh != "never" and source != "policy":
+        raise ValueError(f"refresh={refresh!r} measures the policy again, but embedding={source!r}.")
 
 
 def check_embeddings(run: Run, source: str) -> None:

@@ -56,7 +56,6 @@ class Bees(ExplicitMargin, ByScore):
     )
     fusion: str = field(default="product", metadata={"help": f"one of {', '.join(FUSIONS)}; all but product use raw"})
     keep: float | None = field(default=0.1, metadata={"help": "share of the pairs to keep, in (0, 1]"})
-    num: int | None = field(default=None, metadata={"help": "number of pairs to keep, instead of the share"})
     lower: float = field(default=-2.0, metadata={"help": "lower bound M1 of every source"})
     refresh: int | str = field(default="never", metadata={"help": '"never", "epoch" or a number of optimizer steps'})
     seed_pairs: int = field(default=2000, metadata={"help": "helper: random pairs it is trained on (at most half)"})
@@ -71,6 +70,7 @@ class Bees(ExplicitMargin, ByScore):
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.14560"
     criterion = "external_continuous and internal"
+    renamed: ClassVar[dict[str, str]] = {"num": "keep (the share of all pairs)"}
     selector = "top_k, weight, sample"
     cost = "helper: its training and two forwards a pair once; implicit: two forwards a pair at each refresh"
     state = "its score column and one per measured source (8 bytes per example each)"
@@ -87,8 +87,6 @@ class Bees(ExplicitMargin, ByScore):
         check_choice("fusion", self.fusion, FUSIONS)
         check_range("seed_pairs", self.seed_pairs, 1, 2**31)
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
-        if self.num is not None:
-            check_range("num", self.num, 1, 2**31)
         self.check_reward()
         self._fused: np.ndarray | None = None
         self._measured = -1
@@ -158,13 +156,8 @@ class Bees(ExplicitMargin, ByScore):
 
     # ---- What is done about them ----
 
-    def share_of(self, run: Run, scores: np.ndarray) -> int:
-        return min(self.num, run.size) if self.num is not None else super().share_of(run, scores)
-
     def epoch_size(self, run: Run) -> int | None:
-        if self.action == "weight":
-            return None
-        return min(self.num, run.size) if self.num is not None else keep_count(self.keep_share, run.size)
+        return None if self.action == "weight" else keep_count(self.keep_share, run.size)
 
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ...core.method import Method, Run
-from ...core.parameters import check_choice
+from ...core.parameters import check_refresh
 from ...core.registry import register
 from ...data.build.continuations import Synthesis, build
 from ...data.columns import refuse_truth
@@ -70,7 +70,7 @@ class IncoDpo(Method):
             raise ValueError(f"reward={self.reward!r} and reward_model={self.reward_model!r}: give one of them.")
         if self.reward is not None:
             load_reward(self.reward)
-        check_choice("refresh", self.refresh, ("epoch", "never"))
+        check_refresh(self.refresh, ("epoch", "never"))
         refuse_truth(self.response_column)
         self.rebuilds_each_epoch = self.refresh == "epoch"
         self._synthesis = Synthesis(

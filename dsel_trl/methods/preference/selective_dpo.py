@@ -10,7 +10,7 @@ from torch import Tensor
 from ...bases.scored import in_order, keep_top, known_scores, paced, with_unseen
 from ...core.cache import cached
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import check_choice, check_range, check_refresh
 from ...core.registry import register
 from ...data.difficulty_table import DIFFICULTY, read_table, write_table
 from ...functional.preference.selective_dpo import half_split, learned_step, pool_fraction, rank_in_length_buckets
@@ -24,6 +24,8 @@ HELPER_RUNS = (1, 2, 6, 10)
 # What a pair is ranked by, and its column in the table of difficulty.
 CRITERIA = {"loss": DIFFICULTY, "learned_step": "learned_step"}
 FIRST_SEED = 41
+# Online: how often unseen pairs are scored in the first epoch, where `refresh` does not say.
+SCORINGS = 5
 
 
 @register("selective_dpo")
@@ -35,7 +37,7 @@ class SelectiveDpo(Method):
     What: difficulty is the validation loss of a pair under a model that has not trained on it
     (hf.co/papers/2502.09650). `source: cross_fit` trains `helpers` helper models on halves of the data and scores the
     other halves, five times per run, averaged (kept under `output_dir/selection`, with a table `difficulty.csv`);
-    `online` scores pairs that the run itself has not seen yet, `refreshes` times in the first epoch; `column` and
+    `online` scores pairs that the run itself has not seen yet, every `refresh` steps of the first epoch; `column` and
     `table` read a difficulty that exists already: a dataset column, or a CSV/JSON table by `prompt_id` or row `id`.
     When: noisy or too difficult preference data; one epoch.
     When not: easy pairs are shorter, so lengths shrink (`length_buckets` ranks within lengths); what is hard but
@@ -61,7 +63,9 @@ class SelectiveDpo(Method):
     evaluations: int = field(default=5, metadata={"help": "cross_fit: times each helper is evaluated"})
     column: str = field(default="difficulty", metadata={"help": "column: numeric column, larger = harder"})
     table: str | None = field(default=None, metadata={"help": "table: CSV or JSON file to read the difficulty from"})
-    refreshes: int = field(default=5, metadata={"help": "online: scorings in the first epoch"})
+    refresh: int | None = field(
+        default=None, metadata={"help": "online: score unseen pairs every so many steps; default a fifth of an epoch"}
+    )
     pool: int | None = field(default=None, metadata={"help": "online: pairs scored each time; default 8 per step"})
     length_buckets: int = field(default=0, metadata={"help": "rank within this many length buckets; 0 = off"})
 
@@ -69,6 +73,7 @@ class SelectiveDpo(Method):
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.09650"
     selector = "top_k, curriculum"
+    renamed: ClassVar[dict[str, str]] = {"refreshes": "refresh (optimizer steps from one scoring to the next)"}
     cost = "cross_fit: helpers/2 epochs of training, 2.5 x helpers forwards a pair; online: up to 2 forwards a pair"
     state = "its score column (8 bytes per example), online also a count"
     LEARNED_STEP: ClassVar[str] = "selective_dpo_learned_step"
@@ -79,7 +84,8 @@ class SelectiveDpo(Method):
         check_choice("order_mode", self.order_mode, ORDERS)
         check_choice("helpers", self.helpers, HELPER_RUNS)
         check_choice("criterion_by", self.criterion_by, tuple(CRITERIA))
-        check_range("refreshes", self.refreshes, 1, 10_000)
+        if self.refresh is not None:
+            check_refresh(self.refresh, ("steps",))
         check_range("evaluations", self.evaluations, 1, 1000)
         if (self.source == "table") != (self.table is not None):
             raise ValueError(f"source={self.source!r} with table={self.table!r}: give both or neither.")
@@ -156,7 +162,7 @@ class SelectiveDpo(Method):
     # ---- Online: pairs the run has not trained on yet are held out by construction. ----
 
     def _interval(self, run: Run) -> int:
-        return max(1, round(run.max_steps / max(run.epochs, 1) / self.refreshes))
+        return self.refresh or max(1, round(run.max_steps / max(run.epochs, 1) / SCORINGS))
 
     def due(self, run: Run) -> bool:
         return self.source == "online" and run.epoch == 0 and run.step % self._interval(run) == 0

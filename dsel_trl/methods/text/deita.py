@@ -7,7 +7,7 @@ import numpy as np
 
 from ...bases.offline import Prescored
 from ...core.method import Run
-from ...core.parameters import check_range
+from ...core.parameters import REFRESHES, check_range
 from ...core.registry import register
 from ...data.conversations import example_messages, text_columns, turns
 from ...data.fingerprints import column_hash
@@ -41,7 +41,7 @@ class Deita(Prescored):
     The scores are dataset columns (a number per example, or a list of one per turn), or come from `complexity_model`
     and `quality_model`: any causal language model, asked once per turn for a digit; the score is the expected digit
     under its next-token probabilities. A scorer wants the prompt it was trained with: give its template, with the
-    slots {instruction} and {output}. `renew` runs the filter again with the policy's embeddings of the moment.
+    slots {instruction} and {output}. `refresh` runs the filter again with the policy's embeddings of the moment.
     When: large instruction pools of mixed quality. When not: without a trained scorer the digit of a small general
     model says little; long conversations score higher by construction.
     Plan of 1,000,000 examples: the filter holds the kept vectors only; down to 10,000 of 64 numbers it takes a second
@@ -66,7 +66,7 @@ class Deita(Prescored):
     selector = "greedy_diverse"
     cost = "one embedding forward per example; with scorers one forward of each per turn"
     state = "its score column (8 bytes per example)"
-    renewable = True
+    refreshes = REFRESHES
     chooses = True
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "weight", "curriculum", "sample")
     SCORE: ClassVar[str] = "deita_score"
@@ -74,7 +74,7 @@ class Deita(Prescored):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("threshold", self.threshold, -1, 1)
-        check_source(self.embedding, self.pooling, self.renew)
+        check_source(self.embedding, self.pooling, self.refresh)
         for name, slots in (("complexity_template", ["instruction"]), ("quality_template", ["instruction", "output"])):
             missing = [slot for slot in slots if f"{{{slot}}}" not in getattr(self, name)]
             if missing:

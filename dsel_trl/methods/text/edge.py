@@ -9,7 +9,7 @@ import numpy as np
 
 from ...bases.offline import Prescored
 from ...core.method import Run
-from ...core.parameters import check_choice
+from ...core.parameters import REFRESHES, check_choice
 from ...core.registry import register
 from ...data.tokens import IGNORED, Sequences
 from ...functional.text.edge import AGGREGATES, FORMS, edge_scores, guideline_effect
@@ -28,7 +28,8 @@ class Edge(Prescored):
     What: the loss of each response is measured twice, with and without the guideline in front of the prompt, over the
     same response tokens; the effectiveness is the ratio (or difference) without / with, averaged over the turns. The
     lowest `keep` is trained, or everything weighed by exp(-effectiveness / temperature) (`action: weight`). It is
-    measured again with the policy each epoch (`renew: 1`): what has been learned no longer profits from the guideline.
+    measured again with the policy each epoch (`refresh: epoch`): what has been learned no longer profits from the
+    guideline.
     `guideline` is a text, or 'module:function' (or a function) that gives one for each row. Of a pair the chosen
     response is the action. With `action: weight` a renewal acts from the second step of an epoch on.
     When: tasks with rules that can be written down, such as tool use and multi-step interaction. When not: a guideline
@@ -41,7 +42,9 @@ class Edge(Prescored):
     guideline: Any = field(default=None, metadata={"help": "required: a text, or 'module:function' of a row"})
     form: str = field(default="ratio", metadata={"help": f"one of {', '.join(FORMS)}"})
     aggregate: str = field(default="mean_turn", metadata={"help": f"over the turns: one of {', '.join(AGGREGATES)}"})
-    renew: int = field(default=1, metadata={"help": "measure anew every so many epochs; 0 = once, before training"})
+    refresh: int | str = field(
+        default="epoch", metadata={"help": 'when to measure anew: "epoch", "never" (once, before training), or steps'}
+    )
 
     signals = (Signal.TOKEN_LOGPS, Signal.TEXT)
     paper = "hf.co/papers/2502.12494 (reconstruction)"
@@ -50,7 +53,7 @@ class Edge(Prescored):
     selector = "bottom_k"
     cost = "two forwards per example before training and per renewal"
     state = "its score column (8 bytes per example)"
-    renewable = True
+    refreshes = REFRESHES
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "keep_bottom", "band", "weight", "sample", "curriculum")
 
     def __post_init__(self) -> None:

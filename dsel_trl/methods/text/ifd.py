@@ -10,7 +10,7 @@ import numpy as np
 
 from ...bases.offline import Prescored
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import REFRESHES, check_choice, check_range
 from ...core.registry import register
 from ...data.conversations import example_messages, prompt_and_answer, text_columns
 from ...data.tokens import IGNORED, Sequences, answer_alone, instruction_alone, start_tokens
@@ -38,7 +38,7 @@ class Ifd(Prescored):
     `form: superfiltering` is the ratio of perplexities (hf.co/papers/2402.00530), usually under a small `model`;
     `form: cherry` the ratio of mean losses (hf.co/papers/2308.12032), the answer alone standing behind
     "### Response:". High = difficult and worth training; at `limit` (1) and above the instruction misleads, and the
-    example is dropped; so is one without an answer. Without `model` the policy itself is asked, and `renew` asks it
+    example is dropped; so is one without an answer. Without `model` the policy itself is asked, and `refresh` asks it
     again while it learns (an adaptation). Of a pair the chosen response is the answer.
     Cherry's `warm_up`: before measuring, a helper that starts as the policy is trained briefly, by the run's own loss,
     on that many examples from each of `warm_up_clusters` clusters of instructions, and is asked instead of the policy,
@@ -78,15 +78,15 @@ class Ifd(Prescored):
     selector = "threshold, top_k; diverse: greedy_diverse"
     cost = "two forwards per example, once (or per renewal); warm_up: two more and the helper; diverse: one more"
     state = "three columns (24 bytes per example)"
-    renewable = True
+    refreshes = REFRESHES
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("form", self.form, FORMS)
         check_range("limit", self.limit, 0, float("inf"), open_low=True)
-        if self.renew and self.model is not None:
+        if self.refresh != "never" and self.model is not None:
             raise ValueError(
-                f"renew={self.renew!r} measures the policy again, but model={self.model!r} never changes."
+                f"refresh={self.refresh!r} measures the policy again, but model={self.model!r} never changes."
             )
         self._check_warm_up()
         check_source(self.embedding, self.pooling)
@@ -114,8 +114,8 @@ class Ifd(Prescored):
             raise ValueError(
                 f"warm_up={self.warm_up!r} trains a copy of the policy, but model={self.model!r} is asked."
             )
-        if self.renew:
-            raise ValueError(f"renew={self.renew!r} asks the policy, which has then been trained: set warm_up=0.")
+        if self.refresh != "never":
+            raise ValueError(f"refresh={self.refresh!r} asks the policy, which has then been trained: set warm_up=0.")
 
     @property
     def _wide_share(self) -> float:

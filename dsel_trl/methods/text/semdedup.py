@@ -22,7 +22,7 @@ class SemDedup(Clustered):
     What: embeddings are clustered by direction; inside a cluster, an example whose cosine similarity to one before it
     exceeds `1 - eps` is dropped (hf.co/papers/2303.09540). `prefer` says which of two duplicates comes first: the one
     far from the centroid (`hard`), near it (`easy`), or a random one. Without `eps` it is set so that the share `keep`
-    is left. `renew` clusters the policy's embeddings of the moment again every so many epochs.
+    is left. `refresh` clusters the policy's embeddings of the moment again.
     When: scraped or generated data with paraphrases. When not: duplicates that fall into different clusters are not
     found; exact duplicates are found cheaper by a hash.
     Plan of 1,000,000 vectors of 64 in 1,000 clusters: 100 s on a core and 0.8 GB; it grows with the clusters' sizes

@@ -108,7 +108,7 @@ def test_restored_rejects_can_be_chosen_later():
     data = pool_of(12)
     with pytest.warns(UserWarning, match="ran empty"):
         assert len(zip_select(data, 12, k2=6, k3=2)) < 12
-    assert sorted(zip_select(data, 12, k2=6, k3=2, rejected="restore").tolist()) == list(range(12))
+    assert sorted(zip_select(data, 12, k2=6, k3=2, unchosen="restore").tolist()) == list(range(12))
 
 
 def test_avoids_near_duplicates():
@@ -116,14 +116,14 @@ def test_avoids_near_duplicates():
     distinct = [text(60, rng) for _ in range(20)]
     copies = [f"{distinct[i % 4]} {i}" for i in range(30)]
     data = distinct + copies
-    chosen = zip_select(data, 10, k1=50, k2=10, k3=2, rejected="restore", serializer="text")
+    chosen = zip_select(data, 10, k1=50, k2=10, k3=2, unchosen="restore", serializer="text")
     mine = compression_ratio([data[i] for i in chosen], "text")
     others = [compression_ratio([data[i] for i in rng.permutation(50)[:10]], "text") for _ in range(40)]
     assert mine <= np.quantile(others, 0.1)
 
 
 def test_ties_go_to_the_lower_id():
-    assert zip_select(["same"] * 5, 3, k3=1, rejected="restore", serializer="text").tolist() == [0, 1, 2]
+    assert zip_select(["same"] * 5, 3, k3=1, unchosen="restore", serializer="text").tolist() == [0, 1, 2]
 
 
 def test_anchor_counts_as_selected():
@@ -135,7 +135,7 @@ def test_anchor_counts_as_selected():
 
 def test_odd_texts():
     data = ["", "", "\ud800", "日本語" * 30, "e\u0301", "'\"\n"]
-    assert sorted(zip_select(data, 6, k3=2, rejected="restore").tolist()) == list(range(6))
+    assert sorted(zip_select(data, 6, k3=2, unchosen="restore").tolist()) == list(range(6))
     assert zip_select(data, 6, serializer="text", k2=6, k3=6).shape == (6,)
     with pytest.warns(UserWarning, match="ran empty"):
         assert zip_select([], 3).tolist() == []
@@ -171,6 +171,6 @@ def test_errors_name_the_value():
     with pytest.raises(ValueError, match="k2=0"):
         zip_select(["a"], 1, k2=0)
     with pytest.raises(ValueError, match="forget"):
-        zip_select(["a"], 1, rejected="forget")
+        zip_select(["a"], 1, unchosen="forget")
     with pytest.raises(ValueError, match="json"):
         zip_select(["a"], 1, serializer="json")
