@@ -113,7 +113,7 @@ class SecondModel(Method):
             epochs=self.helper_epochs,
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
-            seed=run.seed,
+            seed=run.stream_seed(f"{self.name}/reference"),
             description="Helper model, evaluation",
             **how,
         )

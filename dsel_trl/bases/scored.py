@@ -180,6 +180,10 @@ class ByScore(Method):
         """Scores of all examples as they are known now, `(N,)`; NaN = unknown, higher = first."""
         return known_scores(run, self.name)
 
+    def filled_scores(self, run: Run) -> np.ndarray:
+        """The scores with the unknown ones drawn from the known: the same however often one plan asks."""
+        return with_unseen(self.scores(run), run.plan_rng(f"{self.name}/unseen"))
+
     @property
     def keep_share(self) -> float:
         if self.action == "band":
@@ -203,7 +207,7 @@ class ByScore(Method):
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:
             return self._mask
-        scores = with_unseen(self.scores(run), run.plan_rng())
+        scores = self.filled_scores(run)
         if self.action == "band":
             mask = keep_band(scores, self.low, self.high)
         else:
@@ -212,8 +216,7 @@ class ByScore(Method):
         return mask
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
-        rng = run.plan_rng()
-        scores = with_unseen(self.scores(run), rng)
+        rng, scores = run.plan_rng(f"{self.name}/order"), self.filled_scores(run)
         if self.reverse:
             scores = -scores
         if self.action == "sample":

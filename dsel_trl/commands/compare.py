@@ -5,7 +5,6 @@ import gc
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..data.files import write_json
 from ..trainer.kinds import KINDS
 from .train import Job, build_trainer, selection_files, train
 
@@ -125,10 +125,7 @@ def compare(job: Job) -> dict[str, Any]:
         results.append(result)
     comparison = {"trainer": arguments.kind, "seed": arguments.training.seed, "steps": steps, "runs": results}
     if arguments.training.should_save:
-        path = Path(arguments.training.output_dir) / "comparison.json"
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(Path(arguments.training.output_dir) / "comparison.json", comparison)
     return comparison
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from ..data.rows import Rows
 from .data_passes import Passes
 from .ledger import Ledger
+from .randomness import stream, stream_seed
 
 
 @dataclass
@@ -139,13 +140,21 @@ class Run:
         """Share of the planned steps that are done, in [0, 1]."""
         return min(1.0, self.step / self.max_steps) if self.max_steps else 0.0
 
-    def rng(self, *key: int) -> np.random.Generator:
-        """A generator of this run's own, the same on every rank and after a resume for the same `key`."""
-        return np.random.default_rng([self.seed, *key])
+    def rng(self, name: str, *key: int) -> np.random.Generator:
+        """
+        The stream of this run with a name such as `"random/keep"` (whose draw, and of what) and a key (which one).
 
-    def plan_rng(self) -> np.random.Generator:
-        """The generator of the plan being made."""
-        return self.rng(self.epoch, self.plans_made)
+        The same on every rank and after a resume; no two names or keys share one.
+        """
+        return stream(self.seed, name, *key)
+
+    def stream_seed(self, name: str, *key: int) -> int:
+        """A seed in [0, 2**31), named like a stream, for what takes no generator."""
+        return stream_seed(self.seed, name, *key)
+
+    def plan_rng(self, name: str = "plan") -> np.random.Generator:
+        """The stream of the plan being made, or of a method's own draws for it."""
+        return self.rng(name, self.epoch, self.plans_made)
 
     def column(self, name: str) -> np.ndarray:
         """A numeric dataset column, `(N,)` float64, NaN where null. Columns with the truth of a test are refused."""

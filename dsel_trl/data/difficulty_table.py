@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..functional.preference.selective_dpo import stable_id
-from .files import write_json
+from .files import replacing, write_json
 
 PROMPT_ID, ROW_ID, DIFFICULTY = "prompt_id", "id", "learning_order"
 
@@ -47,19 +47,16 @@ def write_table(path: str | os.PathLike, dataset: Any, columns: Mapping[str, np.
     """
     path, keys = Path(path), prompt_ids(dataset)
     rows = np.flatnonzero(np.isfinite(columns[DIFFICULTY]))
-    path.parent.mkdir(parents=True, exist_ok=True)
     table: dict[str, list[Any]] = {PROMPT_ID: [keys[row] for row in rows], ROW_ID: rows.tolist()}
     for name, values in columns.items():
         table[name] = [None if np.isnan(value) else float(value) for value in values[rows]]
     if path.suffix != ".csv":
         write_json(path, table)
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table)
         writer.writerows(zip(*table.values(), strict=True))
-    os.replace(temporary, path)
 
 
 def read_table(path: str | os.PathLike, dataset: Any, column: str = DIFFICULTY) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Forwards through the trainer's models, and what is read of them."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
+from ..data.files import replacing
 from ..signals.batch import Batch, Forward
 from ..signals.tap import Reading, label_log_probs
 from .kinds import COLUMNS, NOT_FOR_THE_MODEL, batch_type, labels_of, trainer_kind
@@ -130,10 +130,8 @@ def refer(trainer: Any, file: Path, restore: bool) -> None:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         reference.load_state_dict(policy.state_dict())
         if trainer.accelerator.is_main_process:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(file.name + ".tmp")
-            save_model(reference, str(temporary))
-            os.replace(temporary, file)
+            with replacing(file) as temporary:
+                save_model(reference, str(temporary))
         trainer.accelerator.wait_for_everyone()
         return
     if not file.is_file():

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from ..core.helper_settings import LORA, helper_arguments
 from ..core.randomness import preserved_rng
 from ..signals.batch import Batch
 from . import mixin as seams
@@ -21,31 +24,8 @@ from .kinds import trainer_kind
 
 logger = logging.getLogger(__name__)
 
-# What of the run's own arguments a helper run shares: the loss, the precision and the truncation.
-SHARED_ARGUMENTS = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_length",
-    "truncation_mode",
-    "loss_type",
-    "beta",
-    "label_smoothing",
-    "bf16",
-    "fp16",
-    "use_cpu",
-    "gradient_checkpointing",
-    "optim",
-    "weight_decay",
-    "max_grad_norm",
-    "dataloader_num_workers",
-)
-LORA: dict[str, Any] = {
-    "r": 16,
-    "lora_alpha": 16,
-    "lora_dropout": 0.05,
-    "target_modules": "all-linear",
-    "task_type": "CAUSAL_LM",
-}
+# Layers of a model that an adapter has changed.
+ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 
 def train_helper(
@@ -93,22 +73,9 @@ def train_helper(
     Returns:
         `np.ndarray` of shape `(evaluations, len(score_ids))`, float32; with `evaluate`, what it returns, stacked.
     """
-    arguments = trainer.args
-    shared = {name: getattr(arguments, name) for name in SHARED_ARGUMENTS if hasattr(arguments, name)}
+    arguments = helper_arguments(trainer.args, learning_rate=learning_rate, epochs=epochs, seed=seed)
     with tempfile.TemporaryDirectory(prefix="dsel_helper_") as folder, preserved_rng():
-        args = type(arguments)(
-            folder,
-            **shared,
-            learning_rate=arguments.learning_rate if learning_rate is None else learning_rate,
-            num_train_epochs=epochs,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            seed=seed,
-        )
+        args = type(trainer.args)(folder, **arguments)
         stock = seams.stock_class(type(trainer))
         kwargs: dict[str, Any] = {"peft_config": LoraConfig(**LORA)} if lora else {}
         if not lora and trainer_kind(trainer).references:
@@ -196,20 +163,56 @@ def _start(trainer: Any, path: str | None) -> nn.Module:
 
 def initial_copy(trainer: Any) -> nn.Module:
     """
-    A new model with the weights that the policy has now, without its adapter.
+    A new model that computes what the policy computes now: with the weights of its adapter added to those beneath.
 
     Never a deep copy: TRL's fused head is a closure over the original model.
 
     Raises:
-        `ValueError`: for a quantised model, whose weights cannot be copied into a plain one.
+        `ValueError`: for a quantised model, whose weights cannot be copied into a plain one, and for an adapter that
+            changes no weights.
     """
     base = base_model(trainer)
     if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
         raise ValueError("A quantised model cannot be copied for a helper run: give the scores as a dataset column.")
-    model = type(base)(copy.deepcopy(base.config)).to(device=base.device, dtype=base.dtype)
-    state = {
-        name.replace(".base_layer.", "."): value for name, value in base.state_dict().items() if ".lora_" not in name
-    }
-    model.load_state_dict(state)
+    for adapter in getattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config", {}).values():
+        if adapter.is_prompt_learning:
+            kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+            raise ValueError(
+                f"An adapter of the kind {kind} cannot be copied for a helper run: it changes no weights. Name "
+                "another model (helper_model), or give the scores as a dataset column."
+            )
+    config = copy.deepcopy(base.config)
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if getattr(config, "tie_word_embeddings", False) and any(isinstance(layer, ADAPTED) for layer in ends):
+        # One end may have learned what the other has not.
+        config.tie_word_embeddings = False
+    model = type(base)(config).to(device=base.device, dtype=base.dtype)
+    model.load_state_dict(_merged_state(base))
     model.generation_config = copy.deepcopy(base.generation_config)
     return model
+
+
+def _merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a plain model that computes what `model`, with its active adapter inside, computes."""
+    state = model.state_dict()
+    done: list[str] = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, ADAPTED) or name.startswith(tuple(done)):
+            continue
+        done.append(f"{name}.")
+        plain = _merged(layer).state_dict()
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state |= {f"{name}.{key}": value for key, value in plain.items()}
+    return state
+
+
+def _merged(layer: Any) -> nn.Module:
+    """A plain layer with what the active adapter has learned. The layer itself stays as it is, bit for bit."""
+    own = copy.deepcopy(layer)
+    if isinstance(own, AuxiliaryTrainingWrapper):
+        if own.disable_adapters:
+            return own.original_module
+        return own.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    if not own.disable_adapters:
+        own.merge()
+    return own.get_base_layer()

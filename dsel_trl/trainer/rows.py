@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.trainer_pt_utils import BatchRebalanceSampler
 from ..core.composition import Composition
 from ..core.method import Method
 from ..core.run import Run
+from ..data.files import replacing
 from ..data.rows import Rows
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..sampling.plan_sampler import PlanSampler
@@ -226,10 +226,8 @@ class TrainingRows:
             if dataset is None:
                 return None
             if accelerator.is_main_process:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                temporary = file.with_name(file.name + ".tmp")
-                dataset.to_parquet(str(temporary))
-                os.replace(temporary, file)
+                with replacing(file) as temporary:
+                    dataset.to_parquet(str(temporary))
             accelerator.wait_for_everyone()
         return prepared(self.trainer, Dataset.from_parquet(str(file), keep_in_memory=True), "train")
 

@@ -40,7 +40,7 @@ class Random(Method):
 
     def select(self, run: Run) -> np.ndarray:
         # The draw of the run, or of the epoch: never of a single plan, or a subset would grow while it is served.
-        rng = run.rng(0, run.epoch if self.refresh == "epoch" else 0)
+        rng = run.rng("random/keep", run.epoch if self.refresh == "epoch" else 0)
         mask = np.zeros(run.size, dtype=bool)
         mask[rng.choice(run.size, keep_count(self.keep, run.size), replace=False)] = True
         return mask

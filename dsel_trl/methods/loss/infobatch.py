@@ -93,7 +93,7 @@ class InfoBatch(Method):
         return False
 
     def plan(self, run: Run, epoch: int) -> np.ndarray:
-        rng = run.plan_rng()
+        rng = run.plan_rng("infobatch/prune")
         asked = self._asked(run, rng)
         pruning = run.progress < self.delta
         if isinstance(self.refresh, str):

@@ -90,7 +90,7 @@ class Jest(SecondModel):
         losses, _ = candidates.gather(candidates.loss.float())
         ids = candidates.gather(candidates.ids)[0].cpu().numpy()
         scores = learnability(losses.cpu().numpy(), self._second_losses[ids])
-        count, rng = max(1, len(ids) // self.factor), run.rng(run.step, len(ids), int(ids[0]))
+        count, rng = max(1, len(ids) // self.factor), run.rng("jest/pick", run.step, len(ids), int(ids[0]))
         known = np.flatnonzero(np.isfinite(scores))
         if self._vectors is None or not len(known):
             picked = separable_select(scores, count, rng, self.temperature) if len(known) else known

@@ -74,7 +74,7 @@ class S2L(Method):
     def setup(self, run: Run) -> None:
         if run.resumed:
             return
-        rng = run.rng(self.seed, 0x521)
+        rng = run.rng("s2l/choice", self.seed)
         trajectories = loss_trajectories(self._trajectories(run))
         labels = np.zeros(run.size, dtype=np.int64)
         sources = self._sources(run)
@@ -108,7 +108,7 @@ class S2L(Method):
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
             model=self.helper_model,
-            seed=run.seed,
+            seed=run.stream_seed("s2l/helper"),
             description="Helper model, checkpoint",
         )
         return np.ascontiguousarray(values.T)

@@ -103,7 +103,9 @@ class Curriculum(ByScore):
             difficulty = run.completion_lengths if self.by == "length" else run.lengths
         scores = -difficulty.astype(np.float32)
         if self.random_order:
-            return np.where(np.isinf(scores), scores, run.rng(29).random(run.size, dtype=np.float32))
+            return np.where(
+                np.isinf(scores), scores, run.rng("curriculum/random_order").random(run.size, dtype=np.float32)
+            )
         return scores
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ class DatasetDecomposition(Batched):
             min_log2=self.min_log2,
             max_log2=longest,
             keep_tail=self.keep_tail,
-            rng=run.rng(0) if self.random_cut else None,
+            rng=run.rng("dataset_decomposition/cut") if self.random_cut else None,
         )
         logger.info("%d documents (%d tokens) cut into %d pieces", len(lengths), len(flat), len(pieces))
         return pieces
@@ -187,7 +187,7 @@ class DatasetDecomposition(Batched):
         plan = decomposition_plan(
             even_buckets(self._buckets[ids], self._lengths[ids], self._budget // (self._rows * 2**self._longest)),
             self._budget,
-            seed=(run.seed, run.plans_made),
+            seed=run.stream_seed("dataset_decomposition/plan", run.plans_made),
             curriculum=self.curriculum,
             cycles=self.cycles,
             rows_per_example=self._rows,

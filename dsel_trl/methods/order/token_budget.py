@@ -86,7 +86,7 @@ class TokenBudget(Batched):
             self.mean_size = len(ids) / (self._steps * run.world)
         if len(ids) == self._examples:
             starts = _split_largest(starts, sizes, self._steps - len(starts), run.world)
-        rng = run.rng(run.plans_made, run.epoch, 1)
+        rng = run.rng("token_budget/batches", run.plans_made, run.epoch)
         shuffled = rng.permutation(len(starts))
         if run.ordered:
             windows = starts // self._window(run, len(order))
@@ -150,7 +150,7 @@ class TokenBudget(Batched):
 
 def _shuffled(run: Run, ids: np.ndarray, plan: int) -> np.ndarray:
     """A random order that is known before its pass comes."""
-    return run.rng(plan, 0, 1).permutation(np.sort(ids))
+    return run.rng("token_budget/order", plan).permutation(np.sort(ids))
 
 
 def _split_largest(starts: np.ndarray, sizes: np.ndarray, more: int, ranks: int) -> np.ndarray:

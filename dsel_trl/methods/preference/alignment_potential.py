@@ -133,7 +133,7 @@ class AlignmentPotential(ExplicitMargin, ByScore):
             responses=self.self_play,
             max_new_tokens=self.max_new_tokens,
             evolve=evolve,
-            seed=int(run.rng(0x5E1F).integers(2**31)),
+            seed=run.stream_seed("alignment_potential/self_play"),
         )
 
     def setup(self, run: Run) -> None:

@@ -116,14 +116,14 @@ class Bees(ExplicitMargin, ByScore):
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
         size = min(self.seed_pairs, max(1, run.size // 2))
         values = run.train_helper(
-            run.rng(0xBEE5).choice(run.size, size, replace=False),
+            run.rng("bees/seed_pairs").choice(run.size, size, replace=False),
             np.arange(run.size),
             log_ratio_margin,
             evaluations=1,
             epochs=self.helper_epochs,
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
-            seed=run.seed,
+            seed=run.stream_seed("bees/helper"),
             model=self.helper_model,
             description="Helper model, evaluation",
         )

@@ -69,7 +69,7 @@ class BetaDpo(Method):
             self._weights = None
             return {"beta": beta}
         # Drawn on the CPU from a seed of the run's own: the same on every process and after a resume.
-        generator = torch.Generator().manual_seed(int(run.rng(self._batches, 0xBE7A).integers(2**63)))
+        generator = torch.Generator().manual_seed(run.stream_seed("beta_dpo/mask", self._batches))
         log_weights = log_keep_weights(margins, self._moments.mean, self._moments.std)
         mask = draw_mask(log_weights, kept_pairs(len(margins), 1 - self.keep), generator)
         self._weights = (mask * (len(mask) / mask.sum().clamp(min=1)))[own]

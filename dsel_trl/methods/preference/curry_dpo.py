@@ -135,7 +135,7 @@ class CurryDpo(ExplicitMargin):
         return self._stage >= 0
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
-        shuffled = run.plan_rng().permutation(np.sort(ids))
+        shuffled = run.plan_rng("curry_dpo/order").permutation(np.sort(ids))
         return shuffled[np.argsort(self._stage[shuffled], kind="stable")]
 
     # ---- The reference of the next stage ----

@@ -81,7 +81,7 @@ class FilteredDpo(Method):
             temperature=self.temperature,
             top_p=self.top_p,
             batch_size=self.generation_batch_size,
-            seed=int(run.rng(run.epoch, 0xF117).integers(2**31)),
+            seed=run.stream_seed("filtered_dpo/samples", run.epoch),
             description="Sampling responses",
         )
         generated = self._rewards(run, prompts, [texts[0] for texts in samples])

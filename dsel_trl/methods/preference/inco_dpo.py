@@ -102,7 +102,7 @@ class IncoDpo(Method):
             response_column=self.response_column,
             mean_logps=mean_logps,
             keep_rows=True,
-            seed=int(run.rng(run.epoch, 0x1C0).integers(2**31)),
+            seed=run.stream_seed("inco_dpo/synthesis", run.epoch),
         )
 
 

@@ -72,7 +72,7 @@ class RewardAugmented(ExplicitMargin):
             system_role=self._system_role(run),
             half=self.half,
             keep_equal=self.keep_equal,
-            seed=run.seed,
+            seed=run.stream_seed("reward_augmented/pairs"),
         )
 
     def rebuild_evaluation(self, run: Run, dataset: Any) -> Any:

@@ -173,7 +173,7 @@ class SelectiveDpo(Method):
         unseen = np.flatnonzero(run.ledger.visits == 0)
         size = self.pool or 8 * self._interval(run) * len(step.ids)
         if len(unseen) > size:
-            unseen = np.sort(run.rng(run.step).choice(unseen, size, replace=False))
+            unseen = np.sort(run.rng("selective_dpo/pool", run.step).choice(unseen, size, replace=False))
         if not len(unseen):
             return
         margins = run.passes.measure(_margin, unseen, description="Scoring unseen pairs")
@@ -191,13 +191,13 @@ class SelectiveDpo(Method):
     # ---- Choice and order ----
 
     def _scores(self, run: Run) -> np.ndarray:
-        return with_unseen(known_scores(run, self.name), run.rng(run.epoch, run.plans_made, 1))
+        return with_unseen(known_scores(run, self.name), run.plan_rng("selective_dpo/unseen"))
 
     def select(self, run: Run) -> np.ndarray:
         return keep_top(self._scores(run), self.keep)
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
-        rng, scores = run.plan_rng(), self._scores(run)
+        rng, scores = run.plan_rng("selective_dpo/order"), self._scores(run)
         if self.order_mode == "random":
             return rng.permutation(ids)
         if self.order_mode == "linear_pacing":

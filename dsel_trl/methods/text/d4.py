@@ -56,7 +56,7 @@ class D4(Clustered):
             dedup_ratio=self.dedup,
             proto_ratio=self.diversify,
             num_clusters=self.clusters,
-            seed=run.seed,
+            seed=run.stream_seed("d4/clusters"),
             cluster=cluster,
         )
         scores = np.full(run.size, -np.inf)

@@ -122,7 +122,7 @@ class Dsir(Prescored):
         if self.action != "sample":
             return super().chosen(run, scores)
         count = keep_count(self.keep_share, int(np.isfinite(scores).sum()))
-        draw = run.rng(0 if self.refresh == "never" else run.epoch, 23)
+        draw = run.rng("dsir/sample", 0 if self.refresh == "never" else run.epoch)
         return dsir_select(scores / self.temperature, count, rng=draw)
 
 

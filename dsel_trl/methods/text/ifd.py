@@ -195,7 +195,7 @@ class Ifd(Prescored):
             epochs=self.helper_epochs,
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
-            seed=run.seed,
+            seed=run.stream_seed("ifd/helper"),
             evaluate=partial(self._with_policy, run),
         )[-1]
 
@@ -213,7 +213,8 @@ class Ifd(Prescored):
         )
         vectors = policy_states(run, "mean", ids=known, inputs=inputs, lengths=lengths)
         labels = run.passes.from_first(
-            len(known), lambda: kmeans(vectors, self.warm_up_clusters, seed=run.seed)[0].astype(np.float64)
+            len(known),
+            lambda: kmeans(vectors, self.warm_up_clusters, seed=run.stream_seed("ifd/clusters"))[0].astype(np.float64),
         )
         band = {"low": self.warm_up_low, "high": self.warm_up_high}
         perplexity = np.exp(losses.astype(np.float64))

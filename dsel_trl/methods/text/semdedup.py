@@ -58,6 +58,8 @@ class SemDedup(Clustered):
 
     def _similarity(self, run: Run, vectors: np.ndarray) -> np.ndarray:
         rows = unit_rows(vectors)
-        labels, centroids = spherical_kmeans(rows, self.clusters, seed=run.seed, backend=self.backend)
-        orders = rank_clusters(rows, labels, centroids, keep=self.prefer, rng=run.rng(run.epoch, 17))
+        labels, centroids = spherical_kmeans(
+            rows, self.clusters, seed=run.stream_seed("semdedup/clusters"), backend=self.backend
+        )
+        orders = rank_clusters(rows, labels, centroids, keep=self.prefer, rng=run.rng("semdedup/prefer", run.epoch))
         return max_similarity(orders, run.size)
