@@ -81,5 +81,7 @@ def alpha_dpo_gate_rows(
     Returns:
         `torch.Tensor` of shape `(2B,)`, detached, chosen rows first. Never normalise it.
     """
-    chosen, rejected = slopes(lambda *policy: alpha_dpo_loss(*policy, margin, beta), policy_chosen, policy_rejected)
+    chosen, rejected = slopes(
+        lambda first, second: alpha_dpo_loss(first, second, margin, beta), policy_chosen, policy_rejected
+    )
     return length_normalized_gate_rows(-chosen, rejected, chosen_lengths, rejected_lengths, stock_margin, stock_beta)
