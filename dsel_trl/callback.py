@@ -101,7 +101,7 @@ class SelectionCallback(TrainerCallback):
         trainer._signature_columns = None
         names = tuple(name for method in self.methods.methods for name in method.outputs)
         self._undo_outputs = request_outputs(trainer, names)
-        self.tap = Tap(base_model(trainer), getattr(trainer, "ref_model", None))
+        self.tap = Tap(base_model(trainer), getattr(trainer, "ref_model", None), names)
 
     def detach(self) -> None:
         """Gives the trainer back as it was: its class, its model's forward, its callbacks."""

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ..functional.preference.wpo import log_sum_squared_probs, token_logps
 from .batch import Forward
 from .gate import Gate
 
@@ -43,9 +43,12 @@ class Tap:
         reference (`nn.Module`, *optional*):
             A separate reference model. With PEFT the reference is the policy with its adapter off; its forwards are
             told apart by running without gradient.
+        outputs (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Fields of [`Forward`] that are read beside `log_probs` where a model gives logits only.
     """
 
-    def __init__(self, policy: nn.Module, reference: nn.Module | None = None) -> None:
+    def __init__(self, policy: nn.Module, reference: nn.Module | None = None, outputs: tuple[str, ...] = ()) -> None:
+        self._outputs = outputs
         self._reading: Reading | None = None
         modules = [policy] if reference is None else [policy, reference]
         self._handles = [module.register_forward_hook(self._read) for module in modules]
@@ -82,6 +85,8 @@ class Tap:
             ),
         )
         values = getattr(output, name)
+        if name == "logits" and values.dim() > 2 and "log_sum_sq_probs" in self._outputs:
+            forward.log_sum_sq_probs = log_sum_squared_probs(values.detach()[:, :-1])
         if values.requires_grad:
             reading.policy = forward
             if reading.gate is not None:
@@ -94,6 +99,4 @@ class Tap:
 
 def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each next label, `(rows, T - 1)` in float32; 0 where the label is -100."""
-    labels = labels[:, 1:]
-    logps = torch.gather(logits[:, :-1].float().log_softmax(-1), 2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
-    return logps.masked_fill(labels == -100, 0.0)
+    return token_logps(logits, labels)[0].float()

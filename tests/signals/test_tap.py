@@ -244,6 +244,18 @@ def test_a_model_without_the_fused_head_is_read_from_its_logits():
     assert not model.values.grad[1].any()
 
 
+def test_the_expected_log_probability_is_read_from_logits_where_asked_for():
+    model, labels = Speaks("logits"), torch.zeros(2, 5, dtype=torch.long)
+    with Tap(model, outputs=("log_sum_sq_probs",)).open(labels) as reading:
+        model()
+    expected = (model.values.detach()[:, :-1].softmax(-1) ** 2).sum(-1).log()
+    torch.testing.assert_close(reading.policy.log_sum_sq_probs, expected)
+    other = Speaks("logits")
+    with Tap(other).open(labels) as reading:
+        other()
+    assert reading.policy.log_sum_sq_probs is None
+
+
 def test_other_outputs_are_ignored():
     model = Speaks("hidden")
     with Tap(model).open(torch.zeros(2, 5, dtype=torch.long)) as reading:

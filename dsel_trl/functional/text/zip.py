@@ -84,33 +84,6 @@ def canonical_example(example_id: int, turns: Sequence[tuple[str, str]], source:
     return {"id": example_id, "conversations": conversations, "source": source}
 
 
-def compression_ratio(examples: Sequence[Any], serializer: Serializer = "repr") -> float:
-    """
-    Compression ratio of a set: its bytes over its compressed bytes (hf.co/papers/2407.06645, Eq. 1).
-
-    Args:
-        examples (`Sequence`):
-            Texts or dicts.
-        serializer (`str` or `Callable`, *optional*, defaults to `"repr"`):
-            See [`serialize`].
-
-    Returns:
-        `float`: lower is more information.
-
-    Example:
-
-    ```python
-    >>> from dsel_trl.functional.text.zip import compression_ratio
-
-    >>> compression_ratio(["ha"] * 500) > 50
-    True
-    ```
-    """
-    pieces, frame = serialize(examples, serializer)
-    with CompressionEngine(pieces, frame) as engine:
-        return float(engine.ratios("all", list(range(len(pieces) - 1)), [len(pieces) - 1])[0]) if pieces else 0.0
-
-
 def zip_rounds(
     examples: Sequence[Any],
     budget: int,
@@ -204,6 +177,7 @@ def zip_select(
     truncate: bool = True,
     anchor_ids: Sequence[int] = (),
     workers: int = 1,
+    watch: Callable[[ZipRound], None] | None = None,
 ) -> Ids:
     """
     Selects the examples that together are hardest to compress (hf.co/papers/2407.06645).
@@ -229,6 +203,8 @@ def zip_select(
             Examples that count as selected already; they are not returned.
         workers (`int`, *optional*, defaults to `1`):
             Processes that compress; the result does not depend on it.
+        watch (`Callable`, *optional*):
+            Called with each round when it is done.
 
     Returns:
         `np.ndarray` of int64: distinct ids, most novel first. Fewer than `budget`, with a warning, if the pool runs
@@ -258,7 +234,12 @@ def zip_select(
         anchor_ids=anchor_ids,
         workers=workers,
     )
-    ids = np.concatenate([np.zeros(0, dtype=np.int64), *(step.chosen for step in rounds)])
+    chosen = [np.zeros(0, dtype=np.int64)]
+    for step in rounds:
+        chosen.append(step.chosen)
+        if watch is not None:
+            watch(step)
+    ids = np.concatenate(chosen)
     return ids[:budget] if truncate else ids
 
 

@@ -9,7 +9,13 @@ from torch import Tensor
 from ...core.method import Method, Run
 from ...core.parameters import check_choice, check_range
 from ...core.registry import register
-from ...functional.preference.beta_dpo import batch_beta, draw_mask, kept_pairs, log_keep_weights
+from ...functional.preference.beta_dpo import (
+    batch_beta,
+    draw_mask,
+    kept_mean_weights,
+    kept_pairs,
+    log_keep_weights,
+)
 from ...functional.running import EmaMoments, ema_update
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
@@ -72,7 +78,7 @@ class BetaDpo(Method):
         generator = torch.Generator().manual_seed(run.stream_seed("beta_dpo/mask", self._batches))
         log_weights = log_keep_weights(margins, self._moments.mean, self._moments.std)
         mask = draw_mask(log_weights, kept_pairs(len(margins), 1 - self.keep), generator)
-        self._weights = (mask * (len(mask) / mask.sum().clamp(min=1)))[own]
+        self._weights = kept_mean_weights(mask)[own]
         used = batch_beta(margins, mask, self._moments.mean, self._moments.std, beta, self.a, self.floor)
         run.log({"beta_dpo_beta": used, "beta_dpo_mean": self._moments.mean, "beta_dpo_std": self._moments.std})
         return {"beta": used}

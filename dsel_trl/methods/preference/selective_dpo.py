@@ -13,7 +13,13 @@ from ...core.method import Method, Run, Step
 from ...core.parameters import check_choice, check_range, check_refresh
 from ...core.registry import register
 from ...data.difficulty_table import DIFFICULTY, read_table, write_table
-from ...functional.preference.selective_dpo import half_split, learned_step, pool_fraction, rank_in_length_buckets
+from ...functional.preference.selective_dpo import (
+    half_split,
+    learned_step,
+    mean_validation_loss,
+    pool_fraction,
+    rank_in_length_buckets,
+)
 from ...functional.ranking import keep_count
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
@@ -130,9 +136,11 @@ class SelectiveDpo(Method):
         table: dict[str, np.ndarray] = {}
         for seed in dict.fromkeys(seeds):
             own = losses[[helper for helper in range(self.helpers) if seeds[helper] == seed]]
-            table |= {f"loss_step{step}_seed{seed}": _mean_known(own[:, step]) for step in range(self.evaluations)}
-        table[DIFFICULTY] = _mean_known(losses.reshape(-1, run.size))
-        table["learned_step"] = _mean_known(np.stack([_learned_steps(one) for one in margins]))
+            table |= {
+                f"loss_step{step}_seed{seed}": mean_validation_loss(own[:, step]) for step in range(self.evaluations)
+            }
+        table[DIFFICULTY] = mean_validation_loss(losses.reshape(-1, run.size))
+        table["learned_step"] = mean_validation_loss(np.stack([_learned_steps(one) for one in margins]))
         run.ledger.write(self.LEARNED_STEP, None, table["learned_step"], step=0)
         if run.passes.rank == 0:
             write_table(Path(run.output_dir) / "selection" / "difficulty.csv", run.dataset, table)
@@ -216,13 +224,6 @@ class SelectiveDpo(Method):
 def _margin(batch: Batch) -> Tensor:
     assert isinstance(batch, PairBatch)
     return batch.implicit_margin
-
-
-def _mean_known(values: np.ndarray) -> np.ndarray:
-    """Mean over axis 0 of the finite entries; NaN where there is none."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0.0).sum(axis=0)
-    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 def _learned_steps(margins: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from ...core.registry import register
 from ...data.conversations import example_messages, text_columns, turns
 from ...data.fingerprints import column_hash
 from ...functional.ranking import keep_count
-from ...functional.text.deita import conversation_scores, diversity_filter, expected_digit
+from ...functional.text.deita import conversation_scores, digit_logits, diversity_filter, expected_digit
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
 from ...scorers.language_model import LanguageModel
 from ...signals.batch import Signal
@@ -152,7 +152,7 @@ class Deita(Prescored):
         ]
         rows = [scorer.tokenizer(prompt)["input_ids"][-scorer.max_length + 1 :] for prompt in prompts]
         logits = run.passes.measure(
-            lambda values: values[:, digits],
+            lambda logits: digit_logits(logits, digits),
             inputs=lambda ids: [rows[i] for i in ids],
             lengths=np.array([len(row) for row in rows], dtype=np.int64),
             forward=lambda batch, ids: scorer.next_logits(batch),

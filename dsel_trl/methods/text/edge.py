@@ -12,7 +12,7 @@ from ...core.method import Run
 from ...core.parameters import REFRESHES, check_choice
 from ...core.registry import register
 from ...data.tokens import IGNORED, Sequences
-from ...functional.text.edge import AGGREGATES, FORMS, edge_scores, guideline_effect
+from ...functional.text.edge import AGGREGATES, FORMS, edge_scores, guideline_effect, mean_turn_nll
 from ...scorers.rewards import load_reward
 from ...signals.batch import Signal
 
@@ -115,10 +115,8 @@ class Edge(Prescored):
         )
         starts = sequences.turn_starts(trained)
         turn = np.cumsum(starts) - 1
-        counts = np.bincount(turn, minlength=int(starts.sum()))
-        without, with_it = (
-            -np.bincount(turn, weights=values, minlength=len(counts)) / counts for values in (plain, helped)
-        )
+        without, counts = mean_turn_nll(-plain, turn, int(starts.sum()))
+        with_it, _ = mean_turn_nll(-helped, turn, len(counts))
         owner = np.repeat(np.arange(run.size), trained)[starts]
         effect = guideline_effect(without, with_it, self.form)
         effectiveness = edge_scores(effect, owner, run.size, aggregate=self.aggregate, num_tokens=counts)

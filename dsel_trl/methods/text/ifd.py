@@ -17,7 +17,8 @@ from ...data.tokens import IGNORED, Sequences, answer_alone, instruction_alone, 
 from ...functional.facility_location import facility_location
 from ...functional.kmeans import kmeans, require_backend, unit_rows
 from ...functional.ranking import keep_count, top_k
-from ...functional.text.ifd import ifd_loss_ratio, ifd_perplexity_ratio, pre_experienced_ids
+from ...functional.text.ifd import drop_misled, ifd_from_perplexities, ifd_loss_ratio, pre_experienced_ids
+from ...functional.text.perplexity import perplexity
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings, policy_states
 from ...scorers.language_model import LanguageModel, sequence_losses
 from ...signals.batch import Signal
@@ -151,10 +152,13 @@ class Ifd(Prescored):
             conditioned, alone = self._with_model(run)
         else:
             conditioned, alone = self._warmed_up(run) if self.warm_up else self._with_policy(run)
-        ratio = (ifd_perplexity_ratio if self.form == "superfiltering" else ifd_loss_ratio)(conditioned, alone)
-        # The published scripts differ at exactly the limit: Cherry still keeps it.
-        fit = ratio < self.limit if self.form == "superfiltering" else ratio <= self.limit
-        scores = np.where(fit, ratio, -np.inf)
+        cherry = self.form == "cherry"
+        if cherry:
+            ratio = ifd_loss_ratio(conditioned, alone)
+        else:
+            ratio = ifd_from_perplexities(perplexity(conditioned), perplexity(alone))
+        # The published scripts differ at exactly the limit.
+        scores = drop_misled(ratio, self.limit, at_threshold=cherry)
         return {
             "ifd_conditioned": conditioned,
             "ifd_alone": alone,
@@ -217,8 +221,7 @@ class Ifd(Prescored):
             lambda: kmeans(vectors, self.warm_up_clusters, seed=run.stream_seed("ifd/clusters"))[0].astype(np.float64),
         )
         band = {"low": self.warm_up_low, "high": self.warm_up_high}
-        perplexity = np.exp(losses.astype(np.float64))
-        return known[pre_experienced_ids(perplexity, labels, per_cluster=self.warm_up, **band)]
+        return known[pre_experienced_ids(perplexity(losses), labels, per_cluster=self.warm_up, **band)]
 
     def _with_policy(self, run: Run, forward: Callable[..., Any] | None = None) -> np.ndarray:
         """Both losses under the policy, or under the model of another forward, `(2, N)`."""

@@ -15,7 +15,7 @@ from ...core.parameters import check_choice, check_range
 from ...core.registry import register
 from ...data.conversations import example_messages, joined, text_columns
 from ...functional.ranking import keep_count, rank_order
-from ...functional.text.zip import canonical_example, serialize, zip_rounds
+from ...functional.text.zip import canonical_example, serialize, zip_select
 from ...functional.text.zip_engine import CompressionEngine
 from ...signals.batch import Batch, Signal
 
@@ -155,23 +155,19 @@ class Zip(Prescored):
 
     def _choose(self, run: Run, size: int) -> np.ndarray:
         """`size`, `size - 1`, ... for the chosen examples in the order of the choice, -inf for the others."""
-        rounds = zip_rounds(
-            self._examples(run),
-            size,
-            k1=self.k1,
-            k2=self.k2,
-            k3=self.k3,
-            serializer=self.serializer,
-            unchosen=self.unchosen,
-            anchor_ids=self._anchor.tolist(),
-            workers=self.workers or os.cpu_count() or 1,
-        )
-        chosen: list[np.ndarray] = []
         with tqdm(total=size, desc="Choosing by compression") as bar:
-            for step in rounds:
-                chosen.append(step.chosen)
-                bar.update(min(len(step.chosen), size - bar.n))
-        ids = np.concatenate(chosen)[:size]
+            ids = zip_select(
+                self._examples(run),
+                size,
+                k1=self.k1,
+                k2=self.k2,
+                k3=self.k3,
+                serializer=self.serializer,
+                unchosen=self.unchosen,
+                anchor_ids=self._anchor.tolist(),
+                workers=self.workers or os.cpu_count() or 1,
+                watch=lambda step: bar.update(min(len(step.chosen), size - bar.n)),
+            )
         scores = np.full(run.size, -np.inf)
         scores[ids] = size - np.arange(len(ids))
         return scores
