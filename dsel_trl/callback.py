@@ -25,7 +25,7 @@ from .trainer.forwards import base_model, refer, request_outputs
 from .trainer.generation import generate
 from .trainer.helper_run import train_helper
 from .trainer.kinds import is_map_style, trainer_kind
-from .trainer.mixin import selective_class
+from .trainer.mixin import join, part
 from .trainer.rows import TrainingRows, prepare_rows
 from .trainer.serving import Serving
 from .trainer.step import OptimizerStep
@@ -95,10 +95,7 @@ class SelectionCallback(TrainerCallback):
         trainer = self.trainer
         if getattr(trainer, "selection", None) is not None:
             raise ValueError("This trainer already has a selection: detach it first, or pass the methods as one list.")
-        self._stock = type(trainer)
-        trainer.__class__ = selective_class(self._stock)
-        trainer.selection = self
-        trainer._signature_columns = None
+        join(trainer, self)
         names = tuple(name for method in self.methods.methods for name in method.outputs)
         self._undo_outputs = request_outputs(trainer, names)
         self.tap = Tap(base_model(trainer), getattr(trainer, "ref_model", None), names)
@@ -111,9 +108,7 @@ class SelectionCallback(TrainerCallback):
         self._undo_outputs()
         if self.training is not None:
             self.training.give_back()
-        self.trainer.__class__ = self._stock
-        del self.trainer.selection
-        self.trainer._signature_columns = None
+        part(self.trainer)
         self.trainer.remove_callback(self)
 
     def _new_run(self, saved: SavedSelection | None) -> None:

@@ -18,6 +18,7 @@ from ..core.method import Method
 from ..core.registry import create_method
 from ..data.demo.model import build_demo_model
 from ..data.loading import DEMO, AnyDataset, check_rows, load_splits, number_rows, take_split
+from ..trainer.forwards import ignore_bias_buffers
 from ..trainer.kinds import KINDS
 from .arguments import Arguments
 
@@ -141,9 +142,7 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
         if selection:
             attach(trainer, selection)
     if job.arguments.script.ignore_bias_buffers:
-        trainer.model._ddp_params_and_buffers_to_ignore = [
-            name for name, buffer in trainer.model.named_buffers() if str(buffer.dtype) == "torch.bool"
-        ]
+        ignore_bias_buffers(trainer)
     return trainer
 
 

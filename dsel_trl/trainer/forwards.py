@@ -59,6 +59,13 @@ def base_model(trainer: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def ignore_bias_buffers(trainer: Any) -> None:
+    """Keeps boolean buffers out of what distributed training synchronises, as TRL's own scripts do."""
+    trainer.model._ddp_params_and_buffers_to_ignore = [
+        name for name, buffer in trainer.model.named_buffers() if str(buffer.dtype) == "torch.bool"
+    ]
+
+
 def score_rows(
     trainer: Any,
     inputs: dict[str, Any],

@@ -150,6 +150,21 @@ def selective_class(cls: type) -> type:
     return _CLASSES[cls]
 
 
+def join(trainer: Any, selection: Any) -> None:
+    """Re-types a trainer in place, so that its seams call `selection`."""
+    trainer.__class__ = selective_class(type(trainer))
+    trainer.selection = selection
+    # What the trainer has worked out of its own signature; a stream's columns are added to it.
+    trainer._signature_columns = None
+
+
+def part(trainer: Any) -> None:
+    """Gives a trainer its own class back."""
+    trainer.__class__ = stock_class(type(trainer))
+    del trainer.selection
+    trainer._signature_columns = None
+
+
 def stock_class(cls: type) -> type:
     """The class that `selective_class` was given."""
     return next((stock for stock, selective in _CLASSES.items() if selective is cls), cls)

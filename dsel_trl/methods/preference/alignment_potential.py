@@ -1,6 +1,7 @@
 """Pairs whose external margin is large and not yet reached by the model."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from ...data.columns import refuse_truth
 from ...functional.margins import average_logps, simpo_margin
 from ...functional.preference.alignment_potential import alignment_potential, reward_spread
 from ...functional.ranking import keep_count, top_k
-from ...scorers.rewards import dataset_rewards, reward_of
+from ...scorers.rewards import dataset_rewards, reward_of, score_responses
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
 
@@ -129,7 +130,11 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         return build(
             dataset,
             run.generate,
-            reward_of(self.reward, self.reward_model, run.model.device),
+            partial(
+                score_responses,
+                reward_of(self.reward, self.reward_model, run.model.device),
+                description="Scoring samples",
+            ),
             responses=self.self_play,
             max_new_tokens=self.max_new_tokens,
             evolve=evolve,

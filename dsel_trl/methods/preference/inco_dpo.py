@@ -1,6 +1,7 @@
 """Pairs whose responses begin as the dataset's and go on as the policy's."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ...core.registry import register
 from ...data.build.continuations import Synthesis, build
 from ...data.columns import refuse_truth
 from ...data.responses import Prompt
-from ...scorers.rewards import load_reward, reward_of
+from ...scorers.rewards import load_reward, reward_of, score_responses
 from ...signals.batch import Signal
 from ...signals.tap import label_log_probs
 
@@ -96,7 +97,11 @@ class IncoDpo(Method):
         return build(
             dataset,
             run.generate,
-            reward_of(self.reward, self.reward_model, run.model.device),
+            partial(
+                score_responses,
+                reward_of(self.reward, self.reward_model, run.model.device),
+                description="Scoring candidates",
+            ),
             run.processing_class,
             synthesis=self._synthesis,
             response_column=self.response_column,
