@@ -16,7 +16,6 @@ from .core.metrics import Metrics
 from .core.registry import create_method
 from .core.run import Run
 from .core.sidecar import check_fingerprint
-from .data.columns import original_positions
 from .report.run_files import write_run
 from .signals.tap import Tap
 from .trainer.checkpoints import SavedSelection, read_selection, selection_fingerprint, write_selection
@@ -216,7 +215,7 @@ class SelectionCallback(TrainerCallback):
         write_run(
             Path(args.output_dir) / "selection",
             self.ledger,
-            ids=None if self.streaming else original_positions(self.trainer.train_dataset),
+            ids=None if self.training is None else self.training.rows.positions,
             summary={
                 "methods": [method.describe() for method in self.methods.methods],
                 "trainer": type(self.trainer).__name__.removeprefix("Selective"),

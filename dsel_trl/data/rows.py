@@ -1,5 +1,6 @@
 """`Rows`: examples that can be collated, measured and named, whatever they are for."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from .columns import numeric_column, refuse_truth
+from .columns import ROW_NUMBER, numeric_column, refuse_truth
 from .lengths import list_lengths, padded_lengths, response_lengths, sequence_lengths
 
 
@@ -62,6 +63,8 @@ class Rows:
             Column of texts without structure.
         device (`torch.device`, *optional*, defaults to the CPU):
             Where the model that trains on them is.
+        kept (`Callable[[Rows], np.ndarray]`, *optional*):
+            Which rows, `(N,)` bool, the trainer keeps when it prepares a dataset; by default all.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Rows:
     truncation: str = "keep_start"
     text_field: str = "text"
     device: Any = "cpu"
+    kept: Callable[["Rows"], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         self._columns: dict[str, np.ndarray] = {}
@@ -96,6 +100,25 @@ class Rows:
         if name not in self.layout.sides:
             raise ValueError(f"side={name!r} is none of {list(self.layout.sides)}.")
         return replace(self, layout=replace(self.layout, sides=(name,)))
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """
+        Position of each row in the dataset that the user passed, `(N,)` int64.
+
+        Some rows may have been dropped when the dataset was prepared. A column that `dsel` adds says which are left;
+        else the index table does that the trainer's filter leaves behind, told from a view of the user's own by what
+        is missing in it: exactly the rows that the trainer drops.
+        """
+        if ROW_NUMBER in self.column_names:
+            return numeric_column(self.dataset, ROW_NUMBER).astype(np.int64)
+        if self.kept is not None and self.dataset._indices is not None:
+            whole = copy.copy(self.dataset)
+            whole._indices = None
+            indices = self.dataset._indices.column(0).to_numpy().astype(np.int64)
+            if np.array_equal(np.flatnonzero(self.kept(replace(self, dataset=whole))), indices):
+                return indices
+        return np.arange(len(self), dtype=np.int64)
 
     def column(self, name: str) -> np.ndarray:
         """A numeric column, `(N,)` float64, NaN where null. Columns with the truth of a test are refused."""

@@ -58,8 +58,8 @@ class SelectionMixin(_Trainer):
         if self.selection is None:
             return super().get_train_dataloader()
         collator, batch_size = self.data_collator, self._train_batch_size
-        columns = self.selection.columns if self.selection.streaming else ()
-        self.data_collator = ExampleCollator(collator_of(self), columns)
+        columns = self.selection.columns if self.selection.streaming else None
+        self.data_collator = ExampleCollator(collator_of(self), self.selection.kind.layout, columns)
         self._train_batch_size = batch_size * self.selection.methods.candidates
         try:
             return super().get_train_dataloader()
@@ -86,6 +86,8 @@ class SelectionMixin(_Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.selection is not None:
+            self.selection.steps.after_backward()
         if self.selection is not None and self.accelerator.sync_gradients:
             scale = self.selection.steps.accumulated_scale()
             if scale != 1.0:
@@ -98,7 +100,7 @@ class SelectionMixin(_Trainer):
         ids = inputs.pop(EXAMPLE_ID, None)
         columns = {key: inputs.pop(key) for key in [k for k in inputs if k.startswith(f"{COLUMNS}.")]}
         layout = {ROW_LENGTHS: inputs.pop(ROW_LENGTHS)} if ROW_LENGTHS in inputs else {}
-        if self.selection is None or ids is None or not self.model.training:
+        if self.selection is None or not self.model.training or not self.selection.steps.takes(ids):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with self.selection.steps.listen(ids, {**inputs, **layout}, columns) as listening:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -1,5 +1,6 @@
 """Sequences of one power-of-two length per step, in a curriculum of lengths."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -136,6 +137,7 @@ class DatasetDecomposition(Batched):
             max_log2=longest,
             keep_tail=self.keep_tail,
             rng=run.rng("dataset_decomposition/cut") if self.random_cut else None,
+            positions=dataclasses.replace(run.rows, dataset=dataset).positions,
         )
         logger.info("%d documents (%d tokens) cut into %d pieces", len(lengths), len(flat), len(pieces))
         return pieces
