@@ -27,7 +27,6 @@ from dsel_trl.core.run import Run
 from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.pacing import unigram_rarity
 from dsel_trl.functional.ranking import top_k
-from dsel_trl.functional.ranking import top_k
 from dsel_trl.functional.text.d4 import d4_select
 from dsel_trl.functional.text.deita import diversity_filter
 from dsel_trl.functional.text.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
