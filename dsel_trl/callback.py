@@ -462,4 +462,6 @@ def _generate(trainer: Any, *args: Any, **kwargs: Any) -> list[list[str]]:
 def _train_proxy(callback: SelectionCallback, *args: Any, **kwargs: Any) -> Any:
     from .trainer.helper_run import train_proxy
 
-    return train_proxy(callback.trainer, *args, **kwargs)
+    values = train_proxy(callback.trainer, *args, **kwargs)
+    callback.metrics_window.helpers_trained += 1
+    return values

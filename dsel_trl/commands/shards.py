@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -63,7 +64,8 @@ def plan_text(words: Sequence[str]) -> str:
     Raises:
         `ValueError`: for an unknown key, or sizes that do not fit.
     """
-    parser = HfArgumentParser(ShardArguments, prog="dsel shards", allow_abbrev=False)
+    kinds: tuple[Any, ...] = (ShardArguments,)
+    parser = HfArgumentParser(kinds, prog="dsel shards", allow_abbrev=False)
     asked, unknown = parser.parse_args_into_dataclasses(list(words), return_remaining_strings=True)
     if unknown:
         raise ValueError(f"Unknown argument {unknown[0]!r} of `dsel shards`. See `dsel shards --help`.")

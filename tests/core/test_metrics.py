@@ -120,4 +120,6 @@ def test_summary_counts_the_ledger(run):
     summary = metrics.summary(run.ledger)
     assert summary["examples"] == 6
     assert summary["examples_visited"] == 2
+    assert summary["selected_fraction"] == pytest.approx(2 / 6)
+    assert Metrics().summary(Ledger())["selected_fraction"] == 0.0
     assert summary["examples_dropped"] == 1
