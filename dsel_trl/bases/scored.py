@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.method import Method, Run
 from ..core.parameters import REFRESHES, check_choice, check_range, check_refresh
-from ..functional.pacing import competence, pacing_size
+from ..functional.pacing import competence, difficulty_cdf, eligible_by_competence, pacing_size
 from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
 from ..signals.batch import Batch
 
@@ -75,6 +75,7 @@ def paced(
     epoch_length: int,
     rng: np.random.Generator,
     blocks: int = 100,
+    ties_together: bool = False,
 ) -> np.ndarray:
     """
     `ids` so that at progress p of the epoch only the best `fraction(p)` of it has been drawn from, in random order.
@@ -92,11 +93,17 @@ def paced(
             Examples per epoch.
         blocks (`int`, *optional*, defaults to `100`):
             How often per epoch the open share is looked at.
+        ties_together (`bool`, *optional*, defaults to `False`):
+            Whether examples of equal score open together, once all of them are within the share; else by id.
     """
     ranked = in_order(scores, ids)
     size = max(1, -(-epoch_length // blocks))
     starts = np.arange(0, len(ranked), size)
     opened = np.array([fraction((served + start) / epoch_length) * epoch_length for start in starts]) - served
+    if ties_together:
+        ordered = scores[ranked]
+        cdf, known = difficulty_cdf(-ordered), max(1, int(selectable(ordered).sum()))
+        opened = np.array([len(eligible_by_competence(cdf, share / known, at_least_one=False)) for share in opened])
     # A block can never be served from fewer examples than it has.
     limits = np.clip(np.maximum(np.ceil(opened).astype(np.int64), starts + size), 0, len(ranked))
     pool, waiting, reached, planned = np.empty_like(ranked), 0, 0, []
@@ -225,7 +232,10 @@ class ByScore(Method):
         if self.pacing == "none":
             return in_order(scores, ids)
         length = self.share_of(run, scores)
-        return paced(scores, ids, self.open_share, served=len(run.served), epoch_length=length, rng=rng)
+        # Competence is a share of the difficulties (hf.co/papers/1903.09848, Algorithm 1), a pacing one of the ranks.
+        together = self.pacing == "competence"
+        served = len(run.served)
+        return paced(scores, ids, self.open_share, served=served, epoch_length=length, rng=rng, ties_together=together)
 
     def open_share(self, progress: float) -> float:
         """Share of the epoch's examples that the curriculum has opened at `progress` of the epoch."""
