@@ -42,7 +42,8 @@ class Bees(ExplicitMargin, ByScore):
     probability p; the sources are fused by `prod p / (prod p + prod (1 - p))` (hf.co/papers/2502.14560). Sources:
     `explicit` (two score columns, `reward` or `reward_model`), `helper` (log-ratio margin of a helper model trained by
     DPO on `seed_pairs` random pairs, as in the paper), `implicit` (that of the run's own policy, by a pass over the
-    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others.
+    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others, and
+    left out if none knows it.
     `refresh: never` chooses once; with `epoch` or a number of steps the policy's margins are measured and the bounds
     set anew, which is the iterative form for data that is collected in rounds. `action: weight` weighs by p.
     When: large, noisy preference sets; 5 to 25% of the pairs often suffice.
@@ -154,6 +155,8 @@ class Bees(ExplicitMargin, ByScore):
             fused = fuse_probabilities([margin_probability(margin, self.lower, upper) for margin, upper in pairs])
         else:
             fused = fuse_margins(margins, self.fusion)
+        # What no source knows is no pair of even chances: it is never trained on.
+        fused = np.where(np.isfinite(margins).any(axis=0), fused, -np.inf)
         run.ledger.write(self.name, None, fused, run.step)
         self._fused = fused.astype(np.float32)
         return fused, unclipped_evidence(margins, self.lower, uppers)
