@@ -24,22 +24,25 @@ def known_scores(run: Run, name: str) -> np.ndarray:
     return run.ledger[name]
 
 
-def with_unseen(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def with_unseen(scores: np.ndarray, rng: np.random.Generator, seen: np.ndarray | None = None) -> np.ndarray:
     """
     Live scores with the unknown ones filled in: an example not seen yet counts as a random seen one.
 
     So it is kept as often as the examples known so far, and neither crowds them out nor is shut out. Before anything
     is known (or while all known scores are equal, as the margins of an untrained policy are) the order is random.
+    An example that is `seen` (`(N,)` bool) and has no score all the same stays unknown, unless nothing else is left.
+    Infinite scores are decisions (never selectable), not gaps.
     """
     known = selectable(scores)
     values = scores[known]
+    unseen = np.isnan(scores)
+    if seen is not None and (known | (unseen & ~seen)).any():
+        unseen &= ~seen
     if not len(values) or np.ptp(values.astype(np.float64)) < 1e-6:
-        return rng.random(len(scores), dtype=np.float32)
+        return np.where(known | unseen, rng.random(len(scores), dtype=np.float32), scores)
     if known.all():
         return scores
     filled = scores.copy()
-    # Infinite scores are decisions (never selectable), not gaps.
-    unseen = np.isnan(scores)
     filled[unseen] = rng.choice(values, size=int(unseen.sum()))
     return filled
 
@@ -189,7 +192,7 @@ class ByScore(Method):
 
     def filled_scores(self, run: Run) -> np.ndarray:
         """The scores with the unknown ones drawn from the known: the same however often one plan asks."""
-        return with_unseen(self.scores(run), run.plan_rng(f"{self.name}/unseen"))
+        return with_unseen(self.scores(run), run.plan_rng(f"{self.name}/unseen"), run.ledger.visits > 0)
 
     @property
     def keep_share(self) -> float:
@@ -218,7 +221,9 @@ class ByScore(Method):
         if self.action == "band":
             mask = keep_band(scores, self.low, self.high)
         else:
-            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share)
+            # The share is one of all that may be chosen, those without a score included: an epoch stays as long.
+            size = self.share_of(run, scores)
+            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share, size)
         self._mask = mask
         return mask
 
@@ -228,7 +233,9 @@ class ByScore(Method):
             scores = -scores
         if self.action == "sample":
             left = self.share_of(run, scores) - len(run.served)
-            return ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
+            drawn = ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
+            # What has no score although it was seen comes when nothing else is left.
+            return np.concatenate([drawn, ids[np.isnan(scores[ids])]])[: max(left, 1)]
         if self.pacing == "none":
             return in_order(scores, ids)
         length = self.share_of(run, scores)
