@@ -305,6 +305,10 @@ class SelectionCallback(TrainerCallback):
         if self._resume is not None and self.run.epoch > self._resume[1]["epoch"]:
             # The checkpoint is from the end of an epoch: the dataset of the next one is built of the policy it holds.
             self._rebuild_next()
+        # FSDP may have put the model into another one.
+        self.run.model = self.trainer.model
+        for method in self.methods.using("begin"):
+            method.begin(self.run)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.epoch += 1
