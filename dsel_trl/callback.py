@@ -130,6 +130,7 @@ class SelectionCallback(TrainerCallback):
             write_log=lambda values: self.metrics_window.extra(values),
             model=trainer.model,
             world=trainer.accelerator.num_processes,
+            sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
             ordered=bool(self.methods.using("order", "plan")),
             generate=partial(_generate, trainer),
             refer=partial(refer, trainer),

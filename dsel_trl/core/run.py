@@ -72,6 +72,8 @@ class Run:
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
         world (`int`):
             Number of processes.
+        sharded (`bool`):
+            Whether FSDP or DeepSpeed holds the model: it is in place only when training begins (`begin`).
         ordered (`bool`):
             Whether a method orders the examples: batches must then keep to that order at large.
     """
@@ -100,6 +102,7 @@ class Run:
     refer: Callable[[Path, bool], None] | None = None
     generate: Callable[..., list[list[str]]] | None = None
     world: int = 1
+    sharded: bool = False
     ordered: bool = False
 
     @property

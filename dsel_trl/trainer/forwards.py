@@ -82,6 +82,21 @@ def base_model(trainer: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def placed_model(trainer: Any) -> Any:
+    """
+    The model as passes call it: where training put it, or under DeepSpeed the engine, which gathers its parameters.
+
+    Raises:
+        `ValueError`: while FSDP or DeepSpeed has yet to put it in place, which they do when training begins.
+    """
+    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
+        raise ValueError(
+            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
+            "be made then. Score the data in a run without them and give the scores as dataset columns."
+        )
+    return trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+
+
 def score_rows(
     trainer: Any,
     inputs: dict[str, Any],
@@ -97,15 +112,11 @@ def score_rows(
     The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched. `kl` is what KTO's
     losses take for the KL term, which belongs to a trained batch: rows that are only looked at have none.
     """
-    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
-        raise ValueError(
-            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
-            "be made then. Score the data in a run without them and give the scores as dataset columns."
-        )
+    model = placed_model(trainer)
     labels = labels_of(trainer, inputs)
     own = NOT_FOR_THE_MODEL | REFERENCES
     kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith((f"{COLUMNS}.", "KL_"))}
-    model, training = trainer.model, trainer.model.training
+    training = model.training
     model.eval()
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
@@ -139,7 +150,7 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
             "measure margins of examples whose reference log-probabilities are not in the dataset."
         )
     with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-        return trainer.model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+        return placed_model(trainer)(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
 
 
 def refer(trainer: Any, file: Path, restore: bool) -> None:
