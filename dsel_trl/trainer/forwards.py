@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from trl.trainer.utils import add_fused_lm_head
 
 from ..signals.batch import Batch, Forward
@@ -162,16 +163,21 @@ def refer(trainer: Any, file: Path, restore: bool) -> None:
     if not restore:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         reference.load_state_dict(policy.state_dict())
+        # Where the models are sharded, all processes put the parameters together, and the first one gets them.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_model_state_dict(reference, options=options)
         if trainer.accelerator.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             temporary = file.with_name(file.name + ".tmp")
-            save_model(reference, str(temporary))
+            # The file takes no two names of one tensor, as tied weights have them.
+            save_file({name: value.clone() for name, value in state.items()}, str(temporary))
             os.replace(temporary, file)
         trainer.accelerator.wait_for_everyone()
         return
     if not file.is_file():
         raise ValueError(f"{file} is missing: it held the reference model that the checkpoint was trained against.")
-    load_model(reference, str(file), device=str(next(reference.parameters()).device))
+    saved: dict[str, Any] = load_file(str(file))
+    set_model_state_dict(reference, saved, options=StateDictOptions(full_state_dict=True))
 
 
 @contextlib.contextmanager
