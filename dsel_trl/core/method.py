@@ -104,6 +104,20 @@ class Method:
         """Whether a new plan is wanted after the step that was just done."""
         return isinstance(self.refresh, int) and run.step % self.refresh == 0
 
+    def reset(self) -> None:
+        """Called when a run begins: forgets what an earlier run of the same trainer, or a failed attempt, has left."""
+        if not dataclasses.is_dataclass(self):
+            return
+        for f in dataclasses.fields(self):
+            if f.init:
+                continue
+            if f.default is not dataclasses.MISSING:
+                setattr(self, f.name, f.default)
+            elif f.default_factory is not dataclasses.MISSING:
+                setattr(self, f.name, f.default_factory())
+        if hasattr(self, "__post_init__"):
+            self.__post_init__()
+
     def check(self, run: Run) -> None:
         """Called when the run is about to start: raises `ValueError` for what this dataset or trainer cannot serve."""
 
