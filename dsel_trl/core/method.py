@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from ..signals.batch import Batch, Signal
+from .parameters import Reads
 from .run import Run, Step
 
 HOOKS = (
@@ -42,6 +43,8 @@ class Method:
         packed_rows (`bool`): whether a packed row can stand for an example.
         carry_over (`bool`): whether an unfinished plan continues in the next epoch.
         own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
+        reads (`Reads`): conditions under which parameters are read ([`~dsel_trl.core.parameters.when`]); one that is
+            set but not read is an error. Those of base classes count as well.
         renamed (`dict[str, str]`): earlier names of parameters, each with the present one and, where the meaning is
             another, how the one follows from the other in brackets; those of base classes count as well.
         paper, family, criterion, selector, cost: entries of the card.
@@ -59,12 +62,16 @@ class Method:
     selector: ClassVar[str] = ""
     cost: ClassVar[str] = "no extra forward"
     state: ClassVar[str] = "its score column (8 bytes per example)"
+    reads: ClassVar[Reads] = {}
     renamed: ClassVar[dict[str, str]] = {}
 
     normalize: str = "mean1"
     refresh: int | str | None = "epoch"
     own_loss: bool = False
     rebuilds_each_epoch: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the parameters; [`register`] adds what all methods have in common."""
 
     @property
     def hooks(self) -> frozenset[str]:
@@ -77,7 +84,7 @@ class Method:
         return ()
 
     @property
-    def reads(self) -> bool:
+    def reads_batches(self) -> bool:
         """Whether the method looks at the batches at all; what reads nothing never fails."""
         return True
 

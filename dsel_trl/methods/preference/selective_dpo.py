@@ -10,7 +10,7 @@ from torch import Tensor
 from ...bases.scored import in_order, keep_top, known_scores, paced, with_unseen
 from ...core.cache import cached
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_choice, check_range, check_refresh
+from ...core.parameters import Reads, check_choice, check_range, check_refresh, check_whole, unless, when
 from ...core.registry import register
 from ...data.difficulty_table import DIFFICULTY, read_table, write_table
 from ...functional.preference.selective_dpo import (
@@ -79,6 +79,25 @@ class SelectiveDpo(Method):
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.09650"
     selector = "top_k, curriculum"
+    reads: ClassVar[Reads] = {
+        **{
+            name: (when("source", "cross_fit"),)
+            for name in (
+                "helpers",
+                "helper_model",
+                "helper_lora",
+                "helper_learning_rate",
+                "helper_epochs",
+                "evaluations",
+            )
+        },
+        "criterion_by": (when("source", "cross_fit", "table"),),
+        "column": (when("source", "column"),),
+        "table": (when("source", "table"),),
+        "refresh": (when("source", "online"),),
+        "pool": (when("source", "online"),),
+        "length_buckets": (unless("source", "online"),),
+    }
     renamed: ClassVar[dict[str, str]] = {"refreshes": "refresh (optimizer steps from one scoring to the next)"}
     cost = "cross_fit: helpers/2 epochs of training, 2.5 x helpers forwards a pair; online: up to 2 forwards a pair"
     state = "its score column (8 bytes per example), online also a count"
@@ -88,11 +107,15 @@ class SelectiveDpo(Method):
         check_choice("source", self.source, SOURCES)
         check_range("keep", self.keep, 0, 1, open_low=True)
         check_choice("order_mode", self.order_mode, ORDERS)
+        check_whole("helpers", self.helpers, min(HELPER_RUNS), max(HELPER_RUNS))
         check_choice("helpers", self.helpers, HELPER_RUNS)
         check_choice("criterion_by", self.criterion_by, tuple(CRITERIA))
         if self.refresh is not None:
             check_refresh(self.refresh, ("steps",))
-        check_range("evaluations", self.evaluations, 1, 1000)
+        check_whole("evaluations", self.evaluations, 1, 1000)
+        check_whole("length_buckets", self.length_buckets, 0)
+        if self.pool is not None:
+            check_whole("pool", self.pool, 1)
         if (self.source == "table") != (self.table is not None):
             raise ValueError(f"source={self.source!r} with table={self.table!r}: give both or neither.")
         self._counts = np.empty(0, dtype=np.int32)
