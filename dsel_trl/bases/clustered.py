@@ -1,11 +1,11 @@
 """What methods that choose by clusters of embeddings share: the vectors, the clusters, and their checks."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..core.parameters import check_choice, check_range
+from ..core.parameters import REFRESHES, Reads, check_choice, check_whole, when
 from ..core.run import Run
 from ..functional.kmeans import BACKENDS, require_backend
 from ..scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
@@ -18,7 +18,7 @@ class Clustered(Prescored):
     """
     A method that clusters an embedding of each example and chooses within the clusters.
 
-    Its `measure(run)` takes the embeddings from `vectors(run)`; `renew` asks the policy for them again.
+    Its `measure(run)` takes the embeddings from `vectors(run)`; `refresh` asks the policy for them again.
     """
 
     clusters: int | None = field(
@@ -32,15 +32,16 @@ class Clustered(Prescored):
     trainers = ("dpo", "sft", "kto")
     family = "reduction"
     criterion = "none"
-    renewable = True
+    refreshes = REFRESHES
     chooses = True
+    reads: ClassVar[Reads] = {"pooling": (when("embedding", "policy"),)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.clusters is not None:
-            check_range("clusters", self.clusters, 1, 2**31)
+            check_whole("clusters", self.clusters, 1)
         check_choice("backend", self.backend, tuple(BACKENDS))
-        check_source(self.embedding, self.pooling, self.renew)
+        check_source(self.embedding, self.pooling, self.refresh)
 
     def check(self, run: Run) -> None:
         super().check(run)

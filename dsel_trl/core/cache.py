@@ -136,11 +136,11 @@ def kept(run: "Run", stem: str, compute: Callable[[], dict[str, np.ndarray]]) ->
     processes must call it, and `compute` must give the same to each of them.
     """
     file = Path(run.output_dir) / "selection" / f"{stem}.safetensors"
-    found = _read(file) if run.passes is None else run.passes.everywhere(lambda: _read(file))
+    found = run.passes.everywhere(lambda: _read(file))
     if found is not None:
         return found
     arrays = compute()
-    if run.passes is None or run.passes.rank == 0:
+    if run.passes.rank == 0:
         save_arrays(file, arrays)
     return arrays
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.rows import Rows
 from ..signals.batch import Batch
 
 # Bytes of one exchange.
@@ -20,10 +21,8 @@ class Passes:
     Runs examples through a model without training on them.
 
     Args:
-        rows (`Callable[[np.ndarray], dict]`):
-            Collates the examples of some ids, as the trainer would, on the training device.
-        lengths (`np.ndarray` of shape `(N,)`):
-            Padded cost of an example in tokens.
+        rows (`Callable[[], Rows]`):
+            Gives the rows that are measured where no others are named: the training set.
         forward (`Callable[..., Batch]`):
             Runs a collated batch through the policy (and the reference) without gradient, in evaluation mode.
         rank, world (`int`):
@@ -34,15 +33,13 @@ class Passes:
 
     def __init__(
         self,
-        rows: Callable[[np.ndarray], dict[str, Any]],
-        lengths: np.ndarray,
+        rows: Callable[[], Rows],
         forward: Callable[..., Batch],
         rank: int = 0,
         world: int = 1,
         total: Callable[[Tensor], Tensor] = lambda values: values,
     ) -> None:
         self.rows = rows
-        self.lengths = lengths
         self.forward = forward
         self.rank = rank
         self.world = world
@@ -53,7 +50,8 @@ class Passes:
         measure: Callable[[Any], Tensor],
         ids: np.ndarray | None = None,
         *,
-        rows: Callable[[np.ndarray], Any] | None = None,
+        rows: Rows | None = None,
+        inputs: Callable[[np.ndarray], Any] | None = None,
         lengths: np.ndarray | None = None,
         forward: Callable[..., Any] | None = None,
         tokens: int = 8192,
@@ -67,12 +65,14 @@ class Passes:
                 Gives `(B,)` or `(B, K)` values of a scored batch.
             ids (`np.ndarray`, *optional*):
                 Examples to measure, in any order; the result follows it.
-            rows (`Callable[[np.ndarray], Any]`, *optional*):
+            rows ([`~dsel_trl.data.rows.Rows`], *optional*):
+                Other rows than the training set.
+            inputs (`Callable[[np.ndarray], Any]`, *optional*):
                 Makes the inputs of some ids, instead of the trainer's collator: other prompts, single responses, or
-                rows that are no examples at all (then `lengths` says how many there are). Inputs that hold `labels`
-                are scored as sequences, also where the trainer trains pairs.
+                what is no example at all (then `lengths` says how many there are). Inputs that hold `labels` are
+                scored as sequences, also where the trainer trains pairs.
             lengths (`np.ndarray`, *optional*):
-                Padded cost in tokens by id, where it is not that of the trainer's rows.
+                Padded cost in tokens by id, where it is not that of the rows.
             forward (`Callable[..., Batch]`, *optional*):
                 Another forward, such as a helper model's.
             tokens (`int`, *optional*, defaults to `8192`):
@@ -83,10 +83,10 @@ class Passes:
         Time: one forward per example (and one of the reference where a pair needs it); memory: one batch and the
         result. The batches, and so the numbers, do not depend on the number of processes.
         """
-        lengths = self.lengths if lengths is None else lengths
+        lengths, inputs = self._measured(rows, lengths, inputs)
         ids = np.arange(len(lengths)) if ids is None else np.asarray(ids, dtype=np.int64)
         result: np.ndarray | None = None
-        batches = self._batches(lengths, ids, rows, forward, tokens, description)
+        batches = self._batches(lengths, ids, inputs, forward, tokens, description)
         for positions, batch, counts in batches:
             values = measure(batch).float().cpu().numpy()
             if result is None:
@@ -99,7 +99,8 @@ class Passes:
         self,
         sizes: np.ndarray,
         *,
-        rows: Callable[[np.ndarray], Any] | None = None,
+        rows: Rows | None = None,
+        inputs: Callable[[np.ndarray], Any] | None = None,
         lengths: np.ndarray | None = None,
         forward: Callable[..., Any] | None = None,
         tokens: int = 8192,
@@ -111,17 +112,17 @@ class Passes:
         Args:
             sizes (`np.ndarray` of shape `(N,)`):
                 Scored tokens of each example.
-            rows, lengths, forward, tokens, description:
+            rows, inputs, lengths, forward, tokens, description:
                 As in `measure`; the forward must give sequences.
 
         Raises:
             `ValueError`: if a batch has another number of scored tokens than `sizes` says.
         """
-        lengths = self.lengths if lengths is None else lengths
+        lengths, inputs = self._measured(rows, lengths, inputs)
         ids = np.arange(len(sizes))
         offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         result = np.zeros(int(offsets[-1]), dtype=np.float32)
-        for positions, batch, counts in self._batches(lengths, ids, rows, forward, tokens, description):
+        for positions, batch, counts in self._batches(lengths, ids, inputs, forward, tokens, description):
             values = batch.token_logps[batch.token_mask].cpu().numpy()
             if len(values) != int(np.asarray(sizes)[positions].sum()):
                 raise ValueError(f"The examples {ids[positions][:5].tolist()} have {len(values)} scored tokens here.")
@@ -129,11 +130,19 @@ class Passes:
                 result[np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in positions])] = values
         return self._summed(result)
 
+    def _measured(
+        self, rows: Rows | None, lengths: np.ndarray | None, inputs: Callable[[np.ndarray], Any] | None
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
+        """Lengths and inputs of what is measured; rows are looked at only for what is not given."""
+        if lengths is None:
+            lengths = (rows or self.rows()).lengths
+        return lengths, inputs or (rows or self.rows()).collate
+
     def _batches(
         self,
         lengths: np.ndarray,
         ids: np.ndarray,
-        rows: Callable[[np.ndarray], Any] | None,
+        inputs: Callable[[np.ndarray], Any],
         forward: Callable[..., Any] | None,
         tokens: int,
         description: str,
@@ -146,8 +155,8 @@ class Passes:
         for turn in tqdm(turns, desc=description, disable=self.rank > 0):
             positions = batches[min(turn, len(batches) - 1)]
             batch_ids = ids[positions]
-            inputs = (rows or self.rows)(batch_ids)
-            yield positions, (forward or self.forward)(inputs, torch.as_tensor(batch_ids)), turn < len(batches)
+            batch = (forward or self.forward)(inputs(batch_ids), torch.as_tensor(batch_ids))
+            yield positions, batch, turn < len(batches)
 
     def _summed(self, values: np.ndarray) -> np.ndarray:
         """Sum over the ranks; each entry is zero on all of them but one, so nothing is rounded."""

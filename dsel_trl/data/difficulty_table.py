@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..functional.preference.selective_dpo import stable_id
+from ..functional.preference.selective_dpo import stable_id, values_by_id
 from .files import replacing, write_json
 
 PROMPT_ID, ROW_ID, DIFFICULTY = "prompt_id", "id", "learning_order"
@@ -94,14 +94,12 @@ def read_table(path: str | os.PathLike, dataset: Any, column: str = DIFFICULTY) 
         result[rows] = values
         return result
     assert keys is not None
-    first: dict[str, float] = {}
-    for key, value in zip(keys, values, strict=True):
-        first.setdefault(key, value)
-    if not first.keys() & set(own):
+    known = dict.fromkeys(keys)
+    if not known.keys() & set(own):
         raise ValueError(
-            f"{path}: none of its {len(first)} prompts is in the dataset (first: {next(iter(first), '')!r})."
+            f"{path}: none of its {len(known)} prompts is in the dataset (first: {next(iter(known), '')!r})."
         )
-    return np.array([first.get(key, np.nan) for key in own])
+    return values_by_id(own, keys, values)
 
 
 def _columns(path: Path) -> dict[str, list[Any]]:

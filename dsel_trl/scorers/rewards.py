@@ -187,7 +187,7 @@ def dataset_rewards(run: Any, sides: Sequence[str], spec: Any, model_path: str |
             found[side] = _scored(run, reward, prompts, responses, side)
             continue
         stem = f"rewards-{side}-{_content(prompts, responses, reward)}"
-        rank, world = (run.passes.rank, run.world) if run.passes is not None else (0, 1)
+        rank, world = run.passes.rank, run.world
         partial = Path(run.output_dir) / "selection" / f"{stem}-{rank}of{world}.part"
         score = lambda of=responses, side=side, partial=partial: {  # noqa: E731
             "values": _scored(run, reward, prompts, of, side, partial)
@@ -209,7 +209,7 @@ def _scored(
     run: Any, reward: Reward, prompts: list[Prompt], responses: list[str], side: str, partial: Path | None = None
 ) -> np.ndarray:
     """Rewards of all responses, `(N,)` float32, of which each process scores its share."""
-    rank, world = (run.passes.rank, run.world) if run.passes is not None else (0, 1)
+    rank, world = run.passes.rank, run.world
     own = np.arange(rank, run.size, world)
     values = score_responses(
         reward,

@@ -3,32 +3,18 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from trl.trainer.utils import add_fused_lm_head
 
 from ..data.files import replacing
 from ..signals.batch import Batch, Forward
-from ..signals.sequence_batch import SequenceBatch
 from ..signals.tap import Reading, label_log_probs
-
-if TYPE_CHECKING:
-    _Trainer = Any
-else:
-    _Trainer = object
-from .kinds import (
-    BATCHES,
-    COLUMNS,
-    NOT_FOR_THE_MODEL,
-    REFERENCES,
-    is_sequences,
-    labels_of,
-    loss_settings,
-    trainer_kind,
-)
+from .kinds import COLUMNS, NOT_FOR_THE_MODEL, batch_type, labels_of, trainer_kind
 
 
 def make_batch(
@@ -42,20 +28,12 @@ def make_batch(
 ) -> Batch:
     """The batch of a reading, in the layout of this trainer; `kl` where KTO's KL term is not to be read as well."""
     assert reading.policy is not None
-    settings, kind = loss_settings(trainer), trainer_kind(trainer)
-    if kind == "kto" and trainer.calculate_KL:
-        settings.kl = kl_term(trainer, inputs, reading) if kl is None else kl
-    cls = SequenceBatch if is_sequences(trainer, inputs) else BATCHES[kind]
+    kind = trainer_kind(trainer)
+    settings = kind.settings(trainer)
+    if kind.kl(trainer):
+        settings.kl = kind.kl_term(trainer, inputs, reading) if kl is None else kl
+    cls = batch_type(kind, inputs)
     return cls(ids, inputs, reading.policy, reading.reference, settings=settings, **context)
-
-
-def kl_term(trainer: Any, inputs: dict[str, Any], reading: Reading) -> Tensor:
-    """KTO's KL term of a training step, the mean over all ranks, as the trainer itself is about to compute it."""
-    width = inputs["KL_completion_mask"].shape[1] - 1
-    # Both models run the KL rows before the examples: the policy first of all, the reference after the policy.
-    policy, *rest = (forward.log_probs[:, -width:].sum(dim=1) for forward in reading.without_gradient[:2])
-    reference = inputs["ref_KL_logps"] if trainer.precompute_ref_logps else rest[0]
-    return trainer.accelerator.gather_for_metrics((policy - reference).mean()).mean().clamp(min=0)
 
 
 def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
@@ -82,6 +60,28 @@ def base_model(trainer: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def ignore_bias_buffers(trainer: Any) -> None:
+    """Keeps boolean buffers out of what distributed training synchronises, as TRL's own scripts do."""
+    trainer.model._ddp_params_and_buffers_to_ignore = [
+        name for name, buffer in trainer.model.named_buffers() if str(buffer.dtype) == "torch.bool"
+    ]
+
+
+def placed_model(trainer: Any) -> Any:
+    """
+    The model as passes call it: where training put it, or under DeepSpeed the engine, which gathers its parameters.
+
+    Raises:
+        `ValueError`: while FSDP or DeepSpeed has yet to put it in place, which they do when training begins.
+    """
+    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
+        raise ValueError(
+            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
+            "be made then. Score the data in a run without them and give the scores as dataset columns."
+        )
+    return trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+
+
 def score_rows(
     trainer: Any,
     inputs: dict[str, Any],
@@ -97,19 +97,15 @@ def score_rows(
     The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched. `kl` is what KTO's
     losses take for the KL term, which belongs to a trained batch: rows that are only looked at have none.
     """
-    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
-        raise ValueError(
-            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
-            "be made then. Score the data in a run without them and give the scores as dataset columns."
-        )
-    labels = labels_of(trainer, inputs)
-    own = NOT_FOR_THE_MODEL | REFERENCES
+    model, kind = placed_model(trainer), trainer_kind(trainer)
+    labels = labels_of(kind, inputs)
+    own = NOT_FOR_THE_MODEL | set(kind.references)
     kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith((f"{COLUMNS}.", "KL_"))}
-    model, training = trainer.model, trainer.model.training
+    training = model.training
     model.eval()
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
-            if trainer_kind(trainer) == "reward":
+            if kind.heads:
                 rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
                 return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
             output = model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True)
@@ -120,7 +116,7 @@ def score_rows(
                 output.log_sum_sq_probs,
             )
             reading = Reading(policy=policy)
-            if reference and not is_sequences(trainer, inputs) and not REFERENCES & set(inputs):
+            if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
                 reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
     finally:
         model.train(training)
@@ -139,7 +135,7 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
             "measure margins of examples whose reference log-probabilities are not in the dataset."
         )
     with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-        return trainer.model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+        return placed_model(trainer)(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
 
 
 def refer(trainer: Any, file: Path, restore: bool) -> None:
@@ -151,14 +147,19 @@ def refer(trainer: Any, file: Path, restore: bool) -> None:
     if not restore:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         reference.load_state_dict(policy.state_dict())
+        # Where the models are sharded, all processes put the parameters together, and the first one gets them.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_model_state_dict(reference, options=options)
         if trainer.accelerator.is_main_process:
             with replacing(file) as temporary:
-                save_model(reference, str(temporary))
+                # The file takes no two names of one tensor, as tied weights have them.
+                save_file({name: value.clone() for name, value in state.items()}, str(temporary))
         trainer.accelerator.wait_for_everyone()
         return
     if not file.is_file():
         raise ValueError(f"{file} is missing: it held the reference model that the checkpoint was trained against.")
-    load_model(reference, str(file), device=str(next(reference.parameters()).device))
+    saved: dict[str, Any] = load_file(str(file))
+    set_model_state_dict(reference, saved, options=StateDictOptions(full_state_dict=True))
 
 
 @contextlib.contextmanager

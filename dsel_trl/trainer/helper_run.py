@@ -1,4 +1,4 @@
-"""Proxy models: short runs of the trainer's own algorithm on part of the data, to score the rest."""
+"""Helper models: short runs of the trainer's own algorithm on part of the data, to score the rest."""
 
 import copy
 import gc
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 
-def train_proxy(
+def train_helper(
     trainer: Any,
     train_ids: np.ndarray,
     score_ids: np.ndarray,
@@ -41,7 +41,7 @@ def train_proxy(
     seed: int = 0,
     model: str | None = None,
     evaluate: Callable[[Callable[..., Batch]], np.ndarray] | None = None,
-    description: str = "Proxy",
+    description: str = "Helper model",
 ) -> np.ndarray:
     """
     Trains a copy of the initial policy on `train_ids` and measures `score_ids` with it while it trains.
@@ -56,13 +56,13 @@ def train_proxy(
         evaluations (`int`, *optional*, defaults to `5`):
             How often to measure, evenly over the run; the last time after its end at the latest.
         epochs (`float`, *optional*, defaults to `1.0`):
-            Length of the proxy run.
+            Length of the helper run.
         learning_rate (`float`, *optional*):
             Defaults to the run's own.
         lora (`bool`, *optional*, defaults to `True`):
             LoRA of rank 16 on all linear layers, or full fine-tuning.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the proxy run. The global generators are left as they were.
+            Seed of the helper run. The global generators are left as they were.
         model (`str`, *optional*):
             Another (smaller) model to train, by folder or hub id; it must share the policy's tokenizer. Defaults to a
             copy of the policy as it is now.
@@ -74,25 +74,25 @@ def train_proxy(
         `np.ndarray` of shape `(evaluations, len(score_ids))`, float32; with `evaluate`, what it returns, stacked.
     """
     arguments = helper_arguments(trainer.args, learning_rate=learning_rate, epochs=epochs, seed=seed)
-    with tempfile.TemporaryDirectory(prefix="dsel_proxy_") as folder, preserved_rng():
+    with tempfile.TemporaryDirectory(prefix="dsel_helper_") as folder, preserved_rng():
         args = type(trainer.args)(folder, **arguments)
         stock = seams.stock_class(type(trainer))
         kwargs: dict[str, Any] = {"peft_config": LoraConfig(**LORA)} if lora else {}
-        if not lora and trainer_kind(trainer) == "dpo":
+        if not lora and trainer_kind(trainer).references:
             kwargs["ref_model"] = _start(trainer, model)
-        proxy = _prepared(stock)(
+        helper = _prepared(stock)(
             model=_start(trainer, model),
             args=args,
             train_dataset=trainer.train_dataset.select(np.sort(train_ids)),
             processing_class=trainer.processing_class,
             **kwargs,
         )
-        recorder = _Recorder(trainer, proxy, score_ids, measure, evaluations, description, evaluate)
-        proxy.add_callback(recorder)
-        proxy.train()
+        recorder = _Recorder(trainer, helper, score_ids, measure, evaluations, description, evaluate)
+        helper.add_callback(recorder)
+        helper.train()
         recorder.finish()
         values = np.stack(recorder.values)
-        del proxy, recorder
+        del helper, recorder
         gc.collect()
     return values
 
@@ -101,14 +101,14 @@ class _Recorder(TrainerCallback):
     def __init__(
         self,
         trainer: Any,
-        proxy: Any,
+        helper: Any,
         ids: np.ndarray,
         measure: Callable[[Batch], Tensor],
         evaluations: int,
         description: str,
         evaluate: Callable[[Callable[..., Batch]], np.ndarray] | None,
     ) -> None:
-        self.trainer, self.proxy, self.evaluate = trainer, proxy, evaluate
+        self.trainer, self.helper, self.evaluate = trainer, helper, evaluate
         self.ids, self.measure, self.evaluations = ids, measure, evaluations
         self.description = description
         self.interval = 1
@@ -127,7 +127,7 @@ class _Recorder(TrainerCallback):
             self.values.append(self.values[-1]) if self.values else self._evaluate()
 
     def _evaluate(self) -> None:
-        forward = partial(score_rows, self.proxy, **self.trainer.selection.steps.context())
+        forward = partial(score_rows, self.helper, **self.trainer.selection.steps.context())
         if self.evaluate is not None:
             self.values.append(self.evaluate(forward))
             return
@@ -143,12 +143,12 @@ class _Recorder(TrainerCallback):
 def _prepared(stock: type) -> type:
     """The trainer class for data that is prepared already."""
     return type(
-        f"Proxy{stock.__name__}", (stock,), {"_prepare_dataset": lambda self, dataset, *args, **kwargs: dataset}
+        f"Helper{stock.__name__}", (stock,), {"_prepare_dataset": lambda self, dataset, *args, **kwargs: dataset}
     )
 
 
 def _start(trainer: Any, path: str | None) -> nn.Module:
-    """The model that a proxy run starts from."""
+    """The model that a helper run starts from."""
     if path is None:
         return initial_copy(trainer)
     base = base_model(trainer)
@@ -173,13 +173,13 @@ def initial_copy(trainer: Any) -> nn.Module:
     """
     base = base_model(trainer)
     if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
-        raise ValueError("A quantised model cannot be copied for a proxy run: give the scores as a dataset column.")
+        raise ValueError("A quantised model cannot be copied for a helper run: give the scores as a dataset column.")
     for adapter in getattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config", {}).values():
         if adapter.is_prompt_learning:
             kind = getattr(adapter.peft_type, "value", adapter.peft_type)
             raise ValueError(
-                f"An adapter of the kind {kind} cannot be copied for a proxy run: it changes no weights. Name another "
-                "model (helper_model), or give the scores as a dataset column."
+                f"An adapter of the kind {kind} cannot be copied for a helper run: it changes no weights. Name "
+                "another model (helper_model), or give the scores as a dataset column."
             )
     config = copy.deepcopy(base.config)
     ends = (base.get_input_embeddings(), base.get_output_embeddings())

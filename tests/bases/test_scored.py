@@ -8,8 +8,8 @@ import torch
 
 from dsel_trl.bases.scored import ByScore, in_order, keep_band, keep_top, known_scores, paced, with_unseen
 from dsel_trl.core.ledger import Ledger
-from dsel_trl.core.run import Run
 from dsel_trl.functional.pacing import pacing_size
+from tests.runs import make_run
 
 NAN, INF = float("nan"), float("inf")
 
@@ -33,6 +33,30 @@ def test_unseen_examples_count_as_random_seen_ones():
 def test_while_nothing_tells_examples_apart_the_order_is_random(scores):
     orders = {tuple(np.argsort(with_unseen(np.float32(scores), rng(seed)))) for seed in range(5)}
     assert len(orders) == 5
+
+
+def test_what_was_seen_without_a_score_stays_unknown():
+    scores, seen = np.float32([1.0, NAN, 3.0, NAN, -INF]), np.array([True, True, True, False, False])
+    filled = with_unseen(scores, rng(), seen)
+    assert np.isnan(filled[1])
+    assert filled[3] in (1.0, 3.0)
+    assert filled[4] == -INF
+
+
+@pytest.mark.parametrize("value", [NAN, 2.0])
+def test_a_random_order_is_not_for_what_is_never_chosen(value):
+    scores = np.float32([value, value, NAN, -INF])
+    seen = np.array([False, False, True, False])
+    filled = with_unseen(scores, rng(), seen)
+    assert np.isfinite(filled[:2]).all()
+    assert np.isnan(filled[2])
+    assert filled[3] == -INF
+
+
+def test_where_nothing_has_a_score_all_are_alike():
+    filled = with_unseen(np.float32([NAN, NAN, INF]), rng(), np.ones(3, dtype=bool))
+    assert np.isfinite(filled[:2]).all()
+    assert filled[2] == INF
 
 
 def test_known_scores_are_passed_through():
@@ -133,7 +157,7 @@ class Scored(ByScore):
 def run_of(scores):
     ledger = Ledger(len(scores))
     ledger.write("scored", None, scores, step=0)
-    return Run("dpo", len(scores), ledger, seed=3)
+    return make_run(len(scores), ledger=ledger, seed=3)
 
 
 SCORES = np.float32([0.3, 0.9, 0.1, 0.7, 0.5, 0.2, 0.8, 0.4])
@@ -155,6 +179,26 @@ def test_actions_that_keep(parameters, kept):
     mask = method.select(run_of(SCORES))
     assert np.flatnonzero(mask).tolist() == kept
     assert method.epoch_size(run_of(SCORES)) == len(kept)
+
+
+def half_unknown():
+    """Four examples with a score and four that were seen and have none."""
+    run = run_of(np.where(np.arange(8) % 2 == 0, SCORES, NAN))
+    run.ledger.visit(np.arange(8))
+    return run
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0.25, [4, 6]), (0.5, [0, 2, 4, 6]), (1.0, [0, 2, 4, 6])])
+def test_seen_examples_without_a_score_are_not_kept(keep, kept):
+    assert np.flatnonzero(Scored(keep=keep).select(half_unknown())).tolist() == kept
+
+
+@pytest.mark.parametrize("action", ["sample", "curriculum"])
+def test_seen_examples_without_a_score_come_last(action):
+    method = Scored(action=action, pacing="none")
+    ids = method.order(half_unknown(), np.arange(8))
+    assert sorted(ids[:4]) == [0, 2, 4, 6]
+    assert sorted(ids[4:]) == [1, 3, 5, 7]
 
 
 def test_weights_follow_the_score():

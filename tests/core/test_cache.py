@@ -13,6 +13,7 @@ from dsel_trl.core.cache import cached, kept, run_fingerprint
 from dsel_trl.core.data_passes import Passes
 from dsel_trl.core.helper_settings import COMPUTING, DECIDING
 from tests import tiny
+from tests.runs import not_here
 
 # ---- What a key holds ----
 
@@ -25,11 +26,6 @@ HELPED = {
     "rho1": ("sft", {"clean_column": "one"}),
     "ifd": ("sft", {"form": "cherry", "warm_up": 1, "warm_up_clusters": 2}),
 }
-
-
-def give_helper(run, train):
-    """Puts `train` in the place of helper runs."""
-    run.proxy = train
 
 
 def helped(make_trainer, name, kind, parameters, **config):
@@ -47,7 +43,7 @@ def helped(make_trainer, name, kind, parameters, **config):
             return np.stack([found] * evaluations)
         return rng.random((evaluations, len(score_ids)), dtype=np.float32)
 
-    give_helper(callback.run, train)
+    callback.run.train_helper = train
     method.check(callback.run)
     method.setup(callback.run)
     return asked
@@ -189,7 +185,7 @@ class Processes:
         return result
 
     def run(self, rank):
-        passes = Passes(None, np.empty(0), None, rank, self.world, lambda values: self.total(rank, values))
+        passes = Passes(not_here, not_here, rank, self.world, lambda values: self.total(rank, values))
         return SimpleNamespace(output_dir=self.folder / str(rank), passes=passes)
 
     def each(self, function):
@@ -246,7 +242,7 @@ def test_one_disk_serves_all_processes(tmp_path, monkeypatch):
 def test_a_file_that_the_first_process_does_not_see_counts_for_none(tmp_path):
     processes = Processes(tmp_path)
     stale = {"losses": np.float32([9.0])}
-    kept(SimpleNamespace(output_dir=tmp_path / "1", passes=None), "x", lambda: stale)
+    kept(SimpleNamespace(output_dir=tmp_path / "1", passes=Passes(not_here, not_here)), "x", lambda: stale)
 
     def compute(rank):
         processes.total(rank, torch.zeros(1))
@@ -262,7 +258,11 @@ def test_a_broken_file_is_made_anew(tmp_path, caplog):
     found = Processes(tmp_path).each(lambda run, rank: kept(run, "x", lambda: ARRAYS))
     assert all(arrays["mask"].tolist() == [True, False] for arrays in found)
     assert "cannot be read" in caplog.text
-    again = kept(SimpleNamespace(output_dir=tmp_path / "0", passes=None), "x", lambda: pytest.fail("computed again"))
+    again = kept(
+        SimpleNamespace(output_dir=tmp_path / "0", passes=Passes(not_here, not_here)),
+        "x",
+        lambda: pytest.fail("computed again"),
+    )
     assert again["mask"].tolist() == [True, False]
 
 

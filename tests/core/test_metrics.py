@@ -7,7 +7,8 @@ import pytest
 
 from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.metrics import Metrics
-from dsel_trl.core.run import Run, Step
+from dsel_trl.core.run import Step
+from tests.runs import make_run
 
 
 def step(ids, **values):
@@ -16,7 +17,7 @@ def step(ids, **values):
 
 @pytest.fixture
 def run():
-    return Run("dpo", 6, Ledger(6), step=10)
+    return make_run(6, step=10)
 
 
 def test_weights_and_scores_of_a_window(run):
@@ -120,4 +121,6 @@ def test_summary_counts_the_ledger(run):
     summary = metrics.summary(run.ledger)
     assert summary["examples"] == 6
     assert summary["examples_visited"] == 2
+    assert summary["selected_fraction"] == pytest.approx(2 / 6)
+    assert Metrics().summary(Ledger())["selected_fraction"] == 0.0
     assert summary["examples_dropped"] == 1

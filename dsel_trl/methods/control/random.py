@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...core.method import Method, Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import check_range, check_refresh
 from ...core.registry import register
 from ...functional.ranking import keep_count
 
@@ -33,7 +33,7 @@ class Random(Method):
 
     def __post_init__(self) -> None:
         check_range("keep", self.keep, 0, 1, open_low=True)
-        check_choice("refresh", self.refresh, ("never", "epoch"))
+        check_refresh(self.refresh, ("never", "epoch"))
 
     def epoch_size(self, run: Run) -> int:
         return keep_count(self.keep, run.size)

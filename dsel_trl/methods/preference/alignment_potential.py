@@ -1,22 +1,23 @@
 """Pairs whose external margin is large and not yet reached by the model."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.explicit_margin import ExplicitMargin
+from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...bases.scored import ByScore, keep_top, known_scores
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, check_whole, either, given, unless, without
 from ...core.registry import register
 from ...data.build.self_play import build
 from ...functional.margins import average_logps, simpo_margin
 from ...functional.preference.alignment_potential import alignment_potential, reward_spread
 from ...functional.ranking import keep_count, top_k
-from ...scorers.rewards import dataset_rewards, reward_of
+from ...scorers.rewards import dataset_rewards, reward_of, score_responses
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
 
@@ -58,6 +59,15 @@ class AlignmentPotential(ExplicitMargin, ByScore):
     signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
     trainers = ("dpo",)
     paper = "hf.co/papers/2503.01864"
+    reads: ClassVar[Reads] = {
+        **score_reads(without("all_scores_column")),
+        "reward": (either(without("all_scores_column"), given("self_play")),),
+        "reward_model": (either(without("all_scores_column"), given("self_play")),),
+        "normalize_margins": (unless("action", "weight"),),
+        "prescore": (unless("action", "weight"),),
+        "evolve": (given("self_play"),),
+        "max_new_tokens": (given("self_play"),),
+    }
     criterion = "external_continuous and internal"
     selector = "top_k"
     cost = "prescore: one forward per example once (form dpo: two), else no extra forward"
@@ -70,7 +80,8 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         check_choice("normalize_margins", self.normalize_margins, ("zscore", "none"))
         check_range("weight", self.weight, 0, float("inf"))
         self.check_reward()
-        check_range("self_play", self.self_play, 0, 1024)
+        check_whole("self_play", self.self_play, 0, 1024)
+        check_whole("max_new_tokens", self.max_new_tokens, 1, 2**20)
         check_range("evolve", self.evolve, 0, 1)
         if self.self_play and (not self.scores_itself or self.self_play < 2 or self.action != "keep_top"):
             raise ValueError(
@@ -117,10 +128,8 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         )
 
     def rebuild(self, run: Run, dataset: Any) -> Any:
-        assert run.generate is not None
         evolve = None
         if self.evolve:
-            assert run.passes is not None
             found = dataset_rewards(run, ("chosen", "rejected"), self.reward, self.reward_model)
             implicit = run.passes.measure(self.implicit, description="Scoring implicit margins")
             potential = alignment_potential(found["chosen"] - found["rejected"], implicit, self.weight)
@@ -128,7 +137,11 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         return build(
             dataset,
             run.generate,
-            reward_of(self.reward, self.reward_model, run.model.device),
+            partial(
+                score_responses,
+                reward_of(self.reward, self.reward_model, run.model.device),
+                description="Scoring samples",
+            ),
             responses=self.self_play,
             max_new_tokens=self.max_new_tokens,
             evolve=evolve,
@@ -140,7 +153,6 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         self._given = run.column("self_play") == 0 if self.self_play else np.zeros(run.size, dtype=bool)
         run.ledger.add(self.MARGIN)
         if self.prescore and not run.resumed:
-            assert run.passes is not None
             values = run.passes.measure(self.implicit, description="Scoring implicit margins")
             run.ledger.write(self.MARGIN, None, values, step=0)
 

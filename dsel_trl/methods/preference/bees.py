@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.explicit_margin import ExplicitMargin
+from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...bases.helper_model import helper_settings
 from ...bases.scored import ByScore, known_scores
 from ...core.cache import cached
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, among, check_choice, check_range, check_whole, either, when
 from ...core.registry import register
 from ...functional.preference.bees import (
     EXTERNAL_DIVISOR,
@@ -43,7 +43,8 @@ class Bees(ExplicitMargin, ByScore):
     probability p; the sources are fused by `prod p / (prod p + prod (1 - p))` (hf.co/papers/2502.14560). Sources:
     `explicit` (two score columns, `reward` or `reward_model`), `helper` (log-ratio margin of a helper model trained by
     DPO on `seed_pairs` random pairs, as in the paper), `implicit` (that of the run's own policy, by a pass over the
-    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others.
+    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others, and
+    comes last if none knows it.
     `refresh: never` chooses once; with `epoch` or a number of steps the policy's margins are measured and the bounds
     set anew, which is the iterative form for data that is collected in rounds. `action: weight` weighs by p.
     When: large, noisy preference sets; 5 to 25% of the pairs often suffice.
@@ -57,7 +58,6 @@ class Bees(ExplicitMargin, ByScore):
     )
     fusion: str = field(default="product", metadata={"help": f"one of {', '.join(FUSIONS)}; all but product use raw"})
     keep: float | None = field(default=0.1, metadata={"help": "share of the pairs to keep, in (0, 1]"})
-    num: int | None = field(default=None, metadata={"help": "number of pairs to keep, instead of the share"})
     lower: float = field(default=-2.0, metadata={"help": "lower bound M1 of every source"})
     refresh: int | str = field(default="never", metadata={"help": '"never", "epoch" or a number of optimizer steps'})
     seed_pairs: int = field(default=2000, metadata={"help": "helper: random pairs it is trained on (at most half)"})
@@ -71,9 +71,20 @@ class Bees(ExplicitMargin, ByScore):
     signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.14560"
+    reads: ClassVar[Reads] = {
+        **score_reads(among("sources", "explicit")),
+        "lower": (either(when("fusion", "product"), when("action", "keep_top")),),
+        "temperature": (when("action", "sample"),),
+        **{
+            name: (among("sources", "helper"),)
+            for name in ("seed_pairs", "helper_model", "helper_lora", "helper_epochs", "helper_learning_rate")
+        },
+    }
     criterion = "external_continuous and internal"
+    renamed: ClassVar[dict[str, str]] = {"num": "keep (the share of all pairs)"}
     selector = "top_k, weight, sample"
     cost = "helper: its training and two forwards a pair once; implicit: two forwards a pair at each refresh"
+    live = False
     state = "its score column and one per measured source (8 bytes per example each)"
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "weight", "sample")
 
@@ -86,10 +97,8 @@ class Bees(ExplicitMargin, ByScore):
             if not source.startswith("column:"):
                 check_choice("sources", source, (*OWN_SOURCES, "column:<name>"))
         check_choice("fusion", self.fusion, FUSIONS)
-        check_range("seed_pairs", self.seed_pairs, 1, 2**31)
+        check_whole("seed_pairs", self.seed_pairs, 1)
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
-        if self.num is not None:
-            check_range("num", self.num, 1, 2**31)
         self.check_reward()
         self._fused: np.ndarray | None = None
         self._measured = -1
@@ -118,9 +127,8 @@ class Bees(ExplicitMargin, ByScore):
 
     def _helper_margins(self, run: Run, helper: dict[str, Any]) -> np.ndarray:
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
-        assert run.proxy is not None
         size = min(self.seed_pairs, max(1, run.size // 2))
-        values = run.proxy(
+        values = run.train_helper(
             run.rng("bees/seed_pairs").choice(run.size, size, replace=False),
             np.arange(run.size),
             log_ratio_margin,
@@ -136,7 +144,6 @@ class Bees(ExplicitMargin, ByScore):
         if source.startswith("column:"):
             return run.column(source.partition(":")[2])
         if source == "implicit" and self._measured != run.step:
-            assert run.passes is not None
             values = run.passes.measure(log_ratio_margin, description="Scoring implicit margins")
             run.ledger.write(f"{self.name}_implicit", None, values, run.step)
             self._measured = run.step
@@ -153,25 +160,25 @@ class Bees(ExplicitMargin, ByScore):
         else:
             fused = fuse_margins(margins, self.fusion)
         run.ledger.write(self.name, None, fused, run.step)
+        # A pair that no source knows is not one of even chances: it has no weight and is not drawn.
+        fused = np.where(np.isfinite(margins).any(axis=0), fused, -np.inf)
         self._fused = fused.astype(np.float32)
         return fused, unclipped_evidence(margins, self.lower, uppers)
 
     # ---- What is done about them ----
 
-    def share_of(self, run: Run, scores: np.ndarray) -> int:
-        return min(self.num, run.size) if self.num is not None else super().share_of(run, scores)
-
     def epoch_size(self, run: Run) -> int | None:
-        if self.action == "weight":
-            return None
-        return min(self.num, run.size) if self.num is not None else keep_count(self.keep_share, run.size)
+        return None if self.action == "weight" else keep_count(self.keep_share, run.size)
 
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:
             return self._mask
         fused, evidence = self._fuse(run)
         self._mask = np.zeros(run.size, dtype=bool)
-        self._mask[select_fused(fused, self.epoch_size(run) or run.size, evidence)] = True
+        size = self.epoch_size(run) or run.size
+        chosen = select_fused(fused, size, evidence)
+        self._mask[chosen] = True
+        self._mask[np.flatnonzero(np.isinf(fused))[: size - len(chosen)]] = True
         return self._mask
 
     def scores(self, run: Run) -> np.ndarray:

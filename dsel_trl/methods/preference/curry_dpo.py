@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 
-from ...bases.explicit_margin import ExplicitMargin
+from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...core.method import Run, Step
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_whole, given, without
 from ...core.registry import register
 from ...data.columns import column_values
 from ...data.responses import as_response, prompts_of, unprepared
@@ -46,12 +46,17 @@ class CurryDpo(ExplicitMargin):
     signals = (Signal.EXPLICIT_MARGIN,)
     trainers = ("dpo",)
     paper = "hf.co/papers/2403.07230"
+    reads: ClassVar[Reads] = {
+        **score_reads(without("responses_column")),
+        "scores_column": (given("responses_column"),),
+        "stages": (without("responses_column"),),
+    }
     criterion = "external_continuous"
     selector = "curriculum"
     state = "the stage of each pair (8 bytes)"
 
     def __post_init__(self) -> None:
-        check_range("stages", self.stages, 1, 1000)
+        check_whole("stages", self.stages, 1, 1000)
         self.check_reward()
         self._stage = np.empty(0, dtype=np.int32)
         self._epoch, self._trained, self._reference = 0, 0, ""
@@ -144,7 +149,6 @@ class CurryDpo(ExplicitMargin):
         borders = np.cumsum(np.bincount(self._stage[self._stage >= 0]))[:-1]
         passed = np.flatnonzero((borders > before) & (borders <= self._trained))
         if len(passed):
-            assert run.refer is not None
             self._reference = f"reference-{self.name}-{run.step}.safetensors"
             run.refer(Path(run.output_dir) / "selection" / self._reference, False)
 
@@ -155,5 +159,4 @@ class CurryDpo(ExplicitMargin):
         self._epoch, self._trained, self._reference = state["epoch"], state["trained"], state["reference"]
         if self._reference:
             assert self._run is not None
-            assert self._run.refer is not None
             self._run.refer(Path(self._run.output_dir) / "selection" / self._reference, True)

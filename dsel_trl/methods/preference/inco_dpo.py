@@ -1,18 +1,19 @@
 """Pairs whose responses begin as the dataset's and go on as the policy's."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ...core.method import Method, Run
-from ...core.parameters import check_choice
+from ...core.parameters import Reads, check_refresh, check_whole, given, without
 from ...core.registry import register
 from ...data.build.continuations import Synthesis, build
 from ...data.columns import refuse_truth
 from ...data.responses import Prompt
-from ...scorers.rewards import load_reward, reward_of
+from ...scorers.rewards import load_reward, reward_of, score_responses
 from ...signals.batch import Signal
 from ...signals.tap import label_log_probs
 
@@ -21,8 +22,9 @@ from ...signals.tap import label_log_probs
 @dataclass
 class IncoDpo(Method):
     """
-    Builds pairs in which the policy continues a prefix of the dataset's response. A *reconstruction*: the paper's
-    procedure was known from summaries only.
+    Builds pairs in which the policy continues a prefix of the dataset's response.
+
+    A *reconstruction*: the paper's procedure was known from summaries only.
 
     What: per prompt `samples` responses of the policy and `continuations` of the first `ratio` of the dataset's
     response, all scored by the reward; the best becomes the chosen side, the worst the rejected one
@@ -57,7 +59,14 @@ class IncoDpo(Method):
 
     signals = (Signal.GENERATION, Signal.TEXT)
     trainers = ("dpo",)
-    paper = "hf.co/papers/2503.15880"
+    paper = "hf.co/papers/2503.15880 (reconstruction)"
+    reads: ClassVar[Reads] = {
+        "ratio": (without("prefix_tokens"), given("continuations")),
+        "prefix_tokens": (given("continuations"),),
+        "whole_words": (given("continuations"),),
+        "continuation_temperature": (given("continuations"),),
+        "temperature": (given("samples"),),
+    }
     family = "raw"
     criterion = "external_continuous"
     selector = "builds the dataset"
@@ -69,7 +78,11 @@ class IncoDpo(Method):
             raise ValueError(f"reward={self.reward!r} and reward_model={self.reward_model!r}: give one of them.")
         if self.reward is not None:
             load_reward(self.reward)
-        check_choice("refresh", self.refresh, ("epoch", "never"))
+        check_refresh(self.refresh, ("epoch", "never"))
+        if self.prefix_tokens is not None:
+            check_whole("prefix_tokens", self.prefix_tokens, 0)
+        for name, low in (("samples", 0), ("continuations", 0), ("max_new_tokens", 1), ("generation_batch_size", 1)):
+            check_whole(name, getattr(self, name), low, 2**20)
         refuse_truth(self.response_column)
         self.rebuilds_each_epoch = self.refresh == "epoch"
         self._synthesis = Synthesis(
@@ -88,7 +101,6 @@ class IncoDpo(Method):
         )
 
     def rebuild(self, run: Run, dataset: Any) -> Any:
-        assert run.generate is not None
 
         def mean_logps(prompts: Any, responses: Any) -> np.ndarray:
             return np.array([_mean_logp(run, p, r) for p, r in zip(prompts, responses, strict=True)])
@@ -96,7 +108,11 @@ class IncoDpo(Method):
         return build(
             dataset,
             run.generate,
-            reward_of(self.reward, self.reward_model, run.model.device),
+            partial(
+                score_responses,
+                reward_of(self.reward, self.reward_model, run.model.device),
+                description="Scoring candidates",
+            ),
             run.processing_class,
             synthesis=self._synthesis,
             response_column=self.response_column,

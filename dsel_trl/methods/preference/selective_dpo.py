@@ -11,10 +11,16 @@ from ...bases.helper_model import helper_settings
 from ...bases.scored import in_order, keep_top, known_scores, paced, with_unseen
 from ...core.cache import cached
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, check_refresh, check_whole, unless, when
 from ...core.registry import register
 from ...data.difficulty_table import DIFFICULTY, read_table, write_table
-from ...functional.preference.selective_dpo import half_split, learned_step, pool_fraction, rank_in_length_buckets
+from ...functional.preference.selective_dpo import (
+    half_split,
+    learned_step,
+    mean_validation_loss,
+    pool_fraction,
+    rank_in_length_buckets,
+)
 from ...functional.ranking import keep_count
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
@@ -24,6 +30,8 @@ ORDERS = ("strict", "random", "hard_first", "linear_pacing")
 HELPER_RUNS = (1, 2, 6, 10)
 # What a pair is ranked by, and its column in the table of difficulty.
 CRITERIA = {"loss": DIFFICULTY, "learned_step": "learned_step"}
+# Online: how often unseen pairs are scored in the first epoch, where `refresh` does not say.
+SCORINGS = 5
 
 
 @register("selective_dpo")
@@ -35,7 +43,7 @@ class SelectiveDpo(Method):
     What: difficulty is the validation loss of a pair under a model that has not trained on it
     (hf.co/papers/2502.09650). `source: cross_fit` trains `helpers` helper models on halves of the data and scores the
     other halves, five times per run, averaged (kept under `output_dir/selection`, with a table `difficulty.csv`);
-    `online` scores pairs that the run itself has not seen yet, `refreshes` times in the first epoch; `column` and
+    `online` scores pairs that the run itself has not seen yet, every `refresh` steps of the first epoch; `column` and
     `table` read a difficulty that exists already: a dataset column, or a CSV/JSON table by `prompt_id` or row `id`.
     When: noisy or too difficult preference data; one epoch.
     When not: easy pairs are shorter, so lengths shrink (`length_buckets` ranks within lengths); what is hard but
@@ -61,7 +69,9 @@ class SelectiveDpo(Method):
     evaluations: int = field(default=5, metadata={"help": "cross_fit: times each helper is evaluated"})
     column: str = field(default="difficulty", metadata={"help": "column: numeric column, larger = harder"})
     table: str | None = field(default=None, metadata={"help": "table: CSV or JSON file to read the difficulty from"})
-    refreshes: int = field(default=5, metadata={"help": "online: scorings in the first epoch"})
+    refresh: int | None = field(
+        default=None, metadata={"help": "online: score unseen pairs every so many steps; default a fifth of an epoch"}
+    )
     pool: int | None = field(default=None, metadata={"help": "online: pairs scored each time; default 8 per step"})
     length_buckets: int = field(default=0, metadata={"help": "rank within this many length buckets; 0 = off"})
 
@@ -69,6 +79,26 @@ class SelectiveDpo(Method):
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.09650"
     selector = "top_k, curriculum"
+    reads: ClassVar[Reads] = {
+        **{
+            name: (when("source", "cross_fit"),)
+            for name in (
+                "helpers",
+                "helper_model",
+                "helper_lora",
+                "helper_learning_rate",
+                "helper_epochs",
+                "evaluations",
+            )
+        },
+        "criterion_by": (when("source", "cross_fit", "table"),),
+        "column": (when("source", "column"),),
+        "table": (when("source", "table"),),
+        "refresh": (when("source", "online"),),
+        "pool": (when("source", "online"),),
+        "length_buckets": (unless("source", "online"),),
+    }
+    renamed: ClassVar[dict[str, str]] = {"refreshes": "refresh (optimizer steps from one scoring to the next)"}
     cost = "cross_fit: helpers/2 epochs of training, 2.5 x helpers forwards a pair; online: up to 2 forwards a pair"
     state = "its score column (8 bytes per example), online also a count"
     LEARNED_STEP: ClassVar[str] = "selective_dpo_learned_step"
@@ -77,10 +107,15 @@ class SelectiveDpo(Method):
         check_choice("source", self.source, SOURCES)
         check_range("keep", self.keep, 0, 1, open_low=True)
         check_choice("order_mode", self.order_mode, ORDERS)
+        check_whole("helpers", self.helpers, min(HELPER_RUNS), max(HELPER_RUNS))
         check_choice("helpers", self.helpers, HELPER_RUNS)
         check_choice("criterion_by", self.criterion_by, tuple(CRITERIA))
-        check_range("refreshes", self.refreshes, 1, 10_000)
-        check_range("evaluations", self.evaluations, 1, 1000)
+        if self.refresh is not None:
+            check_refresh(self.refresh, ("steps",))
+        check_whole("evaluations", self.evaluations, 1, 1000)
+        check_whole("length_buckets", self.length_buckets, 0)
+        if self.pool is not None:
+            check_whole("pool", self.pool, 1)
         if (self.source == "table") != (self.table is not None):
             raise ValueError(f"source={self.source!r} with table={self.table!r}: give both or neither.")
         self._counts = np.empty(0, dtype=np.int32)
@@ -126,23 +161,24 @@ class SelectiveDpo(Method):
         table: dict[str, np.ndarray] = {}
         for seed in dict.fromkeys(seeds):
             own = losses[[helper for helper in range(self.helpers) if seeds[helper] == seed]]
-            table |= {f"loss_step{step}_seed{seed}": _mean_known(own[:, step]) for step in range(self.evaluations)}
-        table[DIFFICULTY] = _mean_known(losses.reshape(-1, run.size))
-        table["learned_step"] = _mean_known(np.stack([_learned_steps(one) for one in margins]))
+            table |= {
+                f"loss_step{step}_seed{seed}": mean_validation_loss(own[:, step]) for step in range(self.evaluations)
+            }
+        table[DIFFICULTY] = mean_validation_loss(losses.reshape(-1, run.size))
+        table["learned_step"] = mean_validation_loss(np.stack([_learned_steps(one) for one in margins]))
         run.ledger.write(self.LEARNED_STEP, None, table["learned_step"], step=0)
-        if run.passes is None or run.passes.rank == 0:
+        if run.passes.rank == 0:
             write_table(Path(run.output_dir) / "selection" / "difficulty.csv", run.dataset, table)
         return table[CRITERIA[self.criterion_by]]
 
     def _helper_margins(self, run: Run, helpers: list[dict[str, Any]]) -> np.ndarray:
         """Margins of the pairs each helper has not seen, `(helpers, evaluations, N)`, NaN elsewhere."""
-        assert run.proxy is not None
         margins = np.full((self.helpers, self.evaluations, run.size), np.nan, dtype=np.float32)
         for number, helper in enumerate(helpers):
             split = half_split(run.size, helper["seed"])
             first = number % 2 == 0
             score_ids = split.first_eval if first else split.second_eval
-            margins[number][:, score_ids] = run.proxy(
+            margins[number][:, score_ids] = run.train_helper(
                 split.first_train if first else split.second_train,
                 score_ids,
                 _margin,
@@ -155,7 +191,7 @@ class SelectiveDpo(Method):
     # ---- Online: pairs the run has not trained on yet are held out by construction. ----
 
     def _interval(self, run: Run) -> int:
-        return max(1, round(run.max_steps / max(run.epochs, 1) / self.refreshes))
+        return self.refresh or max(1, round(run.max_steps / max(run.epochs, 1) / SCORINGS))
 
     def due(self, run: Run) -> bool:
         return self.source == "online" and run.epoch == 0 and run.step % self._interval(run) == 0
@@ -163,7 +199,6 @@ class SelectiveDpo(Method):
     def observe(self, run: Run, step: Step) -> None:
         if not self.due(run):
             return
-        assert run.passes is not None
         unseen = np.flatnonzero(run.ledger.visits == 0)
         size = self.pool or 8 * self._interval(run) * len(step.ids)
         if len(unseen) > size:
@@ -174,11 +209,16 @@ class SelectiveDpo(Method):
         # Before the policy has moved every loss is log 2: that says nothing of difficulty.
         if np.nanstd(margins) <= 1e-6:
             return
-        losses = np.logaddexp(0.0, -margins)
+        losses = np.full_like(margins, np.nan)
+        finite = np.isfinite(margins)
+        losses[finite] = np.logaddexp(0.0, -margins[finite])
         known = known_scores(run, self.name)[unseen]
         counts = self._counts[unseen]
         mean = np.where(counts > 0, (-known * counts + losses) / (counts + 1), losses)
         good = np.isfinite(mean)
+        # A pair that has been measured in vain is not an unseen one: it is never trained on.
+        vain = unseen[~good & (counts == 0)]
+        run.ledger.write(self.name, vain, np.full(len(vain), -np.inf), run.step)
         self._counts[unseen[good]] += 1
         run.ledger.write(self.name, unseen[good], -mean[good], run.step)
 
@@ -210,13 +250,6 @@ class SelectiveDpo(Method):
 def _margin(batch: Batch) -> Tensor:
     assert isinstance(batch, PairBatch)
     return batch.implicit_margin
-
-
-def _mean_known(values: np.ndarray) -> np.ndarray:
-    """Mean over axis 0 of the finite entries; NaN where there is none."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0.0).sum(axis=0)
-    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 def _learned_steps(margins: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...bases.clustered import Clustered
 from ...core.method import Run
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_range, never
 from ...core.registry import register
 from ...functional.kmeans import spherical_kmeans
 from ...functional.text.d4 import d4_select
@@ -21,7 +21,7 @@ class D4(Clustered):
 
     What: SemDeDup keeps the share `dedup`; of its survivors the share `diversify` that lies farthest from the new
     centroids is kept (hf.co/papers/2308.12284), so `dedup * diversify` of the data is trained.
-    `renew` chooses anew with the policy's embeddings every so many epochs.
+    `refresh` chooses anew with the policy's embeddings.
     When: large redundant pools; repeating what D4 keeps beat fresh random data in the paper. When not: what is far
     from all centroids may be noise; small data, where clusters mean little.
     Plan of 1,000,000 vectors of 64 in 1,000 clusters: 260 s on a core and 0.9 GB.
@@ -31,6 +31,9 @@ class D4(Clustered):
     diversify: float = field(default=0.5, metadata={"help": "fraction of the survivors to keep, in (0, 1]"})
 
     paper = "hf.co/papers/2308.12284"
+    reads: ClassVar[Reads] = {
+        "keep": (never("it keeps dedup * diversify of the data; set those"),),
+    }
     selector = "per_cluster"
     cost = "one forward per example (policy); 260 CPU seconds per 1,000,000 examples"
     state = "its score column (8 bytes per example)"
@@ -40,11 +43,8 @@ class D4(Clustered):
         super().__post_init__()
         check_range("dedup", self.dedup, 0, 1, open_low=True)
         check_range("diversify", self.diversify, 0, 1, open_low=True)
-        if self.keep is not None:
-            raise ValueError(f"keep={self.keep!r}: d4 keeps dedup * diversify of the data; set those.")
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         vectors = self.vectors(run)
         return {self.name: run.passes.from_first(run.size, lambda: self._choose(run, vectors))}
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ...bases.clustered import Clustered
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, when
 from ...core.registry import register
 from ...functional.kmeans import spherical_kmeans, unit_rows
 from ...functional.text.semdedup import KEEP, eps_for_fraction, max_similarity, rank_clusters, semdedup_keep
@@ -22,7 +22,7 @@ class SemDedup(Clustered):
     What: embeddings are clustered by direction; inside a cluster, an example whose cosine similarity to one before it
     exceeds `1 - eps` is dropped (hf.co/papers/2303.09540). `prefer` says which of two duplicates comes first: the one
     far from the centroid (`hard`), near it (`easy`), or a random one. Without `eps` it is set so that the share `keep`
-    is left. `renew` clusters the policy's embeddings of the moment again every so many epochs.
+    is left. `refresh` clusters the policy's embeddings of the moment again.
     When: scraped or generated data with paraphrases. When not: duplicates that fall into different clusters are not
     found; exact duplicates are found cheaper by a hash.
     Plan of 1,000,000 vectors of 64 in 1,000 clusters: 100 s on a core and 0.8 GB; it grows with the clusters' sizes
@@ -35,6 +35,9 @@ class SemDedup(Clustered):
     pooling: str = field(default="mean", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
 
     paper = "hf.co/papers/2303.09540"
+    reads: ClassVar[Reads] = {
+        "keep": (when("eps", None),),
+    }
     selector = "per_cluster, threshold"
     cost = "one forward per example (policy); 100 CPU seconds per 1,000,000 examples"
     state = "two columns (16 bytes per example)"
@@ -47,7 +50,6 @@ class SemDedup(Clustered):
         check_choice("prefer", self.prefer, KEEP)
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         vectors = self.vectors(run)
         similarity = run.passes.from_first(run.size, lambda: self._similarity(run, vectors))
         eps = eps_for_fraction(similarity, self.keep or 1.0) if self.eps is None else self.eps
