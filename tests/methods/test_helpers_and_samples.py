@@ -191,19 +191,21 @@ def test_a_plan_that_is_asked_for_twice_is_sampled_for_once(make_trainer, monkey
 
 def test_a_second_training_filters_all_pairs_again(make_trainer):
     trainer = make_trainer("dpo", dataset=marked(), max_steps=1)
-    asked = []
+    rewards, scored = [lambda prompts, responses: [0.0] * len(responses), even_is_good], []
 
     def all_good_then_even(prompts, responses):
-        asked.append(len(responses))
-        return [0.0] * len(responses) if len(asked) <= 2 else even_is_good(prompts, responses)
+        scored.extend(responses)
+        # The samples of all pairs and their chosen responses: what one training asks for.
+        return rewards[len(scored) > 2 * 40](prompts, responses)
 
     callback = SelectionCallback(trainer, "filtered_dpo", reward=all_good_then_even, threshold=0.5, max_new_tokens=4)
+    (method,) = callback.methods.methods
     trainer.train()
-    assert callback.methods.methods[0].select(callback.run).all()
-    callback.methods.methods[0].threshold = 0.0
+    assert method.state_dict()["left"].all()
+    method.threshold = 0.0
     trainer.train()
-    assert np.flatnonzero(callback.methods.methods[0].select(callback.run)).tolist() == list(range(0, 40, 2))
-    assert asked == [40] * 4
+    assert np.flatnonzero(method.state_dict()["left"]).tolist() == list(range(0, 40, 2))
+    assert len(scored) == 4 * 40
 
 
 def test_filtered_dpo_needs_one_reward():

@@ -76,8 +76,6 @@ class InfoBatch(Method):
         self._next = np.full(run.size, np.nan, dtype=np.float32)
         self._in_flight = np.zeros(run.size, dtype=bool)
         self._left_out = np.zeros(run.size, dtype=bool)
-        self._undecided = np.empty(0, dtype=np.int64)
-        self._planned = None
         if self.prescore and not run.resumed:
             losses = run.passes.measure(lambda batch: batch.loss, description="Losses before training")
             run.ledger.write("loss", None, losses, step=0)

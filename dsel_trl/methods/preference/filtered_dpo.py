@@ -67,9 +67,6 @@ class FilteredDpo(Method):
         self._left: np.ndarray | None = None
         self._filtered = -1
 
-    def setup(self, run: Run) -> None:
-        self._left, self._filtered = None, -1
-
     def select(self, run: Run) -> np.ndarray:
         if self._left is None:
             self._left = np.ones(run.size, dtype=bool)
