@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from .core.composition import Composition
 from .core.data_passes import Passes
 from .core.ledger import Ledger
-from .core.method import Method
+from .core.method import Method, naming
 from .core.metrics import Metrics
 from .core.registry import create_method
 from .core.run import Run
@@ -169,11 +169,15 @@ class SelectionCallback(TrainerCallback):
             saved.restore(self.run, self.ledger, self.metrics_window)
             self.steps.kl = saved.values["kl"]
         for method in self.methods.methods:
-            method.check(self.run)
+            with naming(method):
+                method.check(self.run)
         for method in self.methods.using("setup"):
-            method.setup(self.run)
+            with naming(method):
+                method.setup(self.run)
         if saved is not None:
             saved.restore_methods(self.methods.methods)
+        # Made now: data that cannot be told apart must not fail the first save.
+        _ = self.fingerprint
 
     def _rebuild_next(self) -> None:
         """Between epochs: the dataset of the next one, where a method builds it anew."""
@@ -246,9 +250,9 @@ class SelectionCallback(TrainerCallback):
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be continued."""
         if self._fingerprint is None:
-            user_dataset = None if self.training is None else self.training.user_dataset
+            user_rows = None if self.training is None else self.training.user_rows
             self._fingerprint = selection_fingerprint(
-                self.run, self.methods.methods, self.columns, user_dataset, self.serving.batch_examples
+                self.run, self.methods.methods, self.columns, user_rows, self.serving.batch_examples
             )
         return self._fingerprint
 

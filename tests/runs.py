@@ -27,6 +27,10 @@ class NumberedRows(Rows):
         return self._size
 
     @property
+    def tokenized(self) -> bool:
+        return self._given is not None or (self.dataset is not None and super().tokenized)
+
+    @property
     def lengths(self) -> np.ndarray:
         return super().lengths if self._given is None else self._given
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..core.cache import cached
 from ..core.run import Run, Step
-from ..data.fingerprints import dataset_fingerprint
 from ..functional.ranking import band as rank_band
 from ..functional.ranking import keep_count, top_k
 from ..signals.batch import Batch
@@ -78,7 +77,7 @@ class Prescored(ByScore):
             return
         own = {f.name for f in dataclasses.fields(ByScore)}
         parts = [{k: v for k, v in self.describe().items() if k not in own - {"keep"}}, self.columns]
-        parts += [dataset_fingerprint(run.dataset, self.columns), self.depends_on(run)]
+        parts += [run.rows.fingerprint(self.columns), self.depends_on(run)]
         self._write(run, cached(run, self.name, parts, lambda: self._arrays(run)))
 
     def _arrays(self, run: Run) -> dict[str, np.ndarray]:

@@ -21,7 +21,8 @@ class Metrics:
     def __init__(self) -> None:
         self.kept_fraction = 1.0
         self.examples_skipped = 0
-        self.tokens_skipped = 0
+        # `None` = not known: images, and rows that are tokenized when they are collated.
+        self.tokens_skipped: int | None = 0
         self.epoch_trained = 0
         self.trained = 0
         self.candidates = 0
@@ -31,11 +32,11 @@ class Metrics:
         self._window: list[Step] = []
         self._served_before = 0
 
-    def planned(self, kept: np.ndarray, lengths: np.ndarray) -> None:
-        """A plan was made from the kept set `(N,)` bool."""
+    def planned(self, kept: np.ndarray, lengths: np.ndarray | None) -> None:
+        """A plan was made from the kept set `(N,)` bool, of rows whose lengths in tokens may not be known."""
         self.kept_fraction = float(kept.mean())
         self.examples_skipped = int((~kept).sum())
-        self.tokens_skipped = int(lengths[~kept].sum())
+        self.tokens_skipped = None if lengths is None else int(lengths[~kept].sum())
 
     def picked(self, candidates: int, chosen: int) -> None:
         """`chosen` of `candidates` examples of a candidate batch are trained on."""
@@ -63,7 +64,7 @@ class Metrics:
         row = {
             "kept_fraction": self.kept_fraction,
             "examples_skipped": float(self.examples_skipped),
-            "tokens_skipped": float(self.tokens_skipped),
+            **({} if self.tokens_skipped is None else {"tokens_skipped": float(self.tokens_skipped)}),
             "sampler_lag": float(self.lag),
             **{name: float(np.mean(values)) for name, values in self._extra.items()},
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.rows import Rows
+from ..data.rows import Rows, UnreadableError
 from .data_passes import Passes
 from .ledger import Ledger
 
@@ -115,11 +115,11 @@ class Run:
         The training set.
 
         Raises:
-            `ValueError`: for a stream, which cannot be read ahead.
+            `UnreadableError`: for a stream, which cannot be read ahead.
         """
         if self.training_rows is None:
-            raise ValueError(
-                "The dataset is a stream: its examples, columns, texts and lengths are not known before they come. "
+            raise UnreadableError(
+                "the dataset is a stream: its examples, columns, texts and lengths are not known before they come. "
                 "Load it without streaming."
             )
         return self.training_rows

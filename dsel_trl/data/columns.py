@@ -1,5 +1,7 @@
 """Reading whole columns of a `datasets.Dataset` as arrays, and telling two datasets apart by their content."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,6 +42,11 @@ def numeric_column(dataset: Dataset, name: str) -> np.ndarray:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
         raise ValueError(f"Column {name!r} holds {column.type}, but numbers are needed.")
     return pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def plain_column(dataset: Dataset, name: str) -> list[Any]:
+    """A column as the user stored it: texts and messages, whatever the format or transform of the dataset makes."""
+    return list(dataset.select_columns([name]).with_format(None)[name])
 
 
 def list_lengths(dataset: Dataset, name: str) -> np.ndarray:

@@ -131,8 +131,17 @@ def make_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
         max_length=getattr(args, "max_length", None),
         truncation=getattr(args, "truncation_mode", "keep_start"),
         text_field=getattr(args, "dataset_text_field", "text"),
+        collated=_collated_columns(trainer, dataset),
         device=trainer.accelerator.device,
     )
+
+
+def _collated_columns(trainer: Any, dataset: Dataset) -> tuple[str, ...]:
+    """The columns that the trainer leaves to its collator; all of them where a transform makes what it is given."""
+    trainer._set_signature_columns_if_needed()
+    names = tuple(dataset.column_names)
+    used = tuple(name for name in names if name in trainer._signature_columns)
+    return used if used and trainer.args.remove_unused_columns else names
 
 
 def prepare_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
@@ -143,7 +152,8 @@ def prepare_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
 def prepared(trainer: Any, dataset: Any, name: str) -> Any:
     """A dataset as the trainer prepares its own: tokenized, with reference log-probabilities where it keeps them."""
     kind = trainer_kind(trainer)
-    if "prompt_ids" not in dataset.column_names and "input_ids" not in dataset.column_names:
+    as_it_is = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
+    if not as_it_is and "prompt_ids" not in dataset.column_names and "input_ids" not in dataset.column_names:
         arguments = [dataset, trainer.processing_class, trainer.args, *kind.prepare_arguments(trainer)]
         dataset = trainer._prepare_dataset(*arguments, name)
     wanted = getattr(trainer.args, "precompute_ref_log_probs", False)
@@ -178,6 +188,11 @@ class TrainingRows:
         if self._rows.dataset is not self.trainer.train_dataset:
             self._rows = make_rows(self.trainer, self.trainer.train_dataset, "train")
         return self._rows
+
+    @property
+    def user_rows(self) -> Rows | None:
+        """The user's own rows, where a method has built others of them."""
+        return None if self.user_dataset is None else make_rows(self.trainer, self.user_dataset, "train")
 
     def serve(self, loader: Any) -> None:
         """The loader that the training iterates: its rows are replaced when others are built."""
