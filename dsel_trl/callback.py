@@ -1,5 +1,6 @@
 """`SelectionCallback`: joins a trainer and its methods."""
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -29,6 +30,8 @@ from .trainer.mixin import selective_class
 from .trainer.rows import TrainingRows, prepare_rows
 from .trainer.serving import Serving
 from .trainer.step import OptimizerStep
+
+logger = logging.getLogger(__name__)
 
 
 class SelectionCallback(TrainerCallback):
@@ -75,6 +78,7 @@ class SelectionCallback(TrainerCallback):
         self.resume_across_versions = resume_across_versions
 
         # What the run keeps
+        self._told: set[str] = set()
         self.kind = trainer_kind(trainer)
         self.streaming = not is_map_style(trainer)
         self.training = None if self.streaming else TrainingRows(trainer, self.methods)
@@ -141,6 +145,7 @@ class SelectionCallback(TrainerCallback):
             generate=partial(generate, trainer),
             refer=partial(refer, trainer),
             log=self.metrics_window.extra,
+            tell=self._tell,
             seed=args.seed if args.data_seed is None else args.data_seed,
             epochs=args.num_train_epochs,
             world=accelerator.num_processes,
@@ -149,6 +154,13 @@ class SelectionCallback(TrainerCallback):
         self.steps = OptimizerStep(trainer, self.methods, self.run, self.tap)
         self.serving = Serving(trainer, self.methods, self.run, self.metrics_window, saved)
         self._fingerprint: dict[str, Any] | None = None
+
+    def _tell(self, key: str, text: str, level: int) -> None:
+        """Says something of the choice, once in a run and by one process, and keeps it for the summary."""
+        self.metrics_window.notes[key] = text
+        if key not in self._told and self.trainer.accelerator.is_main_process:
+            logger.log(level, text)
+        self._told.add(key)
 
     def begin_run(self, checkpoint: str | None) -> None:
         """Sets the methods up, or takes up the checkpoint; called by `train` before anything else happens."""

@@ -65,6 +65,7 @@ def make_run(
         "model": None,
         "passes": Passes(lambda: rows, not_here),
         "log": lambda logged: None,
+        "tell": lambda key, text, level: None,
         **dict.fromkeys(("prepare", "train_helper", "generate", "refer"), not_here),
     }
     return Run(**{**fields, **values})

@@ -14,7 +14,7 @@ from ..core.run import Run, Step
 from ..functional.ranking import band as rank_band
 from ..functional.ranking import keep_count, top_k
 from ..signals.batch import Batch
-from .scored import ByScore
+from .scored import ByScore, tell_ties, tie_rng, untied
 
 
 @dataclass
@@ -107,7 +107,11 @@ class Prescored(ByScore):
         valid = np.isfinite(scores)
         if not self.action.startswith("keep"):
             return np.flatnonzero(valid)
-        return top_k(scores if self.action == "keep_top" else -scores, keep_count(self.keep_share, int(valid.sum())))
+        size = keep_count(self.keep_share, int(valid.sum()))
+        if size < valid.sum():
+            tell_ties(run, self.name, scores)
+        scores = untied(scores, tie_rng(run))
+        return top_k(scores if self.action == "keep_top" else -scores, size)
 
     def select(self, run: Run) -> np.ndarray:
         self.renew(run)

@@ -28,6 +28,8 @@ class Metrics:
         self.candidates = 0
         self.lag = 0
         self.history: list[dict[str, float]] = []
+        # What a user should know of the choice, each said once: constant scores, ties, pairs that teach nothing.
+        self.notes: dict[str, str] = {}
         self._extra: dict[str, list[float]] = {}
         self._window: list[Step] = []
         self._served_before = 0
@@ -115,6 +117,7 @@ class Metrics:
             "examples_skipped": self.examples_skipped,
             "tokens_skipped": self.tokens_skipped,
             "candidates_scored": self.candidates,
+            "notes": list(self.notes.values()),
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -62,6 +62,8 @@ class Run:
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
         log (`Callable[[dict[str, float]], None]`):
             Adds values to the next row the trainer logs, as `selection/<name>`.
+        tell (`Callable[[str, str, int], None]`):
+            Says something once, under a key and at a level of `logging`; it is also written to `summary.json`.
         seed (`int`):
             Seed of every draw (TRL's `data_seed`, else `seed`).
         epoch, step, max_steps (`int`):
@@ -93,6 +95,7 @@ class Run:
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
     log: Callable[[dict[str, float]], None]
+    tell: Callable[[str, str, int], None]
     seed: int = 0
     epoch: int = 0
     epochs: float = 1.0

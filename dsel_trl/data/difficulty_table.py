@@ -109,6 +109,11 @@ def read_table(path: str | os.PathLike, dataset: Any, column: str = DIFFICULTY) 
     return np.array([first.get(key, np.nan) for key in own])
 
 
+def table_columns(path: str | os.PathLike) -> set[str]:
+    """Names of the columns of a table."""
+    return set(_columns(Path(path)))
+
+
 def _columns(path: Path) -> dict[str, list[Any]]:
     if path.suffix != ".csv":
         return dict(json.loads(path.read_text(encoding="utf-8")))

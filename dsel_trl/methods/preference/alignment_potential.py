@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin
-from ...bases.scored import ByScore, keep_top, known_scores
+from ...bases.scored import ByScore, keep_top, known_scores, tell_ties, tie_rng, untied
 from ...core.method import Run
 from ...core.parameters import check_choice, check_range
 from ...core.registry import register
@@ -164,7 +164,9 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         elif self.refresh == "never" and self._mask is not None:
             mask = self._mask
         else:
-            mask = self._given | keep_top(np.where(self._given, -np.inf, scores), self.keep_share)
+            own = np.where(self._given, -np.inf, scores)
+            tell_ties(run, self.name, own)
+            mask = self._given | keep_top(untied(own, tie_rng(run)), self.keep_share)
         self._mask = mask
         run.ledger.write(self.name, None, scores, run.step)
         return mask
