@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import numbers
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -79,9 +80,18 @@ class ExampleCollator:
         batch = collated(self.collator, rows)
         batch[EXAMPLE_ID] = torch.tensor(ids, dtype=torch.int64)
         for name in self.columns:
-            values = [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
+            values = [_number(row.get(name), name) for row in rows]
             batch[f"{COLUMNS}.{name}"] = torch.tensor(values, dtype=torch.float32)
         return batch
+
+
+def _number(value: Any, name: str) -> float:
+    """A value of a stream's column, NaN where null; what a column of numbers cannot hold is an error."""
+    if value is None:
+        return float("nan")
+    if isinstance(value, numbers.Real | np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return float(value)
+    raise ValueError(f"Column {name!r} of the stream holds {value!r}, but numbers are needed.")
 
 
 def collated(collator: Collator, rows: list[dict[str, Any]]) -> dict[str, Any]:
