@@ -44,6 +44,30 @@ def numeric_column(dataset: Dataset, name: str) -> np.ndarray:
     return pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
 
 
+def text_codes(dataset: Dataset, name: str) -> tuple[list[str], np.ndarray]:
+    """
+    The values of a column of texts (or whole numbers, or booleans), sorted, and each row's position among them.
+
+    A null counts as the value `null`.
+
+    Raises:
+        `ValueError`: if the column holds something else.
+    """
+    column = _arrow_column(dataset, name).combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (textual or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+        raise ValueError(f"Column {name!r} holds {kind}, but texts are needed.")
+    encoded = pc.fill_null(column.cast(pa.large_string()), "null").dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    order = np.argsort(np.array(values, dtype=object), kind="stable")
+    places = np.empty(len(values), dtype=np.int32)
+    places[order] = np.arange(len(values))
+    return [values[i] for i in order], places[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
 def plain_column(dataset: Dataset, name: str) -> list[Any]:
     """A column as the user stored it: texts and messages, whatever the format or transform of the dataset makes."""
     return list(dataset.select_columns([name]).with_format(None)[name])

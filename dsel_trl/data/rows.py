@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from .columns import numeric_column, refuse_truth
 from .fingerprints import dataset_fingerprint
+from .identical import identical_pairs
 from .lengths import list_lengths, padded_lengths, response_lengths, sequence_lengths
 
 # What a sequence is taken to cost whose tokens nothing limits.
@@ -165,6 +166,15 @@ class Rows:
     def lengths(self) -> np.ndarray:
         """Tokens per row as it is trained (all its sequences, prompts included), `(N,)` int32."""
         return self._lengths[1]
+
+    @cached_property
+    def identical(self) -> np.ndarray:
+        """Which pairs have two sides that are equal after truncation, `(N,)` bool."""
+        self._need_tokens()
+        first, second = self.layout.sides
+        return identical_pairs(
+            self.dataset, (first, second), self.layout.prompts, self.max_length, self.truncation == "keep_end"
+        )
 
     @property
     def costs(self) -> np.ndarray:
