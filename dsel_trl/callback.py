@@ -162,7 +162,9 @@ class SelectionCallback(TrainerCallback):
         self.trainer.__class__ = self._stock
         del self.trainer.selection
         self.trainer._signature_columns = None
-        self.trainer.remove_callback(self)
+        # Not there yet where it was refused on the way.
+        if self in self.trainer.callback_handler.callbacks:
+            self.trainer.remove_callback(self)
 
     def _new_run(self, saved: SavedSelection | None) -> None:
         trainer, args, accelerator = self.trainer, self.trainer.args, self.trainer.accelerator
