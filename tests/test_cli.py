@@ -152,7 +152,7 @@ def test_mistakes_in_the_file(capsys, tmp_path, text, said):
         ({"trust_remote_code": True}, ["trust_remote_code"]),
         ({"datasets": [{"path": "parquet"}]}, ["Both `dataset_name` and `datasets`"]),
         ({"dataset_name": ..., "datasets": [{"pth": "parquet"}]}, ["pth"]),
-        ({"per_device_train_batch_size": 64}, ["fewer than one batch of 64"]),
+        ({"per_device_train_batch_size": 64, "dataloader_drop_last": True}, ["fewer than one batch of 64", "no step"]),
     ],
 )
 def test_mistakes_in_a_recipe_write_nothing(capsys, recipe, tmp_path, changes, said):

@@ -1,11 +1,14 @@
 """What a method is, and where methods are registered."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from ..data.rows import UnreadableError
 from ..signals.batch import Batch, Signal
 from .parameters import Reads
 from .run import Run, Step
@@ -218,6 +221,15 @@ class Method:
     def describe(self) -> dict[str, Any]:
         """Name and parameters, as JSON can hold them."""
         return {"name": self.name, **{key: _plain(value) for key, value in self.parameters().items()}}
+
+
+@contextlib.contextmanager
+def naming(method: Method) -> Iterator[None]:
+    """Around a hook that reads rows: what cannot be read is an error that names the method that needs it."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise UnreadableError(f"{method.name!r} cannot be used here: {error}") from error
 
 
 def _plain(value: Any) -> Any:

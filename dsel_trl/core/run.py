@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.rows import Rows
+from ..data.rows import Rows, UnreadableError
 from .data_passes import Passes
 from .ledger import Ledger
 from .randomness import stream, stream_seed
@@ -63,6 +63,8 @@ class Run:
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
         log (`Callable[[dict[str, float]], None]`):
             Adds values to the next row the trainer logs, as `selection/<name>`.
+        tell (`Callable[[str, str, int], None]`):
+            Says something once, under a key and at a level of `logging`; it is also written to `summary.json`.
         seed (`int`):
             Seed of every draw (TRL's `data_seed`, else `seed`).
         epoch, step, max_steps (`int`):
@@ -97,6 +99,7 @@ class Run:
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
     log: Callable[[dict[str, float]], None]
+    tell: Callable[[str, str, int], None]
     seed: int = 0
     epoch: int = 0
     epochs: float = 1.0
@@ -120,11 +123,11 @@ class Run:
         The training set.
 
         Raises:
-            `ValueError`: for a stream, which cannot be read ahead.
+            `UnreadableError`: for a stream, which cannot be read ahead.
         """
         if self.training_rows is None:
-            raise ValueError(
-                "The dataset is a stream: its examples, columns, texts and lengths are not known before they come. "
+            raise UnreadableError(
+                "the dataset is a stream: its examples, columns, texts and lengths are not known before they come. "
                 "Load it without streaming."
             )
         return self.training_rows

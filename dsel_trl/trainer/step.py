@@ -246,7 +246,7 @@ class OptimizerStep:
         chosen = ids.cpu()[positions]
         share = len(chosen) // world
         own = chosen[rank * share : (rank + 1) * share]
-        metrics.picked(len(ids), share * world)
+        metrics.picked(ids.cpu().numpy(), chosen[: share * world].numpy())
         # The chosen rows may lie on another rank: each rank collates its share from the dataset.
         batch = self.run.rows.collate(own.numpy())
         batch[EXAMPLE_ID] = own.to(inputs[EXAMPLE_ID].device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin, score_reads
-from ...bases.scored import ByScore, keep_top, known_scores
+from ...bases.scored import ByScore, keep_top, known_scores, tell_ties, tie_rng, untied
 from ...core.method import Run
 from ...core.parameters import Reads, check_choice, check_range, check_whole, either, given, unless, without
 from ...core.registry import register
@@ -179,7 +179,9 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         elif self.refresh == "never" and self._mask is not None:
             mask = self._mask
         else:
-            mask = self._given | keep_top(np.where(self._given, -np.inf, scores), self.keep_share)
+            own = np.where(self._given, -np.inf, scores)
+            tell_ties(run, self.name, own)
+            mask = self._given | keep_top(untied(own, tie_rng(run, self.name)), self.keep_share)
         self._mask = mask
         run.ledger.write(self.name, None, scores, run.step)
         return mask

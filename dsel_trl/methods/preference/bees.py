@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin, score_reads
-from ...bases.scored import ByScore, known_scores
+from ...bases.scored import ByScore, known_scores, tell_ties, tie_rng, untied
 from ...core.cache import cached
 from ...core.method import Run
 from ...core.parameters import Reads, among, check_choice, check_range, check_whole, either, when
@@ -24,7 +24,6 @@ from ...functional.preference.bees import (
     unclipped_evidence,
     upper_bound,
 )
-from ...functional.ranking import keep_count
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
 
@@ -161,6 +160,8 @@ class Bees(ExplicitMargin, ByScore):
             fused = fuse_probabilities([margin_probability(margin, self.lower, upper) for margin, upper in pairs])
         else:
             fused = fuse_margins(margins, self.fusion)
+        # A pair that no source knows would stand in the middle, before known ones.
+        fused = np.where(np.isfinite(margins).any(axis=0), fused, np.nan)
         run.ledger.write(self.name, None, fused, run.step)
         # A pair that no source knows is not one of even chances: it has no weight and is not drawn.
         fused = np.where(np.isfinite(margins).any(axis=0), fused, -np.inf)
@@ -170,12 +171,14 @@ class Bees(ExplicitMargin, ByScore):
     # ---- What is done about them ----
 
     def epoch_size(self, run: Run) -> int | None:
-        return None if self.action == "weight" else keep_count(self.keep_share, run.size)
+        return None if self.action == "weight" else self.share_of(run, self.scores(run))
 
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:
             return self._mask
         fused, evidence = self._fuse(run)
+        tell_ties(run, self.name, fused, "the evidence beyond the bounds")
+        evidence = untied(evidence, tie_rng(run, self.name))
         self._mask = np.zeros(run.size, dtype=bool)
         size = self.epoch_size(run) or run.size
         chosen = select_fused(fused, size, evidence)
@@ -187,7 +190,8 @@ class Bees(ExplicitMargin, ByScore):
         if self._fused is None or self.refresh != "never":
             self._fuse(run)
         assert self._fused is not None
-        return self._fused
+        # A pair without a value in any source is never chosen.
+        return np.where(np.isnan(self._fused), -np.inf, self._fused).astype(np.float32)
 
     def weigh(self, batch: Batch) -> Tensor | None:
         assert self._fused is not None

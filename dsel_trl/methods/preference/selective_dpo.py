@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ...bases.scored import in_order, keep_top, known_scores, paced, with_unseen
+from ...bases.scored import in_order, keep_top, known_scores, paced, tell_ties, tie_rng, untied, with_unseen
 from ...core.cache import cached
 from ...core.method import Method, Run, Step
 from ...core.parameters import Reads, check_choice, check_range, check_refresh, check_whole, unless, when
 from ...core.registry import register
-from ...data.difficulty_table import DIFFICULTY, read_table, write_table
+from ...data.difficulty_table import DIFFICULTY, read_table, table_columns, write_table
 from ...functional.preference.selective_dpo import (
     half_split,
     learned_step,
@@ -57,7 +57,7 @@ class SelectiveDpo(Method):
     helpers: int = field(default=2, metadata={"help": f"cross_fit: helper models, one of {HELPER_RUNS}"})
     criterion_by: str = field(
         default="loss",
-        metadata={"help": "cross_fit, table: loss (held out), or learned_step (margin stayed above 0.4)"},
+        metadata={"help": "cross_fit, table: loss (held out), or learned_step (margin stayed above 0.4; ties: loss)"},
     )
     helper_model: str | None = field(
         default=None,
@@ -102,6 +102,7 @@ class SelectiveDpo(Method):
     cost = "cross_fit: helpers/2 epochs of training, 2.5 x helpers forwards a pair; online: up to 2 forwards a pair"
     state = "its score column (8 bytes per example), online also a count"
     LEARNED_STEP: ClassVar[str] = "selective_dpo_learned_step"
+    LOSS: ClassVar[str] = "selective_dpo_loss"
 
     def __post_init__(self) -> None:
         check_choice("source", self.source, SOURCES)
@@ -139,12 +140,15 @@ class SelectiveDpo(Method):
         elif self.source == "table":
             assert self.table is not None
             difficulty = read_table(self.table, run.dataset, CRITERIA[self.criterion_by])
+            if self.criterion_by == "learned_step" and DIFFICULTY in table_columns(self.table):
+                run.ledger.write(self.LOSS, None, read_table(self.table, run.dataset), step=0)
         else:
             difficulty = self._cross_fit(run)
         if not np.isfinite(difficulty).any():
             raise ValueError(f"selective_dpo: no pair has a difficulty (source={self.source!r}).")
         difficulty = np.where(np.isfinite(difficulty), difficulty, np.inf)
         if self.length_buckets:
+            difficulty = -untied(-difficulty, tie_rng(run, self.name), self._second(run))
             difficulty = rank_in_length_buckets(difficulty, run.completion_lengths, self.length_buckets)
         run.ledger.write(self.name, None, -difficulty, step=0)
 
@@ -165,6 +169,8 @@ class SelectiveDpo(Method):
         table[DIFFICULTY] = mean_validation_loss(losses.reshape(-1, run.size))
         table["learned_step"] = mean_validation_loss(np.stack([_learned_steps(one) for one in margins]))
         run.ledger.write(self.LEARNED_STEP, None, table["learned_step"], step=0)
+        if self.criterion_by == "learned_step":
+            run.ledger.write(self.LOSS, None, table[DIFFICULTY], step=0)
         if run.passes.rank == 0:
             write_table(Path(run.output_dir) / "selection" / "difficulty.csv", run.dataset, table)
         return table[CRITERIA[self.criterion_by]]
@@ -226,8 +232,17 @@ class SelectiveDpo(Method):
 
     # ---- Choice and order ----
 
+    def _second(self, run: Run) -> np.ndarray | None:
+        """What decides between pairs that were learned at the same step: the lower loss."""
+        return -run.ledger[self.LOSS] if self.LOSS in run.ledger else None
+
     def _scores(self, run: Run) -> np.ndarray:
-        return with_unseen(known_scores(run, self.name), run.plan_rng("selective_dpo/unseen"))
+        known, second = known_scores(run, self.name), self._second(run)
+        tell_ties(run, self.name, known, None if second is None else "the loss")
+        filled = with_unseen(
+            untied(known, tie_rng(run, self.name), second), run.plan_rng("selective_dpo/unseen"), run.ledger.visits > 0
+        )
+        return untied(filled, tie_rng(run, self.name))
 
     def select(self, run: Run) -> np.ndarray:
         return keep_top(self._scores(run), self.keep)
