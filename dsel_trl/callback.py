@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from .core.composition import Composition
+from .core.costs import Costs
 from .core.data_passes import Passes
 from .core.ledger import Ledger
 from .core.method import Method
@@ -27,7 +28,7 @@ from .signals.tap import Tap
 from .trainer import mixin as seams
 from .trainer.checkpoints import check_checkpoint
 from .trainer.checks import check_run
-from .trainer.forwards import base_model, refer, request_outputs
+from .trainer.forwards import base_model, refer, request_outputs, token_count
 from .trainer.kinds import EXAMPLE_ID, is_map_style, trainer_kind
 from .trainer.rows import collate_rows, prepared, rebuilt, replace_dataset
 from .trainer.step import OptimizerStep
@@ -77,6 +78,7 @@ class SelectionCallback(TrainerCallback):
         self.resume_across_versions = resume_across_versions
 
         # What the run keeps
+        self.costs = Costs()
         self.kind = trainer_kind(trainer)
         self.streaming = not is_map_style(trainer)
         self._user_dataset: Any = None
@@ -129,9 +131,10 @@ class SelectionCallback(TrainerCallback):
             read_lengths=None if self.streaming else self._read_lengths,
             write_log=lambda values: self.metrics_window.extra(values),
             model=trainer.model,
+            costs=self.costs,
             world=trainer.accelerator.num_processes,
             ordered=bool(self.methods.using("order", "plan")),
-            generate=partial(_generate, trainer),
+            generate=partial(_generate, trainer, costs=self.costs),
             refer=partial(refer, trainer),
         )
         if not self.streaming:
@@ -139,10 +142,11 @@ class SelectionCallback(TrainerCallback):
             self.run.passes = Passes(
                 rows=partial(collate_rows, trainer),
                 lengths=self._read_lengths()[1],
-                forward=lambda inputs, ids: self.steps.score_rows(inputs, ids),
+                forward=lambda inputs, ids, **how: self.steps.score_rows(inputs, ids, **how),
                 rank=accelerator.process_index,
                 world=accelerator.num_processes,
                 total=lambda values: accelerator.reduce(values.to(accelerator.device), "sum"),
+                costs=self.costs,
             )
         self.steps = OptimizerStep(trainer, self.methods, self.run, self.tap)
         self.metrics_window = Metrics()
@@ -183,6 +187,7 @@ class SelectionCallback(TrainerCallback):
         if self not in trainer.callback_handler.callbacks:
             trainer.add_callback(self)
         resume = None if checkpoint is None else check_checkpoint(checkpoint)
+        self.costs.reset()
         self._rebuild(0 if resume is None else resume[1]["epoch"], resumed=resume is not None)
         self._new_run()
         if resume is not None and checkpoint is not None:
@@ -196,11 +201,13 @@ class SelectionCallback(TrainerCallback):
             self.run.step, self.run.epoch = values["step"], values["epoch"]
             self.steps.kl = values["kl"]
             self.metrics_window.load_state_dict(values["metrics"])
+            self.costs.load_state_dict(values["costs"])
         self.run.proxy = partial(_train_proxy, self)
         for method in self.methods.methods:
             method.check(self.run)
-        for method in self.methods.using("setup"):
-            method.setup(self.run)
+        with self.costs.clock():
+            for method in self.methods.using("setup"):
+                method.setup(self.run)
         if self._resume is not None:
             for index, method in enumerate(self.methods.methods):
                 state = dict(values["methods"][index])
@@ -228,7 +235,8 @@ class SelectionCallback(TrainerCallback):
         length = self._saved_length
         if length is None:
             # The epoch is as long as its first plan, or its share of it where a method says that it will need less.
-            batches = self.methods.plan_batches(self.run)[0]
+            with self.costs.clock():
+                batches = self.methods.plan_batches(self.run)[0]
             planned, wanted = sum(map(len, batches)), self.methods.epoch_size(self.run)
             length = -(-len(batches) * min(wanted, planned) // (planned * self.run.world))
         return BatchPlanSampler(
@@ -242,7 +250,8 @@ class SelectionCallback(TrainerCallback):
     def _id_sampler(self) -> PlanSampler:
         length = self._saved_length
         if length is None:
-            length = self.methods.epoch_size(self.run)
+            with self.costs.clock():
+                length = self.methods.epoch_size(self.run)
         if length < self.batch_examples:
             raise ValueError(
                 f"Only {length} of {self.run.size} examples would be kept per epoch, fewer than one batch of "
@@ -252,13 +261,15 @@ class SelectionCallback(TrainerCallback):
 
     def _plan(self, served: np.ndarray, plans_made: int) -> np.ndarray:
         self.run.served, self.run.plans_made = served, plans_made
-        ids, kept = self.methods.plan(self.run)
+        with self.costs.clock():
+            ids, kept = self.methods.plan(self.run)
         self.metrics_window.planned(kept, self.run.lengths)
         return ids
 
     def _plan_batches(self, served: np.ndarray, plans_made: int) -> list[np.ndarray]:
         self.run.served, self.run.plans_made = served, plans_made
-        batches, kept = self.methods.plan_batches(self.run)
+        with self.costs.clock():
+            batches, kept = self.methods.plan_batches(self.run)
         self.metrics_window.planned(kept, self.run.lengths)
         return batches
 
@@ -272,7 +283,8 @@ class SelectionCallback(TrainerCallback):
             if self._user_dataset is None:
                 self._user_dataset = self.trainer.train_dataset
             before = len(self.trainer.train_dataset)
-            dataset = rebuilt(self.trainer, partial(method.rebuild, self.run, self._user_dataset), file, resumed)
+            with self.costs.clock():
+                dataset = rebuilt(self.trainer, partial(method.rebuild, self.run, self._user_dataset), file, resumed)
             if dataset is None:
                 continue
             if epoch and not resumed and len(dataset) != before:
@@ -323,8 +335,9 @@ class SelectionCallback(TrainerCallback):
         for name, values in step.values.items():
             if name != "length":
                 self.ledger.write(name, step.ids, values, self.run.step)
-        for method in self.methods.using("observe"):
-            method.observe(self.run, step)
+        with self.costs.clock():
+            for method in self.methods.using("observe"):
+                method.observe(self.run, step)
         served = 0 if self.sampler is None else len(self.sampler.history)
         self.metrics_window.step(step, served)
         if self.sampler is not None and self.methods.due(self.run):
@@ -345,21 +358,29 @@ class SelectionCallback(TrainerCallback):
                 "seed": self.run.seed,
                 "steps": state.global_step,
                 **self.metrics_window.summary(self.ledger),
+                "cost": self.costs.summary(self.run.size),
             },
             history=self.metrics_window.history,
         )
 
     def pick(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Scores an oversized candidate batch without gradient and returns the rows to train on."""
+        with self.costs.clock():
+            return self._pick(inputs)
+
+    def _pick(self, inputs: dict[str, Any]) -> dict[str, Any]:
         (method,) = self.methods.using("pick")
         own_ids = inputs[EXAMPLE_ID].cpu()
-        candidates = (
-            self.steps.score_rows(inputs, own_ids, reference=method.references)
-            if method.scores_candidates
-            else self.steps.unscored(inputs, own_ids)
-        )
-        positions = method.pick(self.run, candidates).cpu()
+        with self.costs.collecting() as ran:
+            candidates = (
+                self.steps.score_rows(inputs, own_ids, reference=method.references)
+                if method.scores_candidates
+                else self.steps.unscored(inputs, own_ids)
+            )
         ids, _ = candidates.gather(candidates.ids)
+        tokens, _ = candidates.gather(torch.tensor([token_count(inputs)], device=candidates.ids.device))
+        self.costs.add_all(ran, len(ids), int(tokens.sum()))
+        positions = method.pick(self.run, candidates).cpu()
         rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
         if len(positions) < world:
             # The last candidates of an epoch may be too few to choose from: every rank still trains one of them.
@@ -426,6 +447,7 @@ class SelectionCallback(TrainerCallback):
             "kl": float(self.steps.kl),
             "ledger": ledger,
             "metrics": self.metrics_window.state_dict(),
+            "costs": self.costs.state_dict(),
             "methods": [],
         }
         if self.sampler is not None:

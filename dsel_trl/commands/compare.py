@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..core.costs import all_forwards
 from .train import Job, build_trainer, selection_files, train
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,11 @@ def _arguments(training: Any, run: str) -> Any:
     changed.output_dir = str(Path(training.output_dir) / run)
     changed.run_name = f"{training.run_name}-{run}" if training.run_name else run
     return changed
+
+
+def _summary(output_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output_dir / "selection" / "summary.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _ledger(output_dir: Path) -> dict[str, np.ndarray]:
@@ -94,6 +100,7 @@ def _run_one(job: Job, run: str, selection: list[dict[str, Any]], steps: int | N
     trainer.accelerator.wait_for_everyone()
     if selection:
         result.update(_fate_of_flipped(job.train_dataset, _ledger(Path(training.output_dir))))
+        result["cost"] = _summary(Path(training.output_dir))["cost"]
     del trainer
     gc.collect()
     if torch.cuda.is_available():
@@ -110,8 +117,9 @@ def compare(job: Job) -> dict[str, Any]:
             Data and model, with an evaluation set.
 
     Returns:
-        `dict`: what is also in `output_dir/comparison.json`: seed, steps, and per run its held-out measure, seconds
-        and, where the training data has the column `truth_flipped`, what became of the flipped pairs.
+        `dict`: what is also in `output_dir/comparison.json`: seed, steps, and per run its held-out measure, seconds,
+        what selection added (`cost`) and, where the training data has the column `truth_flipped`, what became of the
+        flipped pairs.
     """
     arguments = job.arguments
     # `random` keeps as much as `selection` did, so it comes last.
@@ -121,8 +129,7 @@ def compare(job: Job) -> dict[str, Any]:
     for run in runs:
         selection = arguments.selection if run == "selection" else []
         if run == "random":
-            summary = Path(arguments.training.output_dir) / "selection" / "selection" / "summary.json"
-            kept = json.loads(summary.read_text(encoding="utf-8"))["kept_fraction"]
+            kept = _summary(Path(arguments.training.output_dir) / "selection")["kept_fraction"]
             if kept >= 1:
                 logger.info("The selection drops nothing, so there is no random choice to compare it with.")
                 continue
@@ -141,7 +148,8 @@ def compare(job: Job) -> dict[str, Any]:
 def format_table(comparison: dict[str, Any]) -> str:
     """The comparison as text, one line per run."""
     measure, title, form = MEASURES[comparison["trainer"]]
-    rows = [["run", title, "flipped dropped", "clean dropped", "flipped in training", "steps", "seconds"]]
+    fate = ["flipped dropped", "clean dropped", "flipped in training"]
+    rows = [["run", title, *fate, "steps", "added forwards", "seconds"]]
     for result in comparison["runs"]:
         shares = [result.get(key) for key in ("flipped_dropped", "clean_dropped", "flipped_share_of_training")]
         rows.append(
@@ -150,6 +158,7 @@ def format_table(comparison: dict[str, Any]) -> str:
                 form.format(result[measure.removeprefix("eval_")]),
                 *("-" if share is None else f"{share:.1%}" for share in shares),
                 str(result["steps"]),
+                str(all_forwards(result.get("cost", {}))),
                 f"{result['seconds']:.0f}",
             ]
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .costs import Costs
 from .ledger import Ledger
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Run:
         refer (`Callable`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
+        costs ([`Costs`]):
+            What selection has added to the run so far.
         world (`int`):
             Number of processes.
         ordered (`bool`):
@@ -99,6 +102,7 @@ class Run:
     model: Any = None
     refer: Callable[[Path, bool], None] | None = None
     generate: Callable[..., list[list[str]]] | None = None
+    costs: Costs = field(default_factory=Costs)
     world: int = 1
     ordered: bool = False
 

@@ -17,7 +17,7 @@ from ..core.randomness import preserved_rng
 from ..signals.batch import Batch
 from . import mixin as seams
 from .forwards import base_model, score_rows
-from .kinds import trainer_kind
+from .kinds import forwards_without_gradient, trainer_kind
 
 logger = logging.getLogger(__name__)
 
@@ -124,10 +124,23 @@ def train_proxy(
         proxy.add_callback(recorder)
         proxy.train()
         recorder.finish()
+        _count(trainer, proxy, train_ids)
         values = np.stack(recorder.values)
         del proxy, recorder
         gc.collect()
     return values
+
+
+def _count(trainer: Any, proxy: Any, train_ids: np.ndarray) -> None:
+    """Counts the training of a helper: forward, backward, and what its loss takes without gradient."""
+    run = trainer.selection.run
+    examples, tokens = (proxy.state.epoch * n for n in (len(train_ids), int(run.lengths[train_ids].sum())))
+    silent = forwards_without_gradient(proxy)
+    run.costs.add("helper_forwards", examples, tokens)
+    run.costs.add("helper_reference_forwards", silent * examples, silent * tokens)
+    run.costs.add("helper_backwards", examples, tokens)
+    run.costs.add("helper_runs", 1)
+    run.costs.add("helper_steps", proxy.state.global_step)
 
 
 class _Recorder(TrainerCallback):
@@ -160,11 +173,14 @@ class _Recorder(TrainerCallback):
             self.values.append(self.values[-1]) if self.values else self._evaluate()
 
     def _evaluate(self) -> None:
-        forward = partial(score_rows, self.proxy, **self.trainer.selection.steps.context())
+        selection = self.trainer.selection
+        forward = partial(
+            score_rows, self.proxy, costs=selection.run.costs, who="helper_", **selection.steps.context()
+        )
         if self.evaluate is not None:
             self.values.append(self.evaluate(forward))
             return
-        values = self.trainer.selection.run.passes.measure(
+        values = selection.run.passes.measure(
             self.measure,
             self.ids,
             forward=forward,

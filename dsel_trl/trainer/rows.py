@@ -159,7 +159,17 @@ def prepared(trainer: Any, dataset: Any, name: str) -> Any:
     if wanted and not REFERENCES & set(dataset.column_names):
         batch_size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_train_batch_size
         dataset = trainer._precompute_ref_logps(dataset, name, batch_size)
+        _count_references(trainer, dataset)
     return dataset
+
+
+def _count_references(trainer: Any, dataset: Any) -> None:
+    """A dataset that selection built goes through the reference beside the one that the trainer prepared itself."""
+    names = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
+    tokens = sum(
+        len(ids) * (2 if name == "prompt_ids" else 1) for name in names for ids in dataset.with_format(None)[name]
+    )
+    trainer.selection.costs.add("reference_forwards", len(dataset), tokens)
 
 
 def replace_dataset(trainer: Any, dataset: Any) -> None:

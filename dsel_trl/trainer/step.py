@@ -171,13 +171,14 @@ class OptimizerStep:
             self.trainer, listening.ids, listening.inputs, listening.reading, **self.context(listening.columns)
         )
 
-    def score_rows(self, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True) -> Batch:
-        return score_rows(self.trainer, inputs, ids, reference=reference, kl=self.kl, **self.context())
+    def score_rows(self, inputs: dict[str, Any], ids: Tensor, **how: Any) -> Batch:
+        return score_rows(self.trainer, inputs, ids, kl=self.kl, costs=self.run.costs, **how, **self.context())
 
     def unscored(self, inputs: dict[str, Any], ids: Tensor) -> Batch:
         """Candidates of which only the ids and inputs are looked at: no forward is made."""
         device = inputs["input_ids"].device
-        return Batch(ids.to(device), inputs, Forward(torch.empty(0, device=device)), **self.context())
+        nothing = Reading(policy=Forward(torch.empty(0, device=device)))
+        return make_batch(self.trainer, ids.to(device), inputs, nothing, kl=0.0, **self.context())
 
     def gather(self, values: Tensor) -> tuple[Tensor, slice]:
         accelerator = self.trainer.accelerator
