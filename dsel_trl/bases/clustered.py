@@ -1,10 +1,11 @@
 """What methods that choose by clusters of embeddings share: the vectors, the clusters, and their checks."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..core.charges import Charge
 from ..core.parameters import check_choice, check_range
 from ..core.run import Run
 from ..functional.kmeans import BACKENDS, require_backend
@@ -32,6 +33,10 @@ class Clustered(Prescored):
     trainers = ("dpo", "sft", "kto")
     family = "reduction"
     criterion = "none"
+    charges: ClassVar[tuple[Charge, ...]] = (
+        Charge("forwards", per="example and measurement", when="embedding: policy"),
+        Charge("scorer_forwards", when="embedding: model"),
+    )
     renewable = True
     chooses = True
 

@@ -1,12 +1,13 @@
 """Explicit margins from anywhere: two score columns, a reward function, or a reward model."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.charges import Charge
 from ..core.method import Method, Run
 from ..scorers.rewards import dataset_rewards, load_reward
 from ..signals.batch import Batch
@@ -28,6 +29,9 @@ class ExplicitMargin(Method):
     reward_model: str | None = field(
         default=None, metadata={"help": "instead of columns: folder or hub id of a sequence-classification model"}
     )
+
+    charges: ClassVar[tuple[Charge, ...]] = (Charge("rewards", "2", when="reward or reward_model"),)
+    cost = "no extra forward"
 
     @property
     def explicit(self) -> bool:

@@ -50,6 +50,10 @@ class Prescored(ByScore):
         """What is known of all examples, by ledger column; may make passes."""
         raise NotImplementedError
 
+    def units(self, run: Run) -> dict[str, float]:
+        again = sum(epoch % self.renew == 0 for epoch in range(1, int(np.ceil(run.epochs)))) if self.renew else 0
+        return {**super().units(run), "example and measurement": run.size * (1 + again)}
+
     def depends_on(self, run: Run) -> list[Any]:
         """What the scores depend on beside tokens, numeric `columns`, policy and parameters: JSON values."""
         return []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...bases.scored import known_scores
+from ...core.charges import Charge
 from ...core.method import Method, Run, Step
 from ...core.parameters import check_range
 from ...core.registry import register
@@ -51,7 +52,8 @@ class InfoBatch(Method):
     packed_rows = True
     carry_over = True
     normalize = "none"
-    cost = "no extra forward; prescore: one per example, once"
+    charges = (Charge("forwards", when="prescore", reference=True),)
+    cost = "no extra forward"
     state = "the loss column and 10 bytes per example; with period 8 more"
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...bases.reference_loss import WithReference
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import check_range
 from ...core.registry import register
@@ -31,8 +32,9 @@ class Jest(WithReference):
     `reference`, under a helper trained on `clean_column`, or from `reference_column`. Of a pair it is the loss that
     the reference would have in the policy's place.
     When: much more data than can be trained, of mixed quality, with clean data or a good small model at hand.
-    When not: it costs `factor` extra forwards per trained example; rows that are not drawn count as seen, so an epoch
-    has `1 / factor` of the steps; learnability in nats differs little between pairs, so lower the temperature there.
+    When not: it costs `factor` extra forwards per trained example (in DPO as many of the reference model); rows that
+    are not drawn count as seen, so an epoch has `1 / factor` of the steps; learnability in nats differs little between
+    pairs, so lower the temperature there.
     """
 
     factor: int = field(default=5, metadata={"help": "candidates drawn for one trained example, at least 2"})
@@ -47,7 +49,13 @@ class Jest(WithReference):
     family = "indicator"
     criterion = "external_continuous"
     selector = "gumbel_top_k of candidates"
-    cost = "factor forwards per trained example (twice with a reference model in DPO), one reference forward once"
+    charges = (
+        Charge("forwards", per="candidate", reference=True),
+        *WithReference.charges,
+        Charge("forwards", when="diversity and embedding: policy"),
+        Charge("scorer_forwards", when="diversity and embedding: model"),
+    )
+    cost = "factor candidates per trained example"
     state = "its reference column (8 bytes per example); with diversity 4 d bytes per example"
 
     def __post_init__(self) -> None:

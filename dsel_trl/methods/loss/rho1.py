@@ -46,7 +46,6 @@ class Rho1(WithReference):
     criterion = "external_continuous"
     selector = "top_k of tokens"
     normalize = "none"
-    cost = "one reference forward per example, once; with clean_column also the helper's training"
     state = "4 bytes per trained token (1.2 GB for 1,000,000 examples of 300), on disk and in memory"
 
     def __post_init__(self) -> None:

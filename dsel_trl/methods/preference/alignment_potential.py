@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin
 from ...bases.scored import ByScore, keep_top, known_scores
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import check_choice, check_range
 from ...core.registry import register
@@ -17,7 +18,7 @@ from ...data.build.self_play import build
 from ...functional.margins import average_logps, simpo_margin
 from ...functional.preference.alignment_potential import alignment_potential, reward_spread
 from ...functional.ranking import keep_count, top_k
-from ...scorers.rewards import dataset_rewards, reward_of
+from ...scorers.rewards import counted, dataset_rewards, reward_of
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
 
@@ -61,7 +62,14 @@ class AlignmentPotential(ExplicitMargin, ByScore):
     paper = "hf.co/papers/2503.01864"
     criterion = "external_continuous and internal"
     selector = "top_k"
-    cost = "prescore: one forward per example once (form dpo: two), else no extra forward"
+    charges = (
+        Charge("forwards", when="prescore and form: simpo"),
+        Charge("forwards", when="prescore and form: dpo", reference=True),
+        *ExplicitMargin.charges,
+        Charge("generated_responses", "self_play", per="prompt", when="self_play"),
+        Charge("rewards", "self_play", per="prompt", when="self_play"),
+    )
+    cost = "no extra forward while training; evolve: all pairs are scored and 5 rewrites generated per chosen prompt"
     state = "two columns (16 bytes per example)"
     MARGIN: ClassVar[str] = "alignment_potential_implicit"
 
@@ -119,33 +127,39 @@ class AlignmentPotential(ExplicitMargin, ByScore):
             batch.settings.beta,
         )
 
+    def _measured(self, run: Run) -> np.ndarray:
+        """Implicit margins of all pairs, `(N,)`; only the form `dpo` asks the reference."""
+        assert run.passes is not None
+        return run.passes.measure(self.implicit, reference=self.form == "dpo", description="Scoring implicit margins")
+
     def rebuild(self, run: Run, dataset: Any) -> Any:
         assert run.generate is not None
         evolve = None
         if self.evolve:
-            assert run.passes is not None
             found = dataset_rewards(run, ("chosen", "rejected"), self.reward, self.reward_model)
-            implicit = run.passes.measure(self.implicit, description="Scoring implicit margins")
+            implicit = self._measured(run)
             potential = alignment_potential(found["chosen"] - found["rejected"], implicit, self.weight)
             evolve = top_k(potential, keep_count(self.evolve, len(potential)))
         return build(
             dataset,
             run.generate,
-            reward_of(self.reward, self.reward_model, run.model.device),
+            counted(run, reward_of(self.reward, self.reward_model, run.model.device)),
             responses=self.self_play,
             max_new_tokens=self.max_new_tokens,
             evolve=evolve,
             seed=int(run.rng(0x5E1F).integers(2**31)),
         )
 
+    def units(self, run: Run) -> dict[str, float]:
+        given = int(self._given.sum())
+        return {**super().units(run), "prompt": given if not self.evolve else 5 * keep_count(self.evolve, given)}
+
     def setup(self, run: Run) -> None:
         super().setup(run)
         self._given = run.column("self_play") == 0 if self.self_play else np.zeros(run.size, dtype=bool)
         run.ledger.add(self.MARGIN)
         if self.prescore and not run.resumed:
-            assert run.passes is not None
-            values = run.passes.measure(self.implicit, description="Scoring implicit margins")
-            run.ledger.write(self.MARGIN, None, values, step=0)
+            run.ledger.write(self.MARGIN, None, self._measured(run), step=0)
 
     def scores(self, run: Run) -> np.ndarray:
         explicit = self.explicit_margin(run)

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...core.charges import Charge
 from ...core.method import Method, Run
 from ...core.parameters import check_choice
 from ...core.registry import register
 from ...core.run import refuse_truth
 from ...data.build.continuations import Synthesis, build
 from ...data.responses import Prompt
-from ...scorers.rewards import load_reward, reward_of
+from ...scorers.rewards import counted, load_reward, reward_of
 from ...signals.batch import Signal
 from ...signals.tap import label_log_probs
 
@@ -61,7 +62,13 @@ class IncoDpo(Method):
     family = "raw"
     criterion = "external_continuous"
     selector = "builds the dataset"
-    cost = "samples + continuations generated responses and rewards per prompt and build"
+    charges = (
+        Charge("generated_responses", "samples", per="prompt and build"),
+        Charge("generated_responses", "continuations", per="prompt and build", at_most=True),
+        Charge("rewards", "samples", per="prompt and build"),
+        Charge("rewards", "continuations", per="prompt and build", at_most=True),
+        Charge("forwards", "samples + continuations", per="prompt and build", when="balance", at_most=True),
+    )
     state = "the dataset of each epoch, on disk"
 
     def __post_init__(self) -> None:
@@ -87,6 +94,10 @@ class IncoDpo(Method):
             batch_size=self.generation_batch_size,
         )
 
+    def units(self, run: Run) -> dict[str, float]:
+        builds = int(np.ceil(run.epochs)) if self.rebuilds_each_epoch else 1
+        return {**super().units(run), "prompt and build": run.size * builds}
+
     def rebuild(self, run: Run, dataset: Any) -> Any:
         assert run.generate is not None
 
@@ -96,7 +107,7 @@ class IncoDpo(Method):
         return build(
             dataset,
             run.generate,
-            reward_of(self.reward, self.reward_model, run.model.device),
+            counted(run, reward_of(self.reward, self.reward_model, run.model.device)),
             run.processing_class,
             synthesis=self._synthesis,
             response_column=self.response_column,
@@ -123,4 +134,5 @@ def _mean_logp(run: Run, prompt: Prompt, response: str) -> float:
     run.model.eval()
     logps = label_log_probs(run.model(input_ids=ids).logits, labels)
     run.model.train(training)
+    run.costs.add("forwards", 1, ids.numel())
     return float(logps.sum() / max(int((labels[:, 1:] != -100).sum()), 1))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...bases.scored import in_order, keep_top, known_scores, paced, with_unseen
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Method, Run, Step
 from ...core.parameters import check_choice, check_range
 from ...core.registry import register
@@ -35,7 +36,8 @@ class SelectiveDpo(Method):
     What: difficulty is the validation loss of a pair under a model that has not trained on it
     (hf.co/papers/2502.09650). `source: cross_fit` trains `helpers` helper models on halves of the data and scores the
     other halves, five times per run, averaged (kept under `output_dir/selection`, with a table `difficulty.csv`);
-    `online` scores pairs that the run itself has not seen yet, `refreshes` times in the first epoch; `column` and
+    `online` scores pairs that the run itself has not seen yet, `refreshes` times in the first epoch (the last of them
+    only where another epoch follows); `column` and
     `table` read a difficulty that exists already: a dataset column, or a CSV/JSON table by `prompt_id` or row `id`.
     When: noisy or too difficult preference data; one epoch.
     When not: easy pairs are shorter, so lengths shrink (`length_buckets` ranks within lengths); what is hard but
@@ -69,7 +71,12 @@ class SelectiveDpo(Method):
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.09650"
     selector = "top_k, curriculum"
-    cost = "cross_fit: helpers/2 epochs of training, 2.5 x helpers forwards a pair; online: up to 2 forwards a pair"
+    charges = (
+        Charge("helper_trainings", "helpers * helper_epochs / 2", when="source: cross_fit", reference=True),
+        Charge("helper_forwards", "helpers * evaluations / 2", when="source: cross_fit", reference=True),
+        Charge("forwards", per="unseen pair and scoring", when="source: online", reference=True),
+    )
+    cost = "online: at the defaults 2.9 unseen pairs are scored per pair in a run of one epoch, 3.4 in a longer one"
     state = "its score column (8 bytes per example), online also a count"
     LEARNED_STEP: ClassVar[str] = "selective_dpo_learned_step"
 
@@ -160,7 +167,9 @@ class SelectiveDpo(Method):
         return max(1, round(run.max_steps / max(run.epochs, 1) / self.refreshes))
 
     def due(self, run: Run) -> bool:
-        return self.source == "online" and run.epoch == 0 and run.step % self._interval(run) == 0
+        # What is measured after the last step would serve nobody.
+        live = self.source == "online" and run.epoch == 0 and run.step < run.max_steps
+        return live and run.step % self._interval(run) == 0
 
     def observe(self, run: Run, step: Step) -> None:
         if not self.due(run):
@@ -183,6 +192,19 @@ class SelectiveDpo(Method):
         good = np.isfinite(mean)
         self._counts[unseen[good]] += 1
         run.ledger.write(self.name, unseen[good], -mean[good], run.step)
+
+    def units(self, run: Run) -> dict[str, float]:
+        known = super().units(run)
+        if self.source != "online":
+            return known
+        steps, interval = round(run.max_steps / max(run.epochs, 1)), self._interval(run)
+        batch = known["candidate"] / max(run.max_steps, 1)
+        last = min(steps, run.max_steps - 1)
+        pairs = sum(
+            min(self.pool or 8 * interval * batch, max(run.size - step * batch, 0))
+            for step in range(interval, last + 1, interval)
+        )
+        return {**known, "unseen pair and scoring": pairs}
 
     # ---- Choice and order ----
 

@@ -32,7 +32,7 @@ class D4(Clustered):
 
     paper = "hf.co/papers/2308.12284"
     selector = "per_cluster"
-    cost = "one forward per example (policy); 260 CPU seconds per 1,000,000 examples"
+    cost = "260 CPU seconds per 1,000,000 examples"
     state = "its score column (8 bytes per example)"
     actions: ClassVar[tuple[str, ...]] = ("keep_top",)
 
