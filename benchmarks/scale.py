@@ -10,7 +10,6 @@ import argparse
 import json
 import time
 import tracemalloc
-from types import SimpleNamespace
 
 import numpy as np
 from scale_plans import plans
@@ -19,10 +18,10 @@ from dsel_trl.bases.scored import keep_top, with_unseen
 from dsel_trl.core.composition import Composition
 from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.registry import create_method
-from dsel_trl.core.run import Run
 from dsel_trl.functional.order.dataset_decomposition import bucket_of_length
 from dsel_trl.functional.ranking import keep_count
 from dsel_trl.sampling.plan_sampler import PlanSampler
+from tests.runs import make_run
 
 LIMITS = {"ledger MB": 340.0, "rank and plan s": 3.0, "id us": 1.0}
 
@@ -56,8 +55,7 @@ def batch_plans(examples: int) -> dict[str, float]:
     lengths = np.random.default_rng(2).lognormal(5.0, 1.0, examples).astype(np.int32).clip(1, 4096)
     ids, rows = np.arange(examples), {}
     for world in (1, 8):
-        arguments = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1)
-        run = Run(trainer="sft", size=examples, ledger=Ledger(1), epochs=3, world=world, arguments=arguments)
+        run = make_run(examples, trainer="sft", ledger=Ledger(1), epochs=3, world=world)
         planners = {
             "token_budget": create_method("token_budget"),
             "dataset_decomposition": create_method("dataset_decomposition", max_log2=12),
@@ -85,7 +83,7 @@ def main() -> None:
     examples, planned = options.examples, options.planner_examples
 
     ledger = fill(examples)
-    run = Run(trainer="dpo", size=examples, ledger=ledger)
+    run = make_run(examples, ledger=ledger)
     rows = {"ledger MB": ledger.nbytes / 1e6}
 
     def rank_and_plan() -> np.ndarray:

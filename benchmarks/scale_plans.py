@@ -26,14 +26,16 @@ from dsel_trl.core.registry import create_method
 from dsel_trl.core.run import Run
 from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.pacing import unigram_rarity
+from dsel_trl.functional.ranking import top_k
 from dsel_trl.functional.text.d4 import d4_select
 from dsel_trl.functional.text.deita import diversity_filter
 from dsel_trl.functional.text.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
 from dsel_trl.functional.text.edge import edge_scores, guideline_effect
-from dsel_trl.functional.text.ifd import ifd_perplexity_ratio, select_superfiltering
-from dsel_trl.functional.text.perplexity import perplexity_band
+from dsel_trl.functional.text.ifd import drop_misled, ifd_from_perplexities
+from dsel_trl.functional.text.perplexity import perplexity, perplexity_band
 from dsel_trl.functional.text.semdedup import max_similarity, rank_clusters
 from dsel_trl.functional.text.zip import zip_select
+from tests.runs import make_run
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rt", "sta", "lem", "go", "vi", "tor")]
 
@@ -92,14 +94,12 @@ def run_of(examples: int) -> Run:
         ledger.write(name, None, rng.standard_normal(examples, dtype=np.float32), 1)
     columns = {name: rng.standard_normal(examples) for name in ("score_chosen", "score_rejected", "difficulty")}
     lengths = rng.integers(16, 2048, examples).astype(np.int32)
-    return Run(
-        trainer="dpo",
-        size=examples,
+    return make_run(
+        examples,
+        columns=columns,
+        lengths=lengths,
         ledger=ledger,
         epochs=8,
-        arguments=SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1),
-        read_column=columns.__getitem__,
-        read_lengths=lambda: (lengths, lengths),
         # The forwards are not what is measured here.
         passes=cast(Passes, SimpleNamespace(measure=lambda *args, **kwargs: ledger["margin"].copy())),
     )
@@ -133,7 +133,10 @@ def planners(examples: int) -> dict[str, tuple[Callable[[], object], Callable[..
             lambda texts: zip_select(texts, 100, serializer="text"),
         ),
         "deita: filter to 10,000 of 64 numbers": (scored, lambda pair: diversity_filter(*pair, size=10_000)),
-        "ifd": (losses, lambda pair: select_superfiltering(ifd_perplexity_ratio(*pair), examples // 10)),
+        "ifd": (
+            losses,
+            lambda pair: top_k(drop_misled(ifd_from_perplexities(*map(perplexity, pair))), examples // 10),
+        ),
         "perplexity": (losses, lambda pair: perplexity_band(pair[0], 0.5)),
         "edge: one turn each": (
             losses,

@@ -1,7 +1,7 @@
 """Selects, orders and weighs the examples of a running TRL training."""
 
 from .callback import SelectionCallback
-from .core.cards import get_method_card
+from .core.cards import MethodCard, get_method_card
 from .core.ledger import Ledger
 from .core.method import Method
 from .core.registry import create_method, get_method, list_methods, register
@@ -17,6 +17,7 @@ __all__ = [
     "Batch",
     "Ledger",
     "Method",
+    "MethodCard",
     "PairBatch",
     "Run",
     "SelectionCallback",

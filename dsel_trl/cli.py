@@ -4,9 +4,7 @@ The command line: `dsel dpo | sft | kto | reward | build | methods`, the same pr
 Exit codes: 0 done, 1 the training failed, 2 something in the arguments or the data has to be mended, 130 interrupted.
 """
 
-import argparse
 import difflib
-import json
 import logging
 import os
 import sys
@@ -14,18 +12,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from .commands import COMMANDS, TRAININGS
+
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-TRAININGS = {
-    "dpo": "preference training with selection (TRL's DPOTrainer)",
-    "sft": "supervised fine-tuning with selection (TRL's SFTTrainer)",
-    "kto": "training on responses that are desirable or not, with selection (TRL's KTOTrainer)",
-    "reward": "training of a reward model with selection (TRL's RewardTrainer)",
-}
-COMMANDS = {
-    **TRAININGS,
-    "build": "write a dataset: reward-augmented pairs, or continuations of a stronger model's responses",
-    "methods": "list the methods, or print the card of one",
-}
 USAGE = """usage: dsel COMMAND [arguments]
 
 {commands}
@@ -97,55 +86,6 @@ def _train(kind: str, words: Sequence[str]) -> None:
     _say(run_comparison(job))
 
 
-def _methods(words: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="dsel methods", description=COMMANDS["methods"])
-    parser.add_argument("name", nargs="?", help="print the card of this method")
-    parser.add_argument("--json", action="store_true", help="print as JSON")
-    parser.add_argument("--survey", action="store_true", help="print family, criterion and selector of each method")
-    asked, unknown = parser.parse_known_args(list(words))
-    if unknown:
-        raise ValueError(f"Unexpected word {unknown[0]!r}. See `dsel methods --help`.")
-    from .core.cards import get_method_card
-    from .core.method import HOOKS, Method
-    from .core.registry import get_method, list_methods
-
-    if asked.survey:
-        from .core.cards import survey_table
-
-        _say(survey_table())
-        return
-    if asked.name and not asked.json:
-        _say(get_method_card(asked.name))
-        return
-    rows: list[dict[str, Any]] = []
-    for name in [asked.name] if asked.name else list_methods():
-        cls = get_method(name)
-        lines = [line.strip() for line in (cls.__doc__ or "").strip().splitlines()]
-        rows.append(
-            {
-                "name": name,
-                "summary": lines[0] if lines else "",
-                "trainers": list(cls.trainers),
-                "hooks": [hook for hook in HOOKS if getattr(cls, hook) is not getattr(Method, hook)],
-                "paper": cls.paper,
-            }
-        )
-    if asked.json:
-        _say(json.dumps(rows, indent=2))
-        return
-    widths = [max(len(text(row)) for row in rows) for text in _COLUMNS]
-    for row in rows:
-        cells = [text(row).ljust(width) for text, width in zip(_COLUMNS, widths, strict=True)]
-        _say("  ".join([*cells, row["summary"]]))
-
-
-_COLUMNS = (
-    lambda row: row["name"],
-    lambda row: ",".join(row["trainers"]),
-    lambda row: ",".join(row["hooks"]) or "-",
-)
-
-
 def _dispatch(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
@@ -163,7 +103,9 @@ def _dispatch(words: list[str]) -> None:
 
         _say(build_file(rest))
     elif command == "methods":
-        _methods(rest)
+        from .commands.methods import describe_methods
+
+        _say(describe_methods(rest))
     else:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""

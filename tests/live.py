@@ -54,7 +54,7 @@ class LiveHalf(Method):
         return batch.loss
 
     def select(self, run):
-        scores = with_unseen(known_scores(run, self.name), run.rng(7))
+        scores = with_unseen(known_scores(run, self.name), run.rng("live_half/unseen"))
         return scores >= np.median(scores)
 
 
@@ -65,7 +65,7 @@ class LiveThird(LiveHalf):
     name = "live_third"
 
     def select(self, run):
-        scores = with_unseen(known_scores(run, self.name), run.rng(8))
+        scores = with_unseen(known_scores(run, self.name), run.rng("live_third/unseen"))
         return scores <= np.quantile(scores, 2 / 3)
 
 

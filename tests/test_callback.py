@@ -114,10 +114,10 @@ def test_a_method_is_told_where_the_run_is(make_trainer):
 
 def test_draws_are_keyed_and_leave_the_global_generators_alone(make_trainer):
     run = SelectionCallback(make_trainer("dpo", seed=5), "uniform").run
-    assert run.rng(1, 2).random() == run.rng(1, 2).random() != run.rng(2, 1).random()
+    assert run.rng("a", 1).random() == run.rng("a", 1).random() != run.rng("b", 1).random()
     other = SelectionCallback(make_trainer("dpo", seed=5, data_seed=6), "uniform").run
     assert other.seed == 6
-    assert other.rng(1, 2).random() != run.rng(1, 2).random()
+    assert other.rng("a", 1).random() != run.rng("a", 1).random()
 
 
 def test_attaching_and_planning_draw_nothing_from_the_global_generators(make_trainer):
@@ -125,7 +125,7 @@ def test_attaching_and_planning_draw_nothing_from_the_global_generators(make_tra
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     callback = SelectionCallback(trainer, "random", keep=0.5)
     callback.begin_run(None)
-    list(callback.make_sampler())
+    list(callback.serving.make_sampler())
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
 

@@ -28,7 +28,7 @@ RUNS = {
     "infobatch": (PAIRS, [{"name": "infobatch"}], None),
     "conversations": (CONVERSATIONS, [{"name": "margin", "action": "weight"}, {"name": "token_budget"}], 1.0),
     "instructions": (COMPLETIONS, [{"name": "ifd", "keep": 0.5, "limit": 100.0}], 0.5),
-    "documents": (DOCUMENTS, [{"name": "zip", "keep": 0.5, "k1": 24, "k2": 8, "k3": 4, "rejected": "restore"}], 0.5),
+    "documents": (DOCUMENTS, [{"name": "zip", "keep": 0.5, "k1": 24, "k2": 8, "k3": 4, "unchosen": "restore"}], 0.5),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..core.charges import Charge
-from ..core.parameters import check_choice, check_range
+from ..core.parameters import REFRESHES, check_choice, check_range
 from ..core.run import Run
 from ..functional.kmeans import BACKENDS, require_backend
 from ..scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
@@ -19,7 +19,7 @@ class Clustered(Prescored):
     """
     A method that clusters an embedding of each example and chooses within the clusters.
 
-    Its `measure(run)` takes the embeddings from `vectors(run)`; `renew` asks the policy for them again.
+    Its `measure(run)` takes the embeddings from `vectors(run)`; `refresh` asks the policy for them again.
     """
 
     clusters: int | None = field(
@@ -37,7 +37,7 @@ class Clustered(Prescored):
         Charge("forwards", per="example and measurement", when="embedding: policy"),
         Charge("scorer_forwards", when="embedding: model"),
     )
-    renewable = True
+    refreshes = REFRESHES
     chooses = True
 
     def __post_init__(self) -> None:
@@ -45,7 +45,7 @@ class Clustered(Prescored):
         if self.clusters is not None:
             check_range("clusters", self.clusters, 1, 2**31)
         check_choice("backend", self.backend, tuple(BACKENDS))
-        check_source(self.embedding, self.pooling, self.renew)
+        check_source(self.embedding, self.pooling, self.refresh)
 
     def check(self, run: Run) -> None:
         super().check(run)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.charges import Charge
 from ..core.method import Method, Run
+from ..functional.margins import explicit_margin
 from ..scorers.rewards import dataset_rewards, load_reward
 from ..signals.batch import Batch
 
@@ -90,5 +91,4 @@ class ExplicitMargin(Method):
 
     def batch_margin(self, batch: Batch) -> Tensor:
         """Explicit margins of a batch's pairs, `(B,)`."""
-        chosen, rejected = self.batch_scores(batch)
-        return chosen - rejected
+        return explicit_margin(*self.batch_scores(batch))

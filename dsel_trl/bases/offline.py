@@ -1,4 +1,4 @@
-"""Scores that are measured before training: from texts, columns or passes, once or every few epochs."""
+"""Scores that are measured before training: from texts, columns or passes, once or at every `refresh`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..core.cache import cached
-from ..core.parameters import check_range
 from ..core.run import Run, Step
 from ..data.fingerprints import dataset_fingerprint
 from ..functional.ranking import band as rank_band
@@ -29,20 +28,19 @@ class Prescored(ByScore):
     fingerprint of the data, the model and the parameters, and a resumed run finds it in its checkpoint.
     """
 
-    renew: int = field(
-        default=0, metadata={"help": "measure (and choose) anew every so many epochs; 0 = once, before training"}
+    refresh: int | str = field(
+        default="never",
+        metadata={"help": 'when to measure and choose anew: "never" (once, before training), "epoch", or steps'},
     )
 
-    # Whether the scores can change while training goes on.
-    renewable: ClassVar[bool] = False
+    # Scores that cannot change while training goes on are measured once.
+    refreshes: ClassVar[tuple[str, ...]] = ("never",)
+    renamed: ClassVar[dict[str, str]] = {"renew": "refresh ('epoch', 'never', or a number of optimizer steps)"}
     # Whether `measure` itself chooses what to keep: then everything with a finite score is.
     chooses: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("renew", self.renew, 0, 1_000_000)
-        if self.renew and not self.renewable:
-            raise ValueError(f"renew={self.renew!r}: the scores of {self.name!r} stay what they are. Set renew=0.")
         self._measured = 0
         self._ledger: Callable[[], np.ndarray] = lambda: np.empty(0, dtype=np.float32)
 
@@ -51,8 +49,13 @@ class Prescored(ByScore):
         raise NotImplementedError
 
     def units(self, run: Run) -> dict[str, float]:
-        again = sum(epoch % self.renew == 0 for epoch in range(1, int(np.ceil(run.epochs)))) if self.renew else 0
-        return {**super().units(run), "example and measurement": run.size * (1 + again)}
+        again = 0
+        if self.refresh == "epoch":
+            again = int(np.ceil(run.epochs)) - 1
+        elif isinstance(self.refresh, int):
+            # What is only read by the next plan is not measured after the last step.
+            again = (run.max_steps if self.action == "weight" else run.max_steps - 1) // self.refresh
+        return {**super().units(run), "example and measurement": run.size * (1 + max(again, 0))}
 
     def depends_on(self, run: Run) -> list[Any]:
         """What the scores depend on beside tokens, numeric `columns`, policy and parameters: JSON values."""
@@ -71,7 +74,7 @@ class Prescored(ByScore):
         hooks = super().hooks - {"observe"}
         # What was measured to be unfit is left out whatever the action does with the rest.
         acting = {"weigh"} if self.action == "weight" else {"select"}
-        return hooks | acting | ({"observe"} if self.renew and self.action == "weight" else set())
+        return hooks | acting | ({"observe"} if self.refresh != "never" and self.action == "weight" else set())
 
     def check(self, run: Run) -> None:
         if run.size == 0:
@@ -98,10 +101,13 @@ class Prescored(ByScore):
             known = np.where(np.isfinite(values), values, -np.inf) if name == self.name else values
             run.ledger.write(name, None, known, run.step)
 
-    def _renew(self, run: Run) -> None:
-        """Measures again where a new epoch asks for it."""
-        if self.renew and run.epoch != self._measured and run.epoch % self.renew == 0:
-            self._measured = run.epoch
+    def renew(self, run: Run) -> None:
+        """Measures again where `refresh` asks for it: once in every epoch, or in every so many steps."""
+        if self.refresh == "never":
+            return
+        period = run.step // self.refresh if isinstance(self.refresh, int) else run.epoch
+        if period != self._measured:
+            self._measured = period
             self._write(run, self._arrays(run))
 
     def chosen(self, run: Run, scores: np.ndarray) -> np.ndarray:
@@ -114,7 +120,7 @@ class Prescored(ByScore):
         return top_k(scores if self.action == "keep_top" else -scores, keep_count(self.keep_share, int(valid.sum())))
 
     def select(self, run: Run) -> np.ndarray:
-        self._renew(run)
+        self.renew(run)
         mask = np.zeros(run.size, dtype=bool)
         mask[self.chosen(run, self.scores(run))] = True
         return mask
@@ -126,7 +132,7 @@ class Prescored(ByScore):
         return torch.from_numpy(weights.astype(np.float32)).to(batch.ids.device)
 
     def observe(self, run: Run, step: Step) -> None:
-        self._renew(run)
+        self.renew(run)
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured": self._measured}

@@ -1,4 +1,4 @@
-"""A second opinion on each example: losses under a reference model, measured once and kept."""
+"""A second opinion on each example: losses under a model that knows better, measured once and kept."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ from ..signals.tap import label_log_probs
 
 
 @dataclass
-class WithReference(Method):
+class SecondModel(Method):
     """
-    A method that compares the policy with a reference model: one that exists, or a helper trained before the run on
+    A method that compares the policy with a second model: one that exists, or a helper trained before the run on
     the rows that a column marks as clean.
     """
 
-    reference: str | None = field(
-        default=None, metadata={"help": "reference model by path; it must share the policy's tokenizer"}
+    model: str | None = field(
+        default=None, metadata={"help": "another causal model to ask, by path; it must share the policy's tokenizer"}
     )
     clean_column: str | None = field(
         default=None,
@@ -39,18 +39,19 @@ class WithReference(Method):
     helper_lora: bool = field(default=True, metadata={"help": "LoRA (r 16) or a full helper model"})
 
     charges: ClassVar[tuple[Charge, ...]] = (
-        Charge("scorer_forwards", when="reference", reference=True),
+        Charge("scorer_forwards", when="model", reference=True),
         Charge("helper_trainings", "helper_epochs", per="clean row", when="clean_column", reference=True),
         Charge("helper_forwards", when="clean_column", reference=True),
     )
+    renamed: ClassVar[dict[str, str]] = {"reference": "model"}
 
     @property
     def columns(self) -> tuple[str, ...]:
         return () if self.clean_column is None else (self.clean_column,)
 
-    def check_reference(self, also: tuple[str, ...] = ()) -> None:
-        """Raises `ValueError` unless exactly one source of the reference is given."""
-        names = ("reference", "clean_column", *also)
+    def check_second(self, also: tuple[str, ...] = ()) -> None:
+        """Raises `ValueError` unless exactly one source of the second model's losses is given."""
+        names = ("model", "clean_column", *also)
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"{self.name!r} needs exactly one of {list(names)}, but {given or 'none'} is given.")
@@ -58,7 +59,7 @@ class WithReference(Method):
 
     def check(self, run: Run) -> None:
         if run.size == 0:
-            raise ValueError(f"{self.name!r} measures a reference before training, which a stream does not allow.")
+            raise ValueError(f"{self.name!r} measures a second model before training, which a stream does not allow.")
         if self.clean_column is not None and not (run.column(self.clean_column) > self.clean_above).any():
             raise ValueError(
                 f"clean_column={self.clean_column!r} marks no row as clean: none exceeds "
@@ -70,52 +71,51 @@ class WithReference(Method):
         return {**super().units(run), "clean row": clean}
 
     @property
-    def reference_parts(self) -> list[Any]:
-        """What the reference depends on beside the run: JSON values."""
-        return [getattr(self, f.name) for f in dataclasses.fields(WithReference) if f.init]
+    def second_parts(self) -> list[Any]:
+        """What the second model's losses depend on beside the run: JSON values."""
+        return [getattr(self, f.name) for f in dataclasses.fields(SecondModel) if f.init]
 
-    def reference_losses(self, run: Run) -> np.ndarray:
-        """Loss of every example under the reference, `(N,)` float32: mean token loss, or the loss of the pair."""
-        assert run.passes is not None
-        if self.reference is None:
+    def second_losses(self, run: Run) -> np.ndarray:
+        """Loss of every example under the second model, `(N,)` float32: mean token loss, or the loss of the pair."""
+        if self.model is None:
             return self._helper(run)[0]
-        return run.passes.measure(_loss, forward=self._pairs(run), **self._rows(run), description="Reference losses")
+        return run.passes.measure(
+            _loss, forward=self._pairs(run), **self._inputs(run), description="Losses of the second model"
+        )
 
-    def reference_tokens(self, run: Run, sizes: np.ndarray) -> np.ndarray:
-        """Log-probability of every trained token under the reference, one example after another (SFT)."""
-        assert run.passes is not None
-        if self.reference is None:
+    def second_tokens(self, run: Run, sizes: np.ndarray) -> np.ndarray:
+        """Log-probability of every trained token under the second model, one example after another (SFT)."""
+        if self.model is None:
 
             def evaluate(forward: Any) -> np.ndarray:
-                return run.passes.measure_tokens(sizes, forward=forward, **self._rows(run))  # type: ignore[union-attr]
+                return run.passes.measure_tokens(sizes, forward=forward, **self._inputs(run))
 
             return self._helper(run, evaluate=evaluate)[0]
         return run.passes.measure_tokens(
-            sizes, forward=self._pairs(run), **self._rows(run), description="Reference tokens"
+            sizes, forward=self._pairs(run), **self._inputs(run), description="Tokens under the second model"
         )
 
-    def _rows(self, run: Run) -> dict[str, Any]:
+    def _inputs(self, run: Run) -> dict[str, Any]:
         """Sequences one per row, whatever layout the trainer's collator gives them."""
-        if run.trainer == "dpo":
+        if run.rows.layout.pairs:
             return {}
-        sequences = Sequences(run)
-        return {"rows": sequences.collate(), "lengths": sequences.scan()[0]}
+        sequences = Sequences(run.rows.side("chosen"))
+        return {"inputs": sequences.collate(), "lengths": sequences.scan()[0]}
 
     def _pairs(self, run: Run) -> Any:
-        assert self.reference is not None
-        model = LanguageModel(self.reference, run.model.device, "reference")
+        assert self.model is not None
+        model = LanguageModel(self.model, run.model.device)
         known, needed = model.model.config.get_text_config().vocab_size, len(run.processing_class)
         if known < needed:
             raise ValueError(
-                f"reference={self.reference!r} knows {known} tokens, the run's tokenizer has {needed}: it must share "
+                f"model={self.model!r} knows {known} tokens, the run's tokenizer has {needed}: it must share "
                 "the policy's tokenizer."
             )
-        return model.forward if run.trainer == "sft" else partial(_pair_forward, run, model)
+        return partial(_pair_forward, run, model) if run.rows.layout.pairs else model.forward
 
     def _helper(self, run: Run, **how: Any) -> np.ndarray:
-        assert run.proxy is not None
         assert self.clean_column is not None
-        return run.proxy(
+        return run.train_helper(
             np.flatnonzero(run.column(self.clean_column) > self.clean_above),
             np.arange(run.size),
             _loss,
@@ -123,8 +123,8 @@ class WithReference(Method):
             epochs=self.helper_epochs,
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
-            seed=run.seed,
-            description="Reference",
+            seed=run.stream_seed(f"{self.name}/reference"),
+            description="Helper model, evaluation",
             **how,
         )
 
@@ -135,8 +135,7 @@ def _loss(batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def _pair_forward(run: Run, model: LanguageModel, inputs: dict[str, Any], ids: Tensor) -> Batch:
-    """Pairs with the reference in the policy's place: what their loss would be, had the policy been trained to it."""
-    assert run.passes is not None
+    """Pairs with the second model in the policy's place: their loss, had the policy been trained to it."""
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
     output = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
     run.costs.ran("scorer_forwards", ids.numel(), int(inputs["attention_mask"].sum()))

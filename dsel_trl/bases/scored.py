@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.method import Method, Run
-from ..core.parameters import check_choice, check_range, check_refresh
+from ..core.parameters import REFRESHES, check_choice, check_range, check_refresh
 from ..functional.pacing import competence, pacing_size
 from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
 from ..signals.batch import Batch
@@ -159,6 +159,7 @@ class ByScore(Method):
 
     actions: ClassVar[tuple[str, ...]] = ACTIONS
     default_keep: ClassVar[float] = 0.5
+    refreshes: ClassVar[tuple[str, ...]] = REFRESHES
 
     def __post_init__(self) -> None:
         check_choice("action", self.action, self.actions)
@@ -172,12 +173,16 @@ class ByScore(Method):
         check_choice("pacing", self.pacing, PACINGS)
         check_range("start", self.start, 0, 1, open_low=True)
         check_range("full_at", self.full_at, 0, 1)
-        check_refresh(self.refresh, also=("epoch", "never"))
+        check_refresh(self.refresh, self.refreshes)
         self._mask: np.ndarray | None = None
 
     def scores(self, run: Run) -> np.ndarray:
         """Scores of all examples as they are known now, `(N,)`; NaN = unknown, higher = first."""
         return known_scores(run, self.name)
+
+    def filled_scores(self, run: Run) -> np.ndarray:
+        """The scores with the unknown ones drawn from the known: the same however often one plan asks."""
+        return with_unseen(self.scores(run), run.plan_rng(f"{self.name}/unseen"))
 
     @property
     def keep_share(self) -> float:
@@ -202,7 +207,7 @@ class ByScore(Method):
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:
             return self._mask
-        scores = with_unseen(self.scores(run), run.plan_rng())
+        scores = self.filled_scores(run)
         if self.action == "band":
             mask = keep_band(scores, self.low, self.high)
         else:
@@ -211,8 +216,7 @@ class ByScore(Method):
         return mask
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
-        rng = run.plan_rng()
-        scores = with_unseen(self.scores(run), rng)
+        rng, scores = run.plan_rng(f"{self.name}/order"), self.filled_scores(run)
         if self.reverse:
             scores = -scores
         if self.action == "sample":

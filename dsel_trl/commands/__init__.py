@@ -1,1 +1,10 @@
-"""The commands of `dsel`, one file each."""
+"""The commands of `dsel`, one file each, and what is said of them."""
+
+from ..trainer.kinds import KINDS
+
+TRAININGS = {name: kind.what for name, kind in KINDS.items()}
+COMMANDS = {
+    **TRAININGS,
+    "build": "write a dataset: reward-augmented pairs, or continuations of a stronger model's responses",
+    "methods": "list the methods, or print the card of one",
+}

@@ -10,21 +10,12 @@ from typing import Any, NoReturn
 
 import yaml
 from transformers.utils import is_torch_bf16_gpu_available
-from trl import (
-    DatasetMixtureConfig,
-    DPOConfig,
-    KTOConfig,
-    ModelConfig,
-    RewardConfig,
-    ScriptArguments,
-    SFTConfig,
-    TrlParser,
-)
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
 from ..core.parameters import nearest
+from ..trainer.kinds import KINDS
 
 RUNS = ("stock", "selection", "random")
-CONFIGS: dict[str, Any] = {"dpo": DPOConfig, "sft": SFTConfig, "kto": KTOConfig, "reward": RewardConfig}
 
 
 @dataclass
@@ -156,7 +147,7 @@ def read_selection(value: Any) -> list[dict[str, Any]]:
 
 def make_parser(kind: str) -> TrlParser:
     """The parser of `dsel dpo` or another training: all of TRL's arguments and ours."""
-    types: Any = (ScriptArguments, CONFIGS[kind], ModelConfig, DatasetMixtureConfig, SelectionArguments)
+    types: Any = (ScriptArguments, KINDS[kind].config, ModelConfig, DatasetMixtureConfig, SelectionArguments)
     parser = _Parser(
         types,
         prog=f"dsel {kind}",

@@ -1,6 +1,5 @@
 """`dsel build`: writes a dataset file that a method would otherwise build inside a run."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from ..data.build import continuations as inco
 from ..data.build import reward_augmented
+from ..data.files import replacing
 from ..data.loading import load_splits, take_split
-from ..scorers.rewards import reward_of
+from ..scorers.rewards import reward_of, score_responses
 from ..trainer.generation import generate
 
 KINDS = ("inco", "reward-augmented")
@@ -86,10 +86,8 @@ def build_file(words: Sequence[str]) -> str:
     dataset = take_split(splits, common.dataset_split, common.dataset_name, "dataset_split")
     build = _goals if kind == "reward-augmented" else _continuations
     built = build(dataset, common.seed, *settings)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(output.name + ".tmp")
-    built.to_parquet(str(temporary))
-    os.replace(temporary, output)
+    with replacing(output) as temporary:
+        built.to_parquet(str(temporary))
     return f"{len(built)} rows from {len(dataset)}: {output}"
 
 
@@ -113,7 +111,7 @@ def _continuations(dataset: Dataset, seed: int, model: SamplingArguments, how: i
     return inco.build(
         dataset,
         partial(generate, holder),
-        reward,
+        partial(score_responses, reward, description="Scoring candidates"),
         tokenizer,
         synthesis=how,
         response_column=model.response_column,

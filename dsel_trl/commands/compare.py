@@ -5,7 +5,6 @@ import gc
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,12 @@ import torch
 from datasets import Dataset
 
 from ..core.costs import all_forwards
+from ..data.files import write_json
+from ..trainer.kinds import KINDS
 from .train import Job, build_trainer, selection_files, train
 
 logger = logging.getLogger(__name__)
 
-# What a held-out set says of a run: the trainer's own metric, its name in the table, and how it is written.
-MEASURES = {
-    "dpo": ("eval_rewards/accuracies", "held-out accuracy", "{:.1%}"),
-    "sft": ("eval_loss", "held-out loss", "{:.4f}"),
-    "kto": ("eval_loss", "held-out loss", "{:.4f}"),
-    "reward": ("eval_accuracy", "held-out accuracy", "{:.1%}"),
-}
 FLIPPED = "truth_flipped"
 
 
@@ -87,7 +81,7 @@ def _run_one(job: Job, run: str, selection: list[dict[str, Any]], steps: int | N
     train(trainer)
     seconds = time.perf_counter() - started
     metrics = trainer.evaluate()
-    measure = MEASURES[arguments.kind][0]
+    measure = KINDS[arguments.kind].measure.key
     result: dict[str, Any] = {
         "run": run,
         "methods": selection,
@@ -138,24 +132,21 @@ def compare(job: Job) -> dict[str, Any]:
         results.append(result)
     comparison = {"trainer": arguments.kind, "seed": arguments.training.seed, "steps": steps, "runs": results}
     if arguments.training.should_save:
-        path = Path(arguments.training.output_dir) / "comparison.json"
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(Path(arguments.training.output_dir) / "comparison.json", comparison)
     return comparison
 
 
 def format_table(comparison: dict[str, Any]) -> str:
     """The comparison as text, one line per run."""
-    measure, title, form = MEASURES[comparison["trainer"]]
+    measure = KINDS[comparison["trainer"]].measure
     fate = ["flipped dropped", "clean dropped", "flipped in training"]
-    rows = [["run", title, *fate, "steps", "added forwards", "seconds"]]
+    rows = [["run", measure.name, *fate, "steps", "added forwards", "seconds"]]
     for result in comparison["runs"]:
         shares = [result.get(key) for key in ("flipped_dropped", "clean_dropped", "flipped_share_of_training")]
         rows.append(
             [
                 result["run"],
-                form.format(result[measure.removeprefix("eval_")]),
+                measure.form.format(result[measure.key.removeprefix("eval_")]),
                 *("-" if share is None else f"{share:.1%}" for share in shares),
                 str(result["steps"]),
                 str(all_forwards(result.get("cost", {}))),

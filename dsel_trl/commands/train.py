@@ -18,6 +18,7 @@ from ..core.method import Method
 from ..core.registry import create_method
 from ..data.demo.model import build_demo_model
 from ..data.loading import DEMO, AnyDataset, check_rows, load_splits, number_rows, take_split
+from ..trainer.forwards import ignore_bias_buffers
 from ..trainer.kinds import KINDS
 from .arguments import Arguments
 
@@ -51,21 +52,22 @@ def make_methods(selection: list[dict[str, Any]]) -> list[Method]:
 
 def _load_datasets(arguments: Arguments) -> tuple[AnyDataset, AnyDataset | None]:
     script, training, mixture = arguments.script, arguments.training, arguments.mixture
+    kind, command = KINDS[arguments.kind], f"dsel {arguments.kind}"
+    # Only some trainers read texts without structure, from a column that the user names.
+    text_field = getattr(training, "dataset_text_field", None)
+    columns = kind.columns if text_field is None else (*kind.columns, (text_field,))
     if mixture.datasets:
         name, splits = "datasets", get_dataset(mixture)
     else:
         name = str(script.dataset_name)
-        splits = load_splits(
-            name, kind=arguments.kind, config=script.dataset_config, streaming=script.dataset_streaming
-        )
-    text_field = getattr(training, "dataset_text_field", "text")
+        splits = load_splits(name, demo=kind.demo, config=script.dataset_config, streaming=script.dataset_streaming)
     train = take_split(splits, script.dataset_train_split, name, "dataset_train_split")
-    check_rows(train, arguments.kind, name, text_field)
+    check_rows(train, name, columns, command)
     if not arguments.compare and training.eval_strategy == "no":
         return number_rows(train), None
     if arguments.eval_dataset_name is not None:
         name = arguments.eval_dataset_name
-        splits = load_splits(name, kind=arguments.kind, streaming=script.dataset_streaming)
+        splits = load_splits(name, demo=kind.demo, streaming=script.dataset_streaming)
     split = script.dataset_test_split
     if arguments.eval_dataset_name is not None and len(splits) == 1:
         (split,) = splits
@@ -74,7 +76,7 @@ def _load_datasets(arguments: Arguments) -> tuple[AnyDataset, AnyDataset | None]
             f"Evaluation needs data, but {name!r} has no split {split!r}, only {sorted(splits)}: give "
             "--eval_dataset_name, --dataset_test_split or --eval_strategy no."
         )
-    check_rows(splits[split], arguments.kind, name, text_field)
+    check_rows(splits[split], name, columns, command)
     return number_rows(train), splits[split]
 
 
@@ -129,7 +131,7 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
         "trust_remote_code": False,
     }
     with _no_empty_folder(Path(training.output_dir)):
-        trainer = KINDS[job.arguments.kind](
+        trainer = KINDS[job.arguments.kind].trainer(
             model=job.model,
             args=training,
             train_dataset=job.train_dataset,
@@ -140,9 +142,7 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
         if selection:
             attach(trainer, selection)
     if job.arguments.script.ignore_bias_buffers:
-        trainer.model._ddp_params_and_buffers_to_ignore = [
-            name for name, buffer in trainer.model.named_buffers() if str(buffer.dtype) == "torch.bool"
-        ]
+        ignore_bias_buffers(trainer)
     return trainer
 
 

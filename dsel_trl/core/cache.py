@@ -57,6 +57,6 @@ def cached(run: "Run", name: str, parts: Any, compute: Callable[[], dict[str, np
     if file.is_file():
         return load_file(file)
     arrays = compute()
-    if run.passes is None or run.passes.rank == 0:
+    if run.passes.rank == 0:
         save_arrays(file, arrays)
     return arrays

@@ -47,13 +47,17 @@ class Charge:
     reference: bool = False
     at_most: bool = False
 
-    def __str__(self) -> str:
+    @property
+    def figure(self) -> str:
+        """The entry in words, without its condition."""
         one, several = NOUNS[self.what]
         words = [self.amount, one if self.amount == "1" else several]
         words = ["at most", *words] if self.at_most else words
         words = [*words, "with reference"] if self.reference else words
-        text = f"{' '.join(words)} per {self.per}"
-        return f"{text} ({self.when})" if self.when else text
+        return f"{' '.join(words)} per {self.per}"
+
+    def __str__(self) -> str:
+        return f"{self.figure} ({self.when})" if self.when else self.figure
 
     def applies(self, method: Any) -> bool:
         """Whether the method's parameters fulfil the condition."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..data.rows import Rows
 from ..signals.batch import Batch
 from .costs import Costs
 
@@ -19,10 +20,8 @@ class Passes:
     Runs examples through a model without training on them.
 
     Args:
-        rows (`Callable[[np.ndarray], dict]`):
-            Collates the examples of some ids, as the trainer would, on the training device.
-        lengths (`np.ndarray` of shape `(N,)`):
-            Padded cost of an example in tokens.
+        rows (`Callable[[], Rows]`):
+            Gives the rows that are measured where no others are named: the training set.
         forward (`Callable[..., Batch]`):
             Runs a collated batch through the policy (and the reference) without gradient, in evaluation mode.
         rank, world (`int`):
@@ -35,8 +34,7 @@ class Passes:
 
     def __init__(
         self,
-        rows: Callable[[np.ndarray], dict[str, Any]],
-        lengths: np.ndarray,
+        rows: Callable[[], Rows],
         forward: Callable[..., Batch],
         rank: int = 0,
         world: int = 1,
@@ -44,7 +42,6 @@ class Passes:
         costs: Costs | None = None,
     ) -> None:
         self.rows = rows
-        self.lengths = lengths
         self.forward = forward
         self.rank = rank
         self.world = world
@@ -56,7 +53,8 @@ class Passes:
         measure: Callable[[Any], Tensor],
         ids: np.ndarray | None = None,
         *,
-        rows: Callable[[np.ndarray], Any] | None = None,
+        rows: Rows | None = None,
+        inputs: Callable[[np.ndarray], Any] | None = None,
         lengths: np.ndarray | None = None,
         forward: Callable[..., Any] | None = None,
         reference: bool = True,
@@ -71,12 +69,14 @@ class Passes:
                 Gives `(B,)` or `(B, K)` values of a scored batch.
             ids (`np.ndarray`, *optional*):
                 Examples to measure, in any order; the result follows it.
-            rows (`Callable[[np.ndarray], Any]`, *optional*):
+            rows ([`~dsel_trl.data.rows.Rows`], *optional*):
+                Other rows than the training set.
+            inputs (`Callable[[np.ndarray], Any]`, *optional*):
                 Makes the inputs of some ids, instead of the trainer's collator: other prompts, single responses, or
-                rows that are no examples at all (then `lengths` says how many there are). Inputs that hold `labels`
-                are scored as sequences, also where the trainer trains pairs.
+                what is no example at all (then `lengths` says how many there are). Inputs that hold `labels` are
+                scored as sequences, also where the trainer trains pairs.
             lengths (`np.ndarray`, *optional*):
-                Padded cost in tokens by id, where it is not that of the trainer's rows.
+                Padded cost in tokens by id, where it is not that of the rows.
             forward (`Callable[..., Batch]`, *optional*):
                 Another forward, such as a helper model's. One that does not say what it ran (`costs.ran`) counts as
                 another model's.
@@ -90,12 +90,12 @@ class Passes:
         Time: one forward per example (and one of the reference, unless `reference=False` or it is in the data);
         memory: one batch and the result. The batches, and so the numbers, do not depend on the number of processes.
         """
-        lengths = self.lengths if lengths is None else lengths
+        lengths, inputs = self._measured(rows, lengths, inputs)
         ids = np.arange(len(lengths)) if ids is None else np.asarray(ids, dtype=np.int64)
         if forward is None and not reference:
             forward = partial(self.forward, reference=False)
         result: np.ndarray | None = None
-        batches = self._batches(lengths, ids, rows, forward, tokens, description)
+        batches = self._batches(lengths, ids, inputs, forward, tokens, description)
         for positions, batch, counts in batches:
             values = measure(batch).float().cpu().numpy()
             if result is None:
@@ -108,7 +108,8 @@ class Passes:
         self,
         sizes: np.ndarray,
         *,
-        rows: Callable[[np.ndarray], Any] | None = None,
+        rows: Rows | None = None,
+        inputs: Callable[[np.ndarray], Any] | None = None,
         lengths: np.ndarray | None = None,
         forward: Callable[..., Any] | None = None,
         tokens: int = 8192,
@@ -120,17 +121,17 @@ class Passes:
         Args:
             sizes (`np.ndarray` of shape `(N,)`):
                 Scored tokens of each example.
-            rows, lengths, forward, tokens, description:
+            rows, inputs, lengths, forward, tokens, description:
                 As in `measure`; the forward must give sequences.
 
         Raises:
             `ValueError`: if a batch has another number of scored tokens than `sizes` says.
         """
-        lengths = self.lengths if lengths is None else lengths
+        lengths, inputs = self._measured(rows, lengths, inputs)
         ids = np.arange(len(sizes))
         offsets = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
         result = np.zeros(int(offsets[-1]), dtype=np.float32)
-        for positions, batch, counts in self._batches(lengths, ids, rows, forward, tokens, description):
+        for positions, batch, counts in self._batches(lengths, ids, inputs, forward, tokens, description):
             values = batch.token_logps[batch.token_mask].cpu().numpy()
             if len(values) != int(np.asarray(sizes)[positions].sum()):
                 raise ValueError(f"The examples {ids[positions][:5].tolist()} have {len(values)} scored tokens here.")
@@ -138,11 +139,19 @@ class Passes:
                 result[np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in positions])] = values
         return self._summed(result)
 
+    def _measured(
+        self, rows: Rows | None, lengths: np.ndarray | None, inputs: Callable[[np.ndarray], Any] | None
+    ) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
+        """Lengths and inputs of what is measured; rows are looked at only for what is not given."""
+        if lengths is None:
+            lengths = (rows or self.rows()).lengths
+        return lengths, inputs or (rows or self.rows()).collate
+
     def _batches(
         self,
         lengths: np.ndarray,
         ids: np.ndarray,
-        rows: Callable[[np.ndarray], Any] | None,
+        inputs: Callable[[np.ndarray], Any],
         forward: Callable[..., Any] | None,
         tokens: int,
         description: str,
@@ -156,9 +165,8 @@ class Passes:
         for turn in tqdm(turns, desc=description, disable=self.rank > 0):
             positions = batches[min(turn, len(batches) - 1)]
             batch_ids = ids[positions]
-            inputs = (rows or self.rows)(batch_ids)
             with self.costs.collecting() as ran:
-                batch = (forward or self.forward)(inputs, torch.as_tensor(batch_ids))
+                batch = (forward or self.forward)(inputs(batch_ids), torch.as_tensor(batch_ids))
             gone_through = ran
             yield positions, batch, turn < len(batches)
         # What a batch went through all have gone through, on whichever rank; a batch repeated for company is no cost.

@@ -42,6 +42,8 @@ class Method:
         packed_rows (`bool`): whether a packed row can stand for an example.
         carry_over (`bool`): whether an unfinished plan continues in the next epoch.
         own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
+        renamed (`dict[str, str]`): earlier names of parameters, each with the present one and, where the meaning is
+            another, how the one follows from the other in brackets; those of base classes count as well.
         paper, family, criterion, selector: entries of the card.
         charges (`tuple[Charge, ...]`): what it adds to a run, in figures.
         cost (`str`): the same in words, made of the figures; a class may say more, which then comes first.
@@ -60,9 +62,10 @@ class Method:
     charges: ClassVar[tuple[Charge, ...]] = ()
     cost: ClassVar[str] = "no extra forward"
     state: ClassVar[str] = "its score column (8 bytes per example)"
+    renamed: ClassVar[dict[str, str]] = {}
 
     normalize: str = "mean1"
-    refresh: int | str = "epoch"
+    refresh: int | str | None = "epoch"
     own_loss: bool = False
     rebuilds_each_epoch: bool = False
 
@@ -80,6 +83,11 @@ class Method:
     def columns(self) -> tuple[str, ...]:
         """Numeric dataset columns that must be there."""
         return ()
+
+    @property
+    def reads(self) -> bool:
+        """Whether the method looks at the batches at all; what reads nothing never fails."""
+        return True
 
     @property
     def candidates(self) -> int:

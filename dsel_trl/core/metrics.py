@@ -3,7 +3,9 @@
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..functional.weighting import effective_sample_size
 from .ledger import Ledger
 from .run import Run, Step
 
@@ -79,11 +81,8 @@ class Metrics:
         weights = _joined(self._window, "weight")
         if weights is None:
             weights = np.ones(len(losses) if losses is not None else 1, dtype=np.float32)
-        squares = [float(np.sum(np.square(w, dtype=np.float64))) for w in _each(self._window, "weight")]
-        sums = [float(np.sum(w, dtype=np.float64)) for w in _each(self._window, "weight")]
-        values["effective_sample_size"] = float(
-            np.mean([s * s / q if q else 0.0 for s, q in zip(sums, squares, strict=True)])
-        )
+        each = [torch.from_numpy(w.astype(np.float64)) for w in _each(self._window, "weight")]
+        values["effective_sample_size"] = float(np.mean([effective_sample_size(w).item() for w in each]))
         values["weight_mean"], values["weight_min"], values["weight_max"] = (
             float(weights.mean()),
             float(weights.min()),

@@ -29,8 +29,16 @@ def check_range(
         raise ValueError(f"{name}={value!r} is not a number in {interval}.")
 
 
-def check_refresh(value: Any, *, also: Sequence[str] = ("epoch",)) -> None:
-    """Raises `ValueError` unless `value` is a positive number of steps or one of the words in `also`."""
+REFRESHES = ("never", "epoch", "steps")
+
+
+def check_refresh(value: Any, allowed: Sequence[str] = ("epoch", "steps")) -> None:
+    """
+    Raises `ValueError` unless `value` says when a plan or score is made anew: `"never"`, `"epoch"`, or a positive
+    number of optimizer steps, as far as `allowed` has them (`"steps"` stands for the number).
+    """
     steps = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    if not steps and value not in also:
-        raise ValueError(f"refresh={value!r} is neither a positive number of steps nor one of {list(also)}.")
+    if ("steps" in allowed) if steps else (isinstance(value, str) and value != "steps" and value in allowed):
+        return
+    right = " or ".join("a positive number of optimizer steps" if word == "steps" else repr(word) for word in allowed)
+    raise ValueError(f"refresh={value!r} is not {right}.")

@@ -35,7 +35,8 @@ def register(name: str) -> Callable[[MethodType], MethodType]:
             raise TypeError(f"{cls!r} is not a Method.")
         if name in _REGISTRY and _REGISTRY[name].__qualname__ != cls.__qualname__:
             raise ValueError(f"The method name {name!r} is taken by {_REGISTRY[name].__qualname__}.")
-        if not (cls.__doc__ or "").strip():
+        # `@dataclass` writes the signature where there is no docstring.
+        if not (cls.__doc__ or "").strip() or (cls.__doc__ or "").startswith(f"{cls.__name__}("):
             raise ValueError(f"{cls.__name__} needs a docstring: it is the card of the method {name!r}.")
         cls.name = name
         _REGISTRY[name] = cls
@@ -66,6 +67,11 @@ def get_method(name: str) -> type[Method]:
     return _REGISTRY[name]
 
 
+def renamed_parameters(cls: type[Method]) -> dict[str, str]:
+    """Earlier names of a method's parameters, those of its base classes included, with what they are called now."""
+    return {old: new for base in reversed(cls.__mro__) for old, new in vars(base).get("renamed", {}).items()}
+
+
 def create_method(name: str, **parameters: Any) -> Method:
     """
     A method by name.
@@ -78,11 +84,15 @@ def create_method(name: str, **parameters: Any) -> Method:
     ```
 
     Raises:
-        `ValueError`: for an unknown name or parameter (with the nearest right one), or a value the method refuses.
+        `ValueError`: for an unknown name or parameter (with the right or nearest one), or a value the method refuses.
     """
     cls = get_method(name)
     known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    renamed = renamed_parameters(cls)
     for key in parameters:
+        if key in renamed and key not in known:
+            new, _, how = renamed[key].partition(" ")
+            raise ValueError(f"Parameter {key!r} of {name!r} was renamed: use {new!r}{how and ' ' + how}.")
         if key not in known:
             raise ValueError(f"Unknown parameter {key!r} of {name!r}.{nearest(key, known)} It takes {known}.")
     return cls(**parameters)

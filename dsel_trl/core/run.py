@@ -3,17 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..data.rows import Rows
 from .costs import Costs
+from .data_passes import Passes
 from .ledger import Ledger
-
-if TYPE_CHECKING:
-    from .data_passes import Passes
-
-TRUTH_PREFIX = "truth_"
+from .randomness import stream, stream_seed
 
 
 @dataclass
@@ -40,10 +38,34 @@ class Run:
     Attributes:
         trainer (`str`):
             Kind of trainer: `"dpo"`, `"sft"`, `"kto"` or `"reward"`.
-        size (`int`):
-            Number of examples; 0 for a stream.
         ledger ([`Ledger`]):
             What is known of every example.
+        training_rows ([`~dsel_trl.data.rows.Rows`], *optional*):
+            The training set, to be asked for as `rows`; `None` for a stream.
+        arguments:
+            The trainer's own arguments (`DPOConfig`, `SFTConfig`, ...), to read only.
+        output_dir (`str`):
+            Where the run writes; caches belong under it.
+        processing_class:
+            The trainer's tokenizer or processor.
+        model:
+            The policy, to read only.
+        passes ([`Passes`]):
+            Extra forwards over rows.
+        prepare (`Callable[[Dataset, str], Rows]`):
+            Other rows than the training set: a dataset, prepared as the trainer prepares its own, and its name.
+        train_helper (`Callable`):
+            Trains a model beside the run: see [`~dsel_trl.trainer.helper_run.train_helper`], without its first
+            argument.
+        generate (`Callable`):
+            Samples from the policy: see [`~dsel_trl.trainer.generation.generate`], without its first argument.
+        refer (`Callable[[Path, bool], None]`):
+            Makes the reference model a copy of the policy, kept in a file, or of that file: see
+            [`~dsel_trl.trainer.forwards.refer`], without its first argument.
+        costs ([`Costs`]):
+            What selection has added to the run so far.
+        log (`Callable[[dict[str, float]], None]`):
+            Adds values to the next row the trainer logs, as `selection/<name>`.
         seed (`int`):
             Seed of every draw (TRL's `data_seed`, else `seed`).
         epoch, step, max_steps (`int`):
@@ -56,23 +78,6 @@ class Run:
             Ids handed out so far in this epoch (where batches are planned: in this pass).
         resumed (`bool`):
             Whether this run continues a checkpoint: what `setup` once computed is in the ledger already.
-        arguments:
-            The trainer's own arguments (`DPOConfig`, `SFTConfig`, ...), to read only.
-        output_dir (`str`):
-            Where the run writes; caches belong under it.
-        dataset:
-            The dataset as the trainer holds it: the user's columns and the token columns.
-        passes ([`Passes`]):
-            Extra forwards over the data.
-        proxy (`Callable`):
-            Trains a helper model: see [`~dsel_trl.trainer.helper_run.train_proxy`], without its first argument.
-        generate (`Callable`):
-            Samples from the policy: see [`~dsel_trl.trainer.generation.generate`], without its first argument.
-        refer (`Callable`):
-            Makes the reference model a copy of the policy, kept in a file, or of that file: see
-            [`~dsel_trl.trainer.forwards.refer`], without its first argument.
-        costs ([`Costs`]):
-            What selection has added to the run so far.
         world (`int`):
             Number of processes.
         ordered (`bool`):
@@ -80,8 +85,19 @@ class Run:
     """
 
     trainer: str
-    size: int
     ledger: Ledger
+    training_rows: Rows | None
+    arguments: Any
+    output_dir: str
+    processing_class: Any
+    model: Any
+    passes: Passes
+    prepare: Callable[[Any, str], Rows]
+    train_helper: Callable[..., Any]
+    generate: Callable[..., list[list[str]]]
+    refer: Callable[[Path, bool], None]
+    costs: Costs
+    log: Callable[[dict[str, float]], None]
     seed: int = 0
     epoch: int = 0
     epochs: float = 1.0
@@ -90,62 +106,70 @@ class Run:
     plans_made: int = 0
     served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     resumed: bool = False
-    arguments: Any = None
-    output_dir: str = ""
-    processing_class: Any = None
-    dataset: Any = None
-    passes: "Passes | None" = None
-    read_column: Callable[[str], np.ndarray] | None = None
-    read_lengths: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
-    write_log: Callable[[dict[str, float]], None] | None = None
-    proxy: Callable[..., Any] | None = None
-    model: Any = None
-    refer: Callable[[Path, bool], None] | None = None
-    generate: Callable[..., list[list[str]]] | None = None
-    costs: Costs = field(default_factory=Costs)
     world: int = 1
     ordered: bool = False
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the examples are known only as they come."""
+        return self.training_rows is None
+
+    @property
+    def rows(self) -> Rows:
+        """
+        The training set.
+
+        Raises:
+            `ValueError`: for a stream, which cannot be read ahead.
+        """
+        if self.training_rows is None:
+            raise ValueError(
+                "The dataset is a stream: its examples, columns, texts and lengths are not known before they come. "
+                "Load it without streaming."
+            )
+        return self.training_rows
+
+    @property
+    def size(self) -> int:
+        """Number of examples; 0 for a stream."""
+        return 0 if self.training_rows is None else len(self.training_rows)
+
+    @property
+    def dataset(self) -> Any:
+        """The training set as the trainer holds it: the user's columns and the token columns."""
+        return self.rows.dataset
 
     @property
     def progress(self) -> float:
         """Share of the planned steps that are done, in [0, 1]."""
         return min(1.0, self.step / self.max_steps) if self.max_steps else 0.0
 
-    def rng(self, *key: int) -> np.random.Generator:
-        """A generator of this run's own, the same on every rank and after a resume for the same `key`."""
-        return np.random.default_rng([self.seed, *key])
+    def rng(self, name: str, *key: int) -> np.random.Generator:
+        """
+        The stream of this run with a name such as `"random/keep"` (whose draw, and of what) and a key (which one).
 
-    def plan_rng(self) -> np.random.Generator:
-        """The generator of the plan being made."""
-        return self.rng(self.epoch, self.plans_made)
+        The same on every rank and after a resume; no two names or keys share one.
+        """
+        return stream(self.seed, name, *key)
+
+    def stream_seed(self, name: str, *key: int) -> int:
+        """A seed in [0, 2**31), named like a stream, for what takes no generator."""
+        return stream_seed(self.seed, name, *key)
+
+    def plan_rng(self, name: str = "plan") -> np.random.Generator:
+        """The stream of the plan being made, or of a method's own draws for it."""
+        return self.rng(name, self.epoch, self.plans_made)
 
     def column(self, name: str) -> np.ndarray:
         """A numeric dataset column, `(N,)` float64, NaN where null. Columns with the truth of a test are refused."""
-        refuse_truth(name)
-        if self.read_column is None:
-            raise ValueError(f"The column {name!r} cannot be read whole from a stream.")
-        return self.read_column(name)
+        return self.rows.column(name)
 
     @property
     def completion_lengths(self) -> np.ndarray:
         """Completion tokens per example (both sides of a pair), `(N,)` int32."""
-        if self.read_lengths is None:
-            raise ValueError("The lengths of a stream are not known in advance.")
-        return self.read_lengths()[0]
+        return self.rows.completion_lengths
 
     @property
     def lengths(self) -> np.ndarray:
         """Tokens per example as it is trained (both sequences of a pair, prompts included), `(N,)` int32."""
-        if self.read_lengths is None:
-            raise ValueError("The lengths of a stream are not known in advance.")
-        return self.read_lengths()[1]
-
-    def log(self, values: dict[str, float]) -> None:
-        """Adds values to the next row the trainer logs, as `selection/<name>`."""
-        if self.write_log is not None:
-            self.write_log(values)
-
-
-def refuse_truth(name: str) -> None:
-    if name.startswith(TRUTH_PREFIX):
-        raise ValueError(f"Column {name!r} holds the answers a comparison is judged by: no method may read it.")
+        return self.rows.lengths

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from ..data.files import write_json
+from ..data.files import save_arrays, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +24,13 @@ def write_sidecar(folder: str | os.PathLike, arrays: dict[str, np.ndarray], valu
     """
     Saves arrays (safetensors) and JSON values so that a reader finds either all of it or nothing.
 
-    The tensors are written under a temporary name and renamed; the JSON, which carries their checksum and its own,
-    follows in the same way and is the last to appear.
+    The JSON, which carries the checksum of the tensors and its own, is the last to appear.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors, state = folder / "state.safetensors", folder / "state.json"
     state.unlink(missing_ok=True)
-    temporary = folder / "state.safetensors.tmp"
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    values = {"format": FORMAT, "tensors": _sha256(temporary), **values}
-    os.replace(temporary, tensors)
+    save_arrays(tensors, arrays)
+    values = {"format": FORMAT, "tensors": _sha256(tensors), **values}
     write_json(state, {**values, CHECKSUM: _json_sha256(values)})
 
 

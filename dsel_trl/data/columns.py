@@ -5,6 +5,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
+TRUTH_PREFIX = "truth_"
+# Position of a row in the dataset that the user named, which survives what a trainer does to prepare it.
+ROW_NUMBER = "dsel_row_number"
+
+
+def refuse_truth(name: str) -> None:
+    """Raises `ValueError` for a column that holds the answers a comparison is judged by."""
+    if name.startswith(TRUTH_PREFIX):
+        raise ValueError(f"Column {name!r} holds the answers a comparison is judged by: no method may read it.")
+
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     """Names of the columns; a streamed dataset that does not know them is asked for its first row."""
@@ -38,17 +48,3 @@ def list_lengths(dataset: Dataset, name: str) -> np.ndarray:
     """Number of items of each row of a list column, `int32` of shape `(N,)`."""
     lengths = pc.list_value_length(_arrow_column(dataset, name))
     return pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype(np.int32)
-
-
-def original_positions(dataset: Dataset) -> np.ndarray | None:
-    """
-    Position of each row in the dataset the user passed, where it can be known, else `None`.
-
-    TRL drops over-long rows while it prepares a dataset; a column `example_id`, or the index table that `filter` and
-    `shuffle` leave behind, still says where a row came from.
-    """
-    if "example_id" in dataset.column_names:
-        return numeric_column(dataset, "example_id").astype(np.int64)
-    if dataset._indices is not None:
-        return dataset._indices.column(0).to_numpy().astype(np.int64)
-    return None

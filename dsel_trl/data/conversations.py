@@ -3,67 +3,56 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.run import Run
+from .rows import Rows
 
 Messages = list[tuple[str, str]]
-SIDES = ("chosen", "rejected", "both")
 
 
-def text_columns(run: Run) -> tuple[str, ...]:
+def text_columns(rows: Rows) -> tuple[str, ...]:
     """
-    The columns that hold the text of the run's dataset.
+    The columns that hold the texts of rows.
 
     Raises:
-        `ValueError`: if it holds none; the message lists its columns.
+        `ValueError`: if there are none; the message lists the columns.
     """
-    present = run.dataset.column_names if run.size else []
-    field = getattr(run.arguments, "dataset_text_field", "text")
-    forms: list[tuple[str, ...]] = [("prompt", "chosen", "rejected")] if run.trainer == "dpo" else []
-    forms += [("messages",), ("prompt", "completion"), (field,), ("input_ids",)]
+    present = rows.column_names
+    forms: list[tuple[str, ...]] = [("prompt", *rows.layout.sides), rows.layout.sides] if rows.layout.sides else []
+    forms += [("messages",), ("prompt", "completion"), (rows.text_field,), ("input_ids",)]
     for form in forms:
-        if all(name in present for name in form):
+        if form and all(name in present for name in form):
             return form
     raise ValueError(f"The dataset holds no text that a method could read; its columns are {sorted(present)}.")
 
 
-def example_messages(run: Run, side: str = "chosen") -> list[Messages]:
+def example_messages(rows: Rows) -> list[Messages]:
     """
-    Every example as (role, text) messages, without the end token that the trainer has put behind them.
+    Every row as (role, text) messages, without the end token that the trainer has put behind them.
 
-    A text without structure is one message of the role `text`; rows that hold tokens only are decoded.
-
-    Args:
-        run ([`Run`]):
-            The run.
-        side (`str`, *optional*, defaults to `"chosen"`):
-            Of a pair: prompt and `"chosen"` response, prompt and `"rejected"`, or prompt and `"both"`.
+    A text without structure is one message of the role `text`; rows that hold tokens only are decoded. Of a pair the
+    prompt and both responses are given: for one of them take `rows.side(...)`.
 
     Raises:
         `ValueError`: if the dataset holds no text.
     """
-    form = text_columns(run)
-    end = getattr(run.processing_class, "eos_token", None)
-    columns = [run.dataset[name] for name in form]
+    form, end = text_columns(rows), rows.end
+    columns = [rows.dataset[name] for name in form]
     if form == ("messages",):
         return [_messages(row, "user", end) for row in columns[0]]
-    if len(form) == 1:
+    if form in ((rows.text_field,), ("input_ids",)):
         texts = columns[0]
         if form == ("input_ids",):
-            texts = run.processing_class.batch_decode(list(texts), skip_special_tokens=True)
+            texts = rows.tokenizer.batch_decode(list(texts), skip_special_tokens=True)
         return [[("text", _without_end(text, end))] for text in texts]
-    prompts, *responses = columns
-    if len(responses) == 2 and side != "both":
-        responses = [responses[SIDES.index(side)]]
+    roles = ["user" if name == "prompt" else "assistant" for name in form]
     return [
-        _messages(prompt, "user", end)
-        + [message for answer in answers for message in _messages(answer, "assistant", end)]
-        for prompt, *answers in zip(prompts, *responses, strict=True)
+        [message for part, role in zip(parts, roles, strict=True) for message in _messages(part, role, end)]
+        for parts in zip(*columns, strict=True)
     ]
 
 
-def example_texts(run: Run, side: str = "chosen") -> list[str]:
-    """Every example as one text: its messages, one below the other."""
-    return [joined(messages) for messages in example_messages(run, side)]
+def example_texts(rows: Rows) -> list[str]:
+    """Every row as one text: its messages, one below the other."""
+    return [joined(messages) for messages in example_messages(rows)]
 
 
 def joined(messages: Sequence[tuple[str, str]]) -> str:

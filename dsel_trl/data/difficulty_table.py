@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..functional.preference.selective_dpo import stable_id
-from .files import write_json
+from ..functional.preference.selective_dpo import stable_id, values_by_id
+from .files import replacing, write_json
 
 PROMPT_ID, ROW_ID, DIFFICULTY = "prompt_id", "id", "learning_order"
 
@@ -47,19 +47,16 @@ def write_table(path: str | os.PathLike, dataset: Any, columns: Mapping[str, np.
     """
     path, keys = Path(path), prompt_ids(dataset)
     rows = np.flatnonzero(np.isfinite(columns[DIFFICULTY]))
-    path.parent.mkdir(parents=True, exist_ok=True)
     table: dict[str, list[Any]] = {PROMPT_ID: [keys[row] for row in rows], ROW_ID: rows.tolist()}
     for name, values in columns.items():
         table[name] = [None if np.isnan(value) else float(value) for value in values[rows]]
     if path.suffix != ".csv":
         write_json(path, table)
         return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(table)
         writer.writerows(zip(*table.values(), strict=True))
-    os.replace(temporary, path)
 
 
 def read_table(path: str | os.PathLike, dataset: Any, column: str = DIFFICULTY) -> np.ndarray:
@@ -97,14 +94,12 @@ def read_table(path: str | os.PathLike, dataset: Any, column: str = DIFFICULTY) 
         result[rows] = values
         return result
     assert keys is not None
-    first: dict[str, float] = {}
-    for key, value in zip(keys, values, strict=True):
-        first.setdefault(key, value)
-    if not first.keys() & set(own):
+    known = dict.fromkeys(keys)
+    if not known.keys() & set(own):
         raise ValueError(
-            f"{path}: none of its {len(first)} prompts is in the dataset (first: {next(iter(first), '')!r})."
+            f"{path}: none of its {len(known)} prompts is in the dataset (first: {next(iter(known), '')!r})."
         )
-    return np.array([first.get(key, np.nan) for key in own])
+    return values_by_id(own, keys, values)
 
 
 def _columns(path: Path) -> dict[str, list[Any]]:

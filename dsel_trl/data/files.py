@@ -2,26 +2,54 @@
 
 import json
 import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-if TYPE_CHECKING:
-    pass
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    A path to write a file (or to make a folder) at, which takes the place of `path` when the block ends.
+
+    It is one of its own for each writer, in the folder of `path`, which is made where it is missing. If the block
+    fails, what was written is removed and `path` is what it was.
+
+    Example:
+
+    ```python
+    >>> with replacing(path) as temporary:
+    ...     temporary.write_text("all of it")
+    ```
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes of two machines may share a folder and have the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """JSON under a temporary name, then renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+    """Writes JSON values: the file appears complete or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
 def save_arrays(file: Path, arrays: dict[str, np.ndarray]) -> None:
     """Writes arrays as safetensors: the file appears complete or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(file.name + ".tmp")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)

@@ -1,7 +1,6 @@
 """Lengths of examples in tokens, read off the tokenised columns."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -9,26 +8,23 @@ from datasets import Dataset
 from .columns import _arrow_column, list_lengths
 
 
-def row_lengths(dataset: Any, kind: str, max_length: int | None) -> tuple[np.ndarray, int]:
+def padded_lengths(dataset: Dataset, max_length: int | None, sides: Sequence[str]) -> np.ndarray:
     """
-    Tokens of the sequence that an example's rows are padded to, after truncation, and the rows per example.
+    Tokens of the sequence that a row's sequences are padded to: the longest of its sides, with the prompt.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Tokenised rows.
-        kind (`str`):
-            Kind of trainer; the two sequences of a pair (`"dpo"`) are padded to the longer one.
         max_length (`int`, *optional*):
-            What a pair is truncated to when it is collated.
+            What a sequence is truncated to when it is collated.
+        sides (`Sequence[str]`):
+            The responses of a row.
 
     Returns:
-        `np.ndarray` of int32 of shape `(N,)`, and 1 or 2.
+        `np.ndarray` of int32 of shape `(N,)`.
     """
-    if kind != "dpo":
-        return list_lengths(dataset, "input_ids"), 1
-    prompt, chosen, rejected = (list_lengths(dataset, f"{name}_ids") for name in ("prompt", "chosen", "rejected"))
-    longer = prompt + np.maximum(chosen, rejected)
-    return longer if max_length is None else np.minimum(longer, max_length), 2
+    longest = _prompt_lengths(dataset) + np.max([list_lengths(dataset, f"{side}_ids") for side in sides], axis=0)
+    return longest if max_length is None else np.minimum(longest, max_length)
 
 
 def response_lengths(
@@ -48,9 +44,7 @@ def response_lengths(
     Returns:
         Two `int32` arrays of shape `(N,)`.
     """
-    # Pairs for a reward model hold the prompt in both sides.
-    with_prompt = "prompt_ids" in dataset.column_names
-    prompt = list_lengths(dataset, "prompt_ids") if with_prompt else np.zeros(len(dataset), dtype=np.int32)
+    prompt = _prompt_lengths(dataset)
     totals = np.stack([prompt + list_lengths(dataset, f"{side}_ids") for side in sides])
     if max_length is not None:
         totals = np.minimum(totals, max_length)
@@ -67,3 +61,10 @@ def sequence_lengths(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     ends = np.cumsum(total, dtype=np.int64)
     trained = np.concatenate([[0], np.cumsum(labels != -100)])
     return (trained[ends] - trained[ends - total]).astype(np.int32), total
+
+
+def _prompt_lengths(dataset: Dataset) -> np.ndarray:
+    if "prompt_ids" in dataset.column_names:
+        return list_lengths(dataset, "prompt_ids")
+    # Pairs for a reward model hold the prompt in both sides.
+    return np.zeros(len(dataset), dtype=np.int32)

@@ -1,5 +1,6 @@
 """Reading training data: files, folders, hub datasets and the demo corpus, with errors that say what is wrong."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,23 +16,14 @@ from datasets import (
 )
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-from .columns import column_names
-from .demo.corpus import demo_completions, demo_judged, demo_preferences
+from .columns import ROW_NUMBER, column_names
+from .demo.corpus import demo_preferences
 
 Splits: TypeAlias = DatasetDict | IterableDatasetDict
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
 DEMO = "demo"
-EXAMPLE_ID = "example_id"
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-# What a row must hold, per trainer: one of these sets of columns.
-NEEDED = {
-    "dpo": (("chosen", "rejected"),),
-    "sft": (("messages",), ("prompt", "completion"), ("input_ids",)),
-    "kto": (("completion", "label"), ("chosen", "rejected")),
-    "reward": (("chosen", "rejected"),),
-}
-DEMOS = {"dpo": demo_preferences, "sft": demo_completions, "kto": demo_judged, "reward": demo_preferences}
 
 
 def _reader(path: Path) -> str | None:
@@ -65,7 +57,13 @@ def _load_local(path: Path, config: str | None, streaming: bool) -> Splits:
     return load_dataset(reader, data_files={"train": str(path)}, streaming=streaming)
 
 
-def load_splits(name: str, *, kind: str = "dpo", config: str | None = None, streaming: bool = False) -> Splits:
+def load_splits(
+    name: str,
+    *,
+    demo: Callable[[], DatasetDict] = demo_preferences,
+    config: str | None = None,
+    streaming: bool = False,
+) -> Splits:
     """
     Loads all splits of a dataset. Code that comes with a dataset is never run.
 
@@ -74,8 +72,8 @@ def load_splits(name: str, *, kind: str = "dpo", config: str | None = None, stre
             A parquet, jsonl, json or csv file (one split, `train`); a folder of such files, named after their splits;
             a folder made by `save_to_disk`; a hub id; or `demo`, the built-in corpus. A folder or file goes before a
             hub id of the same name, and `demo` goes before both.
-        kind (`str`, *optional*, defaults to `"dpo"`):
-            For which trainer the demo corpus is wanted: `"dpo"`, `"sft"`, `"kto"` or `"reward"`.
+        demo (`Callable`, *optional*, defaults to [`~dsel_trl.data.demo.corpus.demo_preferences`]):
+            Makes the built-in corpus in the form that is wanted.
         config (`str`, *optional*):
             Configuration of a hub dataset.
         streaming (`bool`, *optional*, defaults to `False`):
@@ -89,10 +87,10 @@ def load_splits(name: str, *, kind: str = "dpo", config: str | None = None, stre
         `ValueError`: if what is there cannot be read.
     """
     if name == DEMO:
-        demo = DEMOS[kind]()
+        corpus = demo()
         if not streaming:
-            return demo
-        return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in demo.items()})
+            return corpus
+        return IterableDatasetDict({split: rows.to_iterable_dataset() for split, rows in corpus.items()})
     path = Path(name).expanduser()
     if not path.exists() and _looks_like_path(name):
         where = path.parent if path.parent.is_dir() else Path.cwd()
@@ -134,19 +132,19 @@ def take_split(splits: Splits, split: str, name: str, key: str) -> AnyDataset:
     return splits[split]
 
 
-def check_rows(dataset: AnyDataset, kind: str, name: str, text_field: str = "text") -> None:
+def check_rows(dataset: AnyDataset, name: str, choices: Sequence[tuple[str, ...]], command: str) -> None:
     """
     Checks that a dataset holds what the trainer needs.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             The rows.
-        kind (`str`):
-            `"dpo"`, `"sft"`, `"kto"` or `"reward"`.
         name (`str`):
             Name of the dataset, for the error.
-        text_field (`str`, *optional*, defaults to `"text"`):
-            Column of plain text for SFT (TRL's `dataset_text_field`).
+        choices (`Sequence[tuple[str, ...]]`):
+            Sets of columns, one of which must be there.
+        command (`str`):
+            What needs them, for the error.
 
     Raises:
         `ValueError`: if there are no rows, no suitable columns, or rows without a value in them.
@@ -157,11 +155,10 @@ def check_rows(dataset: AnyDataset, kind: str, name: str, text_field: str = "tex
         columns = column_names(dataset)
     except StopIteration:
         raise ValueError(f"The dataset {name!r} has no rows.") from None
-    choices = (*NEEDED[kind], (text_field,)) if kind == "sft" else NEEDED[kind]
     fitting = next((choice for choice in choices if set(choice) <= set(columns)), None)
     if fitting is None:
         wanted = ", or ".join(" and ".join(repr(column) for column in choice) for choice in choices)
-        raise ValueError(f"`dsel {kind}` needs the columns {wanted}, but the columns of {name!r} are {columns}.")
+        raise ValueError(f"`{command}` needs the columns {wanted}, but the columns of {name!r} are {columns}.")
     if not isinstance(dataset, Dataset):
         return
     for column in (*fitting, "prompt"):
@@ -177,18 +174,10 @@ def check_rows(dataset: AnyDataset, kind: str, name: str, text_field: str = "tex
 
 def number_rows(dataset: AnyDataset) -> AnyDataset:
     """
-    Adds the column `example_id`, a row's position in this dataset, which survives TRL's dropping of over-long rows.
+    Adds a column with a row's position in this dataset, which survives TRL's dropping of over-long rows.
 
-    A stream has no positions and is left as it is, and so is a dataset that brings its own integer `example_id`.
-
-    Raises:
-        `ValueError`: if the dataset has an `example_id` that is no integer.
+    A stream has no positions and is left as it is.
     """
     if not isinstance(dataset, Dataset):
         return dataset
-    if EXAMPLE_ID not in dataset.column_names:
-        return dataset.add_column(EXAMPLE_ID, np.arange(len(dataset)))
-    kind = dataset.features[EXAMPLE_ID].dtype
-    if not str(kind).startswith(("int", "uint")):
-        raise ValueError(f"The dataset's column {EXAMPLE_ID!r} holds {kind}, but integers are needed: rename it.")
-    return dataset
+    return dataset.add_column(ROW_NUMBER, np.arange(len(dataset)))

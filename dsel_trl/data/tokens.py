@@ -6,41 +6,48 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.run import Run
+from .rows import Rows
 
 IGNORED = -100
 
 
 class Sequences:
     """
-    Token ids and labels of every example, after the trainer's truncation: rows for
-    [`~dsel_trl.core.data_passes.Passes`].
+    Token ids and labels of some rows, after the trainer's truncation: what a pass can score in other contexts.
 
     Args:
-        run ([`Run`]):
-            The run.
-        side (`str`, *optional*, defaults to `"chosen"`):
-            Which response of a pair; where a row has only one (KTO), it is that.
+        rows ([`~dsel_trl.data.rows.Rows`]):
+            Rows with one response each: of pairs, one side.
+
+    Raises:
+        `ValueError`: for both sides of pairs at once, or where the token columns are not there.
     """
 
-    def __init__(self, run: Run, side: str = "chosen") -> None:
-        response = {"dpo": side, "kto": "completion"}.get(run.trainer)
+    def __init__(self, rows: Rows) -> None:
+        if rows.layout.pairs:
+            raise ValueError(f"{rows.name} holds pairs: take one side of them, such as rows.side('chosen').")
         # Whether prompts and responses lie in columns of their own and are put together when they are collated.
-        self.joins = response is not None
-        names = ["prompt_ids", f"{response}_ids"] if self.joins else ["input_ids", "labels"]
-        missing = [name for name in names if name not in run.dataset.column_names]
+        self.joins = bool(rows.layout.sides)
+        names = [f"{side}_ids" for side in rows.layout.sides] if self.joins else ["input_ids", "labels"]
+        if rows.layout.prompts:
+            names = ["prompt_ids", *names]
+        missing = [name for name in names if name not in rows.column_names]
         if missing:
-            raise ValueError(f"The prepared dataset has no {missing}, only {sorted(run.dataset.column_names)}.")
-        self._rows = run.dataset.select_columns(names)
+            raise ValueError(f"The prepared dataset has no {missing}, only {sorted(rows.column_names)}.")
+        self._rows = rows.dataset.select_columns(names)
         self._names = names
-        self._limit = run.arguments.max_length if self.joins else None
-        self._from_end = getattr(run.arguments, "truncation_mode", "keep_start") == "keep_end"
-        self.pad = run.processing_class.pad_token_id or 0
-        self.device = run.model.device
+        self._limit = rows.max_length if self.joins else None
+        self._from_end = rows.truncation == "keep_end"
+        self.pad = rows.tokenizer.pad_token_id or 0
+        self.device = rows.device
 
     def __getitem__(self, ids: np.ndarray) -> list[tuple[list[int], list[int]]]:
         """(token ids, labels) of some examples; the label of a token that is not trained is -100."""
         rows = self._rows.__getitems__(np.asarray(ids).tolist())
+        if len(self._names) == 1:
+            # A reward model's sequence: no token has a loss of its own.
+            (name,) = self._names
+            return [(row[name], row[name]) for row in rows]
         first, second = self._names
         if not self.joins:
             return [(row[first], row[second]) for row in rows]

@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .margins import dpo_loss
+from .preference.robust_dpo import robust_loss
+
 # `aot` and `aot_unpaired` sort the batch, so a pair has no loss of its own.
 COUPLED_LOSSES = frozenset({"aot", "aot_unpaired"})
 SEPARABLE_LOSSES = (
@@ -94,12 +97,11 @@ def pair_losses(
     reward_chosen, reward_rejected = beta * chosen_log_ratios, beta * rejected_log_ratios
     margin = beta * (chosen - rejected)
     if loss_type == "sigmoid":
-        return -F.logsigmoid(margin)
+        return dpo_loss(margin)
     if loss_type == "hinge":
         return torch.relu(1 - margin)
     if loss_type == "robust":
-        smooth = label_smoothing
-        return (-(1 - smooth) * F.logsigmoid(margin) + smooth * F.logsigmoid(-margin)) / (1 - 2 * smooth)
+        return robust_loss(margin, label_smoothing)
     if loss_type == "exo_pair":
         smooth_tensor = torch.as_tensor(label_smoothing, dtype=margin.dtype, device=margin.device)
         return torch.sigmoid(margin) * (F.logsigmoid(margin) - torch.log1p(-smooth_tensor)) + torch.sigmoid(

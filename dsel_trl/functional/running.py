@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 
@@ -86,40 +85,3 @@ def ema_update(state: EmaMoments, values: Tensor, decay: float = 0.9, init: str 
     if not np.isnan(std):
         new_std = std if adopt and state.std == 0 else decay * state.std + (1 - decay) * std
     return EmaMoments(new_mean, new_std, state.updates + 1)
-
-
-@dataclass(frozen=True)
-class RunningMoments:
-    """Count, mean and sum of squared deviations of all values seen (Welford's form)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation (ddof 0)."""
-        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
-
-
-def moments_update(state: RunningMoments, values: ArrayLike) -> RunningMoments:
-    """Takes the finite entries of an array into the running moments; merging in any order gives the same state."""
-    finite = np.asarray(values, dtype=np.float64)
-    finite = finite[np.isfinite(finite)]
-    if len(finite) == 0:
-        return state
-    count = state.count + len(finite)
-    delta = float(finite.mean()) - state.mean
-    squares = state.squares + float(((finite - finite.mean()) ** 2).sum())
-    return RunningMoments(
-        count=count,
-        mean=state.mean + delta * len(finite) / count,
-        squares=squares + delta**2 * state.count * len(finite) / count,
-    )
-
-
-def standardize(state: RunningMoments, values: ArrayLike) -> NDArray[np.float64]:
-    """Z-scores of new values against the population seen so far: zeros if it has no spread, NaN where not finite."""
-    raw = np.asarray(values, dtype=np.float64)
-    scores = np.zeros_like(raw) if state.std == 0 else (raw - state.mean) / state.std
-    return np.where(np.isfinite(raw), scores, np.nan)

@@ -1,4 +1,4 @@
-"""Weights on examples: normalisation, effective sample size, and the weights that turn one pair loss into another.
+"""Weights on examples: effective sample size, and the weights that turn one pair loss into another.
 
 TRL's DPO sigmoid loss `-log sigmoid(m)` sends the gradient `-beta * sigmoid(-m)` into the chosen log-probability and
 its negative into the rejected one. A loss of the same margin only changes the size of that number, so one factor per
@@ -6,6 +6,8 @@ pair reproduces its gradient exactly. A loss of per-token averages also divides 
 chosen and the rejected row have factors of their own. Such factors are the loss itself, not an importance: never
 normalise them.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,52 +19,41 @@ from .margins import upcast
 MAX_LOG_FACTOR = 80.0
 
 
-def normalize_weights(weights: Tensor, mode: str = "mean1") -> Tensor:
-    """
-    Scales non-negative weights; non-finite ones become 0.
-
-    Args:
-        weights (`torch.Tensor` of shape `(B,)`):
-            Raw weights of the *global* batch.
-        mode (`str`, *optional*, defaults to `"mean1"`):
-            `"mean1"`: they average 1. `"sum1"`: they sum to 1. `"none"`: only the non-finite ones are replaced.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`, detached. Uniform weights if the sum is 0 (except with `"none"`).
-
-    Raises:
-        `ValueError`: if `mode` is unknown.
-    """
-    if mode not in ("none", "mean1", "sum1"):
-        raise ValueError(f'mode must be "none", "mean1" or "sum1", but is {mode!r}')
-    weights = upcast(weights.detach())
-    weights = torch.where(torch.isfinite(weights), weights, 0.0)
-    if mode == "none" or weights.numel() == 0:
-        return weights
-    target = float(weights.numel()) if mode == "mean1" else 1.0
-    # Dividing by the maximum first keeps the sum of very large weights finite.
-    largest = weights.max()
-    scaled = weights / torch.where(largest > 0, largest, 1.0)
-    total = scaled.sum()
-    uniform = torch.full_like(weights, target / weights.numel())
-    return torch.where(total > 0, scaled * (target / torch.where(total > 0, total, 1.0)), uniform)
-
-
 def effective_sample_size(weights: Tensor) -> Tensor:
     """
     Effective number of examples behind a weighted mean, `(sum w)^2 / sum w^2`.
 
     Args:
         weights (`torch.Tensor` of shape `(B,)`):
-            Non-negative weights; non-finite ones count as 0.
+            Weights; non-finite ones count as 0.
 
     Returns:
-        `torch.Tensor` scalar in [1, B]; 0 if all weights are 0.
+        `torch.Tensor` scalar, in [1, B] for non-negative weights; 0 if all weights are 0.
     """
-    scaled = normalize_weights(weights, "none")
-    scaled = scaled / scaled.max().clamp(min=torch.finfo(scaled.dtype).tiny) if scaled.numel() else scaled
+    scaled = upcast(weights.detach())
+    scaled = torch.where(torch.isfinite(scaled), scaled, 0.0)
+    # Dividing by the largest first keeps the squares of very large weights finite.
+    scaled = scaled / scaled.abs().max().clamp(min=torch.finfo(scaled.dtype).tiny) if scaled.numel() else scaled
     squares = (scaled**2).sum()
     return torch.where(squares > 0, scaled.sum() ** 2 / torch.where(squares > 0, squares, 1.0), 0.0)
+
+
+def slopes(losses: Callable[..., Tensor], *values: Tensor) -> tuple[Tensor, ...]:
+    """
+    Derivatives of losses, so that what trains is the formula of the loss itself, not a second one beside it.
+
+    Args:
+        losses (`Callable`):
+            Loss of each pair, or of the batch, from `values`. What it treats as a constant is bound to it.
+        values (`torch.Tensor` of shape `(B,)`):
+            What the loss is differentiated by.
+
+    Returns:
+        `tuple[torch.Tensor, ...]`, one of shape `(B,)` per value, detached.
+    """
+    with torch.enable_grad():
+        leaves = [upcast(value.detach()).requires_grad_() for value in values]
+        return torch.autograd.grad(losses(*leaves).sum(), leaves)
 
 
 def shifted_gate_weight(margin: Tensor, shift: Tensor | float) -> Tensor:

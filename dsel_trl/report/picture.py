@@ -1,12 +1,12 @@
 """The picture of a run."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..core.ledger import Ledger
+from ..data.files import replacing
 
 
 def draw_run(path: Path, ledger: Ledger, summary: dict[str, Any], history: list[dict[str, float]]) -> None:
@@ -22,7 +22,6 @@ def draw_run(path: Path, ledger: Ledger, summary: dict[str, Any], history: list[
 
     names = [method["name"] for method in summary["methods"]]
     score = next((name for name in names if name in ledger and np.isfinite(ledger[name]).any()), "loss")
-    temporary = path.with_name(path.name + ".tmp")
     # Names are text: a dollar sign in one begins no formula.
     with rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(13, 4), layout="constrained")
@@ -32,8 +31,8 @@ def draw_run(path: Path, ledger: Ledger, summary: dict[str, Any], history: list[
         _draw_over_time(over_time, history, score)
         _draw_kept(kept, ledger, score)
         _draw_weights(weights, ledger)
-        figure.savefig(temporary, format="png", dpi=110)
-    os.replace(temporary, path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
 
 
 def _draw_over_time(axis: Any, history: list[dict[str, float]], score: str) -> None:

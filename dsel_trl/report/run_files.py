@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from pyarrow import parquet
 
 from ..core.ledger import Ledger
-from ..data.files import write_json
+from ..data.files import replacing, write_json
 from .picture import draw_run
 
 logger = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ def write_run(
     history: list[dict[str, float]],
 ) -> None:
     """
-    Writes the files of a finished run into `folder`, each under a temporary name first.
+    Writes the files of a finished run into `folder`: each of them appears complete or not at all.
 
     Args:
         folder (`Path`):
@@ -39,11 +38,9 @@ def write_run(
         history (`list[dict[str, float]]`):
             The logged rows, for the picture.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "ledger.parquet.tmp"
-    # Written by pyarrow itself: `Dataset.to_parquet` shows a progress bar for each file.
-    parquet.write_table(ledger.to_dataset(ids).data.table, temporary)
-    os.replace(temporary, folder / "ledger.parquet")
+    with replacing(folder / "ledger.parquet") as temporary:
+        # Written by pyarrow itself: `Dataset.to_parquet` shows a progress bar for each file.
+        parquet.write_table(ledger.to_dataset(ids).data.table, temporary)
     write_json(folder / "summary.json", summary)
     if importlib.util.find_spec("matplotlib") is None:
         logger.info('No picture of the selection was drawn: pip install "dsel-trl[report]" to get one.')

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..core.cache import cached
 from ..core.parameters import check_choice
 from ..core.run import Run
-from ..data.columns import original_positions
 from ..data.conversations import example_texts
 from ..data.fingerprints import column_hash
 from ..data.tokens import Sequences
@@ -24,16 +23,16 @@ SOURCE_HELP = (
 )
 
 
-def check_source(source: str, pooling: str = "last", renew: int = 0) -> None:
-    """Raises `ValueError` unless `source` and `pooling` can name embeddings that `renew` can take anew."""
+def check_source(source: str, pooling: str = "last", refresh: int | str = "never") -> None:
+    """Raises `ValueError` unless `source` and `pooling` can name embeddings that `refresh` can take anew."""
     check_choice("pooling", pooling, POOLINGS)
     kind, _, rest = str(source).partition(":")
     if source != "policy" and (kind not in ("column", "file", "model") or not rest):
         raise ValueError(f"embedding={source!r} is none of {SOURCE_HELP}.")
     if kind == "file" and not Path(rest).is_file():
         raise ValueError(f"embedding={source!r}: there is no file {rest!r}.")
-    if renew and source != "policy":
-        raise ValueError(f"renew={renew!r} measures the policy again, but embedding={source!r}.")
+    if refresh != "never" and source != "policy":
+        raise ValueError(f"refresh={refresh!r} measures the policy again, but embedding={source!r}.")
 
 
 def check_embeddings(run: Run, source: str) -> None:
@@ -99,21 +98,20 @@ def policy_states(
     pooling: str,
     *,
     ids: np.ndarray | None = None,
-    rows: Callable[[np.ndarray], Any] | None = None,
+    inputs: Callable[[np.ndarray], Any] | None = None,
     lengths: np.ndarray | None = None,
 ) -> np.ndarray:
     """
     Pooled last hidden states of the policy as it is now, `(N, d)` float32; of the examples `ids` only, where given.
 
-    `rows` and `lengths` are those of [`~dsel_trl.core.data_passes.Passes.measure`], for other tokens than the
+    `inputs` and `lengths` are those of [`~dsel_trl.core.data_passes.Passes.measure`], for other tokens than the
     example's own.
     """
-    assert run.passes is not None
-    sequences = Sequences(run)
+    sequences = Sequences(run.rows.side("chosen"))
     return run.passes.measure(
         lambda states: states,
         ids,
-        rows=rows or sequences.collate(),
+        inputs=inputs or sequences.collate(),
         lengths=sequences.scan()[0] if lengths is None else lengths,
         forward=_hidden_states(run, pooling),
         description="Embedding",
@@ -144,15 +142,14 @@ def _hidden_states(run: Run, pooling: str) -> Callable[[dict[str, Any], Tensor],
 
 
 def _sentences(run: Run, path: str) -> np.ndarray:
-    assert run.passes is not None
-    model, texts = _sentence_transformer(path, run.model.device), example_texts(run)
+    model, texts = _sentence_transformer(path, run.model.device), example_texts(run.rows.side("chosen"))
 
     def encode(batch: list[str], ids: Tensor) -> Tensor:
         return model.encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)
 
     return run.passes.measure(
         lambda vectors: vectors,
-        rows=lambda ids: [texts[i] for i in ids],
+        inputs=lambda ids: [texts[i] for i in ids],
         lengths=np.array([1 + len(text) // 4 for text in texts], dtype=np.int64),
         forward=encode,
         description="Embedding",
@@ -181,8 +178,8 @@ def _file_rows(run: Run, path: str) -> np.ndarray:
     rows = np.load(path, mmap_mode="r", allow_pickle=False)
     if rows.ndim == 2 and len(rows) == run.size:
         return rows
-    positions = original_positions(run.dataset)
-    if rows.ndim == 2 and positions is not None and len(rows) > positions.max(initial=-1):
+    positions = run.rows.positions
+    if rows.ndim == 2 and len(rows) > positions.max(initial=-1):
         return rows[positions]
     raise ValueError(f"embedding='file:{path}' has shape {rows.shape}, but one row for each of {run.size} is needed.")
 

@@ -83,11 +83,10 @@ def sequence_losses(
     run: Run, rows: Sequence[tuple[list[int], list[int]]], model: LanguageModel, what: str
 ) -> np.ndarray:
     """Mean loss of the labels of token lists under `model`, `(len(rows),)` float64; NaN where nothing is scored."""
-    assert run.passes is not None
     scored = np.array([any(label != IGNORED for label in labels[1:]) for _, labels in rows], dtype=bool)
     losses = run.passes.measure(
         lambda batch: batch.loss,
-        rows=lambda ids: padded([rows[i] for i in ids], model.pad, model.model.device),
+        inputs=lambda ids: padded([rows[i] for i in ids], model.pad, model.model.device),
         lengths=np.array([len(tokens) for tokens, _ in rows], dtype=np.int64),
         forward=model.forward,
         description=what,

@@ -21,9 +21,12 @@ class _WeightedIdentity(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
+        ctx.gate.arrived += 1
         weights = ctx.gate.weights
         if weights is None:
             return grad, None
+        if weights.shape[0] != grad.shape[0]:
+            raise ValueError(f"{weights.shape[0]} weights meet the gradients of {grad.shape[0]} rows.")
         weights = weights.to(device=grad.device, dtype=grad.dtype)
         return grad * weights.reshape(weights.shape + (1,) * (grad.dim() - weights.dim())), None
 
@@ -47,10 +50,21 @@ class Gate:
 
     def __init__(self) -> None:
         self.weights: Tensor | None = None
+        # Forwards that the gate was put on, and gradients that came back through it.
+        self.passed = 0
+        self.arrived = 0
 
+    # Kept out of a compiled graph, which would hold the weights that it met first, or none.
+    @torch.compiler.disable
     def __call__(self, values: Tensor) -> Tensor:
         """`values` `(rows, T, ...)`, unchanged; its gradient is multiplied by `weights` `(rows,)` or `(rows, T)`."""
+        self.passed += 1
         return _WeightedIdentity.apply(values, self)
+
+    @property
+    def effective(self) -> bool:
+        """Whether the weights, if there are any, have met the gradient of every forward they were put on."""
+        return self.weights is None or 0 < self.passed <= self.arrived
 
 
 class WeightAverage:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..functional.dpo_losses import pair_losses
+from ..functional.margins import implicit_margin, log_ratio_margin
 from ..functional.preference.wpo import aligned_logps, wpo_pair_weight
 from .batch import Batch, Forward
 
@@ -54,17 +55,19 @@ class PairBatch(Batch):
     ref_chosen_logps = property(lambda self: self._ref_sums[0], doc="Summed reference log-probabilities, `(B,)`.")
     ref_rejected_logps = property(lambda self: self._ref_sums[1], doc="Summed reference log-probabilities, `(B,)`.")
 
+    @property
+    def _logps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return *self._policy_sums, *self._ref_sums
+
     @cached_property
     def log_ratio_margin(self) -> Tensor:
         """Policy-minus-reference log-probability of chosen minus that of rejected, `(B,)`, not scaled by beta."""
-        return (self.policy_chosen_logps - self.ref_chosen_logps) - (
-            self.policy_rejected_logps - self.ref_rejected_logps
-        )
+        return log_ratio_margin(*self._logps)
 
     @cached_property
     def implicit_margin(self) -> Tensor:
         """`beta * log_ratio_margin`: the reward margin as TRL logs it, `(B,)`."""
-        return self.settings.beta * self.log_ratio_margin
+        return implicit_margin(*self._logps, beta=self.settings.beta)
 
     @cached_property
     def loss(self) -> Tensor:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..functional.preference.wpo import log_sum_squared_probs, token_logps
 from .batch import Forward
 from .gate import Gate
 
 
 @dataclass
 class Reading:
-    """What the tap saw while it was open: the last forward with gradient, and those without in their order."""
+    """What the tap saw while it was open: the first forward with gradient, and those without in their order."""
 
     labels: Tensor | None = None
     gate: Gate | None = None
@@ -43,9 +44,12 @@ class Tap:
         reference (`nn.Module`, *optional*):
             A separate reference model. With PEFT the reference is the policy with its adapter off; its forwards are
             told apart by running without gradient.
+        outputs (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Fields of [`Forward`] that are read beside `log_probs` where a model gives logits only.
     """
 
-    def __init__(self, policy: nn.Module, reference: nn.Module | None = None) -> None:
+    def __init__(self, policy: nn.Module, reference: nn.Module | None = None, outputs: tuple[str, ...] = ()) -> None:
+        self._outputs = outputs
         self._reading: Reading | None = None
         modules = [policy] if reference is None else [policy, reference]
         self._handles = [module.register_forward_hook(self._read) for module in modules]
@@ -63,17 +67,23 @@ class Tap:
         finally:
             self._reading = None
 
+    # Kept out of a compiled graph, in which it would see the tap as it was when the graph was made.
+    @torch.compiler.disable
     def _read(self, module: nn.Module, args: Any, output: Any) -> None:
         reading = self._reading
         if reading is None:
             return
-        log_probs, name = getattr(output, "log_probs", None), "log_probs"
-        if log_probs is None:
-            logits, name = getattr(output, "logits", None), "logits"
-            if logits is None or reading.labels is None:
-                return
+        name = "logits" if getattr(output, "log_probs", None) is None else "log_probs"
+        values: Tensor | None = getattr(output, name, None)
+        if values is None or (name == "logits" and reading.labels is None):
+            return
+        if reading.labels is not None and values.shape[0] != reading.labels.shape[0]:
+            # A forward on other rows than the batch's own, as a trainer of the user's may make.
+            return
+        log_probs = values
+        if name == "logits" and reading.labels is not None:
             # The head of a reward model gives one number per row.
-            log_probs = logits if logits.dim() == 2 else label_log_probs(logits.detach(), reading.labels)
+            log_probs = values if values.dim() == 2 else label_log_probs(values.detach(), reading.labels)
         forward = Forward(
             log_probs.detach(),
             *(
@@ -81,9 +91,11 @@ class Tap:
                 for key in ("entropy", "is_top1", "log_sum_sq_probs")
             ),
         )
-        values = getattr(output, name)
+        if name == "logits" and values.dim() > 2 and "log_sum_sq_probs" in self._outputs:
+            forward.log_sum_sq_probs = log_sum_squared_probs(values.detach()[:, :-1])
         if values.requires_grad:
-            reading.policy = forward
+            # What a trainer of the user's runs besides, on the same rows, is weighed but not what is measured.
+            reading.policy = reading.policy or forward
             if reading.gate is not None:
                 setattr(output, name, reading.gate(values))
         else:
@@ -94,6 +106,4 @@ class Tap:
 
 def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each next label, `(rows, T - 1)` in float32; 0 where the label is -100."""
-    labels = labels[:, 1:]
-    logps = torch.gather(logits[:, :-1].float().log_softmax(-1), 2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
-    return logps.masked_fill(labels == -100, 0.0)
+    return token_logps(logits, labels)[0].float()

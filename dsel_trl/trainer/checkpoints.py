@@ -3,18 +3,21 @@
 import json
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..core.sidecar import read_sidecar
-
-if TYPE_CHECKING:
-    _Trainer = Any
-else:
-    _Trainer = object
-
+from ..core.ledger import Ledger
+from ..core.method import Method
+from ..core.metrics import Metrics
+from ..core.run import Run
+from ..core.sidecar import part, read_sidecar, versions, write_sidecar
+from ..data.fingerprints import dataset_fingerprint
+from ..sampling.batch_sampler import BatchPlanSampler
+from ..sampling.plan_sampler import PlanSampler
 
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
@@ -47,7 +50,87 @@ def check_finished(folder: str | os.PathLike) -> None:
         raise ValueError(f"{folder} is incomplete: {state.name} cannot be read ({error}).") from error
 
 
-def check_checkpoint(folder: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+@dataclass
+class SavedSelection:
+    """The selection's part of a checkpoint, as it was read."""
+
+    folder: str
+    arrays: dict[str, np.ndarray]
+    values: dict[str, Any]
+
+    def part(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of one of its parts."""
+        return part(self.arrays, name)
+
+    def restore(self, run: Run, ledger: Ledger, metrics: Metrics) -> None:
+        """Puts ledger, counters, costs and the place in the run back."""
+        ledger.load_state_dict(self.part("ledger"), self.values["ledger"])
+        run.resumed = True
+        run.step, run.epoch = self.values["step"], self.values["epoch"]
+        metrics.load_state_dict(self.values["metrics"])
+        run.costs.load_state_dict(self.values["costs"])
+
+    def restore_methods(self, methods: Sequence[Method]) -> None:
+        """Puts the methods' own state back."""
+        for index, method in enumerate(methods):
+            method.load_state_dict({**self.values["methods"][index], **self.part(f"method{index}")})
+
+
+def read_selection(folder: str | os.PathLike) -> SavedSelection:
     """The selection state of a complete checkpoint; `ValueError` says what is missing or broken."""
     check_finished(folder)
-    return read_sidecar(Path(folder) / "selection")
+    return SavedSelection(str(folder), *read_sidecar(Path(folder) / "selection"))
+
+
+def write_selection(
+    folder: str | os.PathLike,
+    *,
+    fingerprint: dict[str, Any],
+    run: Run,
+    ledger: Ledger,
+    metrics: Metrics,
+    methods: Sequence[Method],
+    sampler: PlanSampler | BatchPlanSampler | None,
+    mid_epoch: bool,
+    kl: float,
+) -> None:
+    """Writes the state of a selection into the checkpoint `folder`."""
+    arrays, ledger_values = ledger.state_dict()
+    arrays = {f"ledger/{name}": array for name, array in arrays.items()}
+    values: dict[str, Any] = {
+        "fingerprint": fingerprint,
+        "step": run.step,
+        "epoch": run.epoch,
+        "kl": kl,
+        "ledger": ledger_values,
+        "metrics": metrics.state_dict(),
+        "costs": run.costs.state_dict(),
+        "methods": [],
+    }
+    if sampler is not None:
+        sampler_arrays, values["sampler"] = sampler.state_dict(mid_epoch)
+        arrays.update({f"sampler/{name}": array for name, array in sampler_arrays.items()})
+    for index, method in enumerate(methods):
+        state = method.state_dict()
+        arrays.update(
+            {f"method{index}/{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
+        )
+        values["methods"].append({k: v for k, v in state.items() if not isinstance(v, np.ndarray)})
+    write_sidecar(Path(folder) / "selection", arrays, values)
+
+
+def selection_fingerprint(
+    run: Run, methods: Sequence[Method], columns: Sequence[str], user_dataset: Any, batch_examples: int
+) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be continued."""
+    dataset = "stream" if run.streaming else dataset_fingerprint(run.dataset, columns)
+    if user_dataset is not None:
+        dataset = f"{dataset} of {dataset_fingerprint(user_dataset, columns)}"
+    return {
+        "dataset": dataset,
+        "methods": [method.describe() for method in methods],
+        "seed": run.seed,
+        "examples per batch": batch_examples,
+        "gradient_accumulation_steps": run.arguments.gradient_accumulation_steps,
+        "versions": versions(),
+    }

@@ -1,29 +1,29 @@
 """What must hold before a run starts: every slip is an error that names the culprit and what would be right."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..core.composition import Composition
-from ..core.run import refuse_truth
-from ..data.columns import column_names
+from ..data.columns import column_names, refuse_truth
 from ..functional.dpo_losses import COUPLED_LOSSES
+from .kinds import TrainerKind
+from .rows import TrainingRows
 
 
-def check_run(trainer: Any, kind: str, methods: Composition, read_column: Callable[[str], np.ndarray] | None) -> None:
+def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: TrainingRows | None) -> None:
     """
     Checks that a trainer, its dataset and the methods go together.
 
     Args:
         trainer:
             The TRL trainer.
-        kind (`str`):
-            Its kind, such as `"dpo"`.
+        kind ([`~dsel_trl.trainer.kinds.TrainerKind`]):
+            Its kind.
         methods ([`~dsel_trl.core.composition.Composition`]):
             The methods.
-        read_column (`Callable`, *optional*):
-            Reads a numeric column; `None` for a stream.
+        training ([`~dsel_trl.trainer.rows.TrainingRows`], *optional*):
+            The rows it trains on; `None` for a stream.
 
     Raises:
         `ValueError`: naming the culprit and what would be right.
@@ -31,10 +31,10 @@ def check_run(trainer: Any, kind: str, methods: Composition, read_column: Callab
     args, dataset = trainer.args, trainer.train_dataset
     examples = trainer._train_batch_size * args.world_size * methods.candidates
     for method in methods.methods:
-        if kind not in method.trainers:
+        if kind.name not in method.trainers:
             raise ValueError(f"{method.name!r} works with {list(method.trainers)}, not with {type(trainer).__name__}.")
     weighing = methods.using("weigh", "score", "adjust", "extra_loss", "pick")
-    if kind == "dpo" and weighing and (coupled := sorted(COUPLED_LOSSES & set(trainer.loss_types))):
+    if weighing and (coupled := sorted(COUPLED_LOSSES & set(kind.settings(trainer).loss_types))):
         raise ValueError(
             f"loss_type {coupled} sorts the batch, so a pair has no loss or gradient of its own and "
             f"{[m.name for m in weighing]} cannot score or weigh it. Use another loss_type, such as 'sigmoid'."
@@ -53,7 +53,7 @@ def check_run(trainer: Any, kind: str, methods: Composition, read_column: Callab
                     f"{method.name!r} needs single examples, but packing=True puts several into one row. Set "
                     "packing=False (padding_free=True is fine)."
                 )
-    if read_column is None:
+    if training is None:
         planning = methods.using("select", "order", "plan", "pick", "batch", "rebuild")
         if planning:
             raise ValueError(
@@ -76,7 +76,7 @@ def check_run(trainer: Any, kind: str, methods: Composition, read_column: Callab
             f"train_sampling_strategy={args.train_sampling_strategy!r} orders the examples, and so do "
             f"{[m.name for m in planning]}: leave train_sampling_strategy at {usual!r}."
         )
-    if kind == "kto" and trainer.calculate_KL and trainer.precompute_ref_logps and methods.regroups:
+    if kind.kl(trainer) and not kind.reference(trainer) and methods.regroups:
         grouping = methods.using("select", "order", "plan", "batch", "pick")
         raise ValueError(
             f"precompute_ref_log_probs=True holds the reference of KTO's KL term for the batches of the dataset's own "
@@ -92,5 +92,5 @@ def check_run(trainer: Any, kind: str, methods: Composition, read_column: Callab
                     f"{method.name!r} reads the column {name!r}, which the dataset does not have. Its columns are "
                     f"{sorted(present)}."
                 )
-            if read_column is not None and np.isnan(read_column(name)).all():
+            if training is not None and np.isnan(training.rows.column(name)).all():
                 raise ValueError(f"Column {name!r}, read by {method.name!r}, has no value at all: every row is NaN.")

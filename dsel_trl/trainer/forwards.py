@@ -1,10 +1,9 @@
 """Forwards through the trainer's models, and what is read of them."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
@@ -12,24 +11,10 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from ..core.costs import Costs
+from ..data.files import replacing
 from ..signals.batch import Batch, Forward
-from ..signals.sequence_batch import SequenceBatch
 from ..signals.tap import Reading, label_log_probs
-
-if TYPE_CHECKING:
-    _Trainer = Any
-else:
-    _Trainer = object
-from .kinds import (
-    BATCHES,
-    COLUMNS,
-    NOT_FOR_THE_MODEL,
-    REFERENCES,
-    is_sequences,
-    labels_of,
-    loss_settings,
-    trainer_kind,
-)
+from .kinds import COLUMNS, NOT_FOR_THE_MODEL, batch_type, labels_of, trainer_kind
 
 
 def make_batch(
@@ -43,20 +28,12 @@ def make_batch(
 ) -> Batch:
     """The batch of a reading, in the layout of this trainer; `kl` where KTO's KL term is not to be read as well."""
     assert reading.policy is not None
-    settings, kind = loss_settings(trainer), trainer_kind(trainer)
-    if kind == "kto" and trainer.calculate_KL:
-        settings.kl = kl_term(trainer, inputs, reading) if kl is None else kl
-    cls = SequenceBatch if is_sequences(trainer, inputs) else BATCHES[kind]
+    kind = trainer_kind(trainer)
+    settings = kind.settings(trainer)
+    if kind.kl(trainer):
+        settings.kl = kind.kl_term(trainer, inputs, reading) if kl is None else kl
+    cls = batch_type(kind, inputs)
     return cls(ids, inputs, reading.policy, reading.reference, settings=settings, **context)
-
-
-def kl_term(trainer: Any, inputs: dict[str, Any], reading: Reading) -> Tensor:
-    """KTO's KL term of a training step, the mean over all ranks, as the trainer itself is about to compute it."""
-    width = inputs["KL_completion_mask"].shape[1] - 1
-    # Both models run the KL rows before the examples: the policy first of all, the reference after the policy.
-    policy, *rest = (forward.log_probs[:, -width:].sum(dim=1) for forward in reading.without_gradient[:2])
-    reference = inputs["ref_KL_logps"] if trainer.precompute_ref_logps else rest[0]
-    return trainer.accelerator.gather_for_metrics((policy - reference).mean()).mean().clamp(min=0)
 
 
 def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
@@ -81,6 +58,13 @@ def base_model(trainer: Any) -> Any:
     """The model that carries the fused head: under PEFT the one inside the adapter."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def ignore_bias_buffers(trainer: Any) -> None:
+    """Keeps boolean buffers out of what distributed training synchronises, as TRL's own scripts do."""
+    trainer.model._ddp_params_and_buffers_to_ignore = [
+        name for name, buffer in trainer.model.named_buffers() if str(buffer.dtype) == "torch.bool"
+    ]
 
 
 def score_rows(
@@ -109,8 +93,9 @@ def score_rows(
             "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
             "be made then. Score the data in a run without them and give the scores as dataset columns."
         )
-    labels = labels_of(trainer, inputs)
-    own = NOT_FOR_THE_MODEL | REFERENCES
+    kind = trainer_kind(trainer)
+    labels = labels_of(kind, inputs)
+    own = NOT_FOR_THE_MODEL | set(kind.references)
     kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith((f"{COLUMNS}.", "KL_"))}
     model, training = trainer.model, trainer.model.training
     costs = Costs() if costs is None else costs
@@ -118,7 +103,7 @@ def score_rows(
     model.eval()
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
-            if trainer_kind(trainer) == "reward":
+            if kind.heads:
                 rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
                 costs.ran(f"{who}forwards", *size)
                 return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
@@ -132,7 +117,7 @@ def score_rows(
                 )
                 costs.ran(f"{who}forwards", *size)
             reading = Reading(policy=policy)
-            if reference and not is_sequences(trainer, inputs) and not REFERENCES & set(inputs):
+            if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
                 reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
                 costs.ran(f"{who}reference_forwards", *size)
     finally:
@@ -171,10 +156,8 @@ def refer(trainer: Any, file: Path, restore: bool) -> None:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         reference.load_state_dict(policy.state_dict())
         if trainer.accelerator.is_main_process:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(file.name + ".tmp")
-            save_model(reference, str(temporary))
-            os.replace(temporary, file)
+            with replacing(file) as temporary:
+                save_model(reference, str(temporary))
         trainer.accelerator.wait_for_everyone()
         return
     if not file.is_file():

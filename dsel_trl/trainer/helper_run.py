@@ -1,4 +1,4 @@
-"""Proxy models: short runs of the trainer's own algorithm on part of the data, to score the rest."""
+"""Helper models: short runs of the trainer's own algorithm on part of the data, to score the rest."""
 
 import copy
 import gc
@@ -10,45 +10,25 @@ from typing import Any
 
 import numpy as np
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from ..core.helper_settings import LORA, helper_arguments
 from ..core.randomness import preserved_rng
 from ..signals.batch import Batch
 from . import mixin as seams
 from .forwards import base_model, score_rows
-from .kinds import forwards_without_gradient, trainer_kind
+from .kinds import trainer_kind
 
 logger = logging.getLogger(__name__)
 
-# What of the run's own arguments a proxy run shares: the loss, the precision and the truncation.
-SHARED_ARGUMENTS = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_length",
-    "truncation_mode",
-    "loss_type",
-    "beta",
-    "label_smoothing",
-    "bf16",
-    "fp16",
-    "use_cpu",
-    "gradient_checkpointing",
-    "optim",
-    "weight_decay",
-    "max_grad_norm",
-    "dataloader_num_workers",
-)
-LORA: dict[str, Any] = {
-    "r": 16,
-    "lora_alpha": 16,
-    "lora_dropout": 0.05,
-    "target_modules": "all-linear",
-    "task_type": "CAUSAL_LM",
-}
+# Layers of a model that an adapter has changed.
+ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 
-def train_proxy(
+def train_helper(
     trainer: Any,
     train_ids: np.ndarray,
     score_ids: np.ndarray,
@@ -61,7 +41,7 @@ def train_proxy(
     seed: int = 0,
     model: str | None = None,
     evaluate: Callable[[Callable[..., Batch]], np.ndarray] | None = None,
-    description: str = "Proxy",
+    description: str = "Helper model",
 ) -> np.ndarray:
     """
     Trains a copy of the initial policy on `train_ids` and measures `score_ids` with it while it trains.
@@ -76,13 +56,13 @@ def train_proxy(
         evaluations (`int`, *optional*, defaults to `5`):
             How often to measure, evenly over the run; the last time after its end at the latest.
         epochs (`float`, *optional*, defaults to `1.0`):
-            Length of the proxy run.
+            Length of the helper run.
         learning_rate (`float`, *optional*):
             Defaults to the run's own.
         lora (`bool`, *optional*, defaults to `True`):
             LoRA of rank 16 on all linear layers, or full fine-tuning.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the proxy run. The global generators are left as they were.
+            Seed of the helper run. The global generators are left as they were.
         model (`str`, *optional*):
             Another (smaller) model to train, by folder or hub id; it must share the policy's tokenizer. Defaults to a
             copy of the policy as it is now.
@@ -93,68 +73,55 @@ def train_proxy(
     Returns:
         `np.ndarray` of shape `(evaluations, len(score_ids))`, float32; with `evaluate`, what it returns, stacked.
     """
-    arguments = trainer.args
-    shared = {name: getattr(arguments, name) for name in SHARED_ARGUMENTS if hasattr(arguments, name)}
-    with tempfile.TemporaryDirectory(prefix="dsel_proxy_") as folder, preserved_rng():
-        args = type(arguments)(
-            folder,
-            **shared,
-            learning_rate=arguments.learning_rate if learning_rate is None else learning_rate,
-            num_train_epochs=epochs,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.1,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            seed=seed,
-        )
+    arguments = helper_arguments(trainer.args, learning_rate=learning_rate, epochs=epochs, seed=seed)
+    with tempfile.TemporaryDirectory(prefix="dsel_helper_") as folder, preserved_rng():
+        args = type(trainer.args)(folder, **arguments)
         stock = seams.stock_class(type(trainer))
         kwargs: dict[str, Any] = {"peft_config": LoraConfig(**LORA)} if lora else {}
-        if not lora and trainer_kind(trainer) == "dpo":
+        if not lora and trainer_kind(trainer).references:
             kwargs["ref_model"] = _start(trainer, model)
-        proxy = _prepared(stock)(
+        helper = _prepared(stock)(
             model=_start(trainer, model),
             args=args,
             train_dataset=trainer.train_dataset.select(np.sort(train_ids)),
             processing_class=trainer.processing_class,
             **kwargs,
         )
-        recorder = _Recorder(trainer, proxy, score_ids, measure, evaluations, description, evaluate)
-        proxy.add_callback(recorder)
-        proxy.train()
+        recorder = _Recorder(trainer, helper, score_ids, measure, evaluations, description, evaluate)
+        helper.add_callback(recorder)
+        helper.train()
         recorder.finish()
-        _count(trainer, proxy, train_ids)
+        _count(trainer, helper, train_ids)
         values = np.stack(recorder.values)
-        del proxy, recorder
+        del helper, recorder
         gc.collect()
     return values
 
 
-def _count(trainer: Any, proxy: Any, train_ids: np.ndarray) -> None:
+def _count(trainer: Any, helper: Any, train_ids: np.ndarray) -> None:
     """Counts the training of a helper: forward, backward, and what its loss takes without gradient."""
     run = trainer.selection.run
-    examples, tokens = (proxy.state.epoch * n for n in (len(train_ids), int(run.lengths[train_ids].sum())))
-    silent = forwards_without_gradient(proxy)
+    examples, tokens = (helper.state.epoch * n for n in (len(train_ids), int(run.lengths[train_ids].sum())))
+    silent = trainer_kind(helper).forwards_without_gradient(helper)
     run.costs.add("helper_forwards", examples, tokens)
     run.costs.add("helper_reference_forwards", silent * examples, silent * tokens)
     run.costs.add("helper_backwards", examples, tokens)
     run.costs.add("helper_runs", 1)
-    run.costs.add("helper_steps", proxy.state.global_step)
+    run.costs.add("helper_steps", helper.state.global_step)
 
 
 class _Recorder(TrainerCallback):
     def __init__(
         self,
         trainer: Any,
-        proxy: Any,
+        helper: Any,
         ids: np.ndarray,
         measure: Callable[[Batch], Tensor],
         evaluations: int,
         description: str,
         evaluate: Callable[[Callable[..., Batch]], np.ndarray] | None,
     ) -> None:
-        self.trainer, self.proxy, self.evaluate = trainer, proxy, evaluate
+        self.trainer, self.helper, self.evaluate = trainer, helper, evaluate
         self.ids, self.measure, self.evaluations = ids, measure, evaluations
         self.description = description
         self.interval = 1
@@ -175,7 +142,7 @@ class _Recorder(TrainerCallback):
     def _evaluate(self) -> None:
         selection = self.trainer.selection
         forward = partial(
-            score_rows, self.proxy, costs=selection.run.costs, who="helper_", **selection.steps.context()
+            score_rows, self.helper, costs=selection.run.costs, who="helper_", **selection.steps.context()
         )
         if self.evaluate is not None:
             self.values.append(self.evaluate(forward))
@@ -192,12 +159,12 @@ class _Recorder(TrainerCallback):
 def _prepared(stock: type) -> type:
     """The trainer class for data that is prepared already."""
     return type(
-        f"Proxy{stock.__name__}", (stock,), {"_prepare_dataset": lambda self, dataset, *args, **kwargs: dataset}
+        f"Helper{stock.__name__}", (stock,), {"_prepare_dataset": lambda self, dataset, *args, **kwargs: dataset}
     )
 
 
 def _start(trainer: Any, path: str | None) -> nn.Module:
-    """The model that a proxy run starts from."""
+    """The model that a helper run starts from."""
     if path is None:
         return initial_copy(trainer)
     base = base_model(trainer)
@@ -212,20 +179,56 @@ def _start(trainer: Any, path: str | None) -> nn.Module:
 
 def initial_copy(trainer: Any) -> nn.Module:
     """
-    A new model with the weights that the policy has now, without its adapter.
+    A new model that computes what the policy computes now: with the weights of its adapter added to those beneath.
 
     Never a deep copy: TRL's fused head is a closure over the original model.
 
     Raises:
-        `ValueError`: for a quantised model, whose weights cannot be copied into a plain one.
+        `ValueError`: for a quantised model, whose weights cannot be copied into a plain one, and for an adapter that
+            changes no weights.
     """
     base = base_model(trainer)
     if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
-        raise ValueError("A quantised model cannot be copied for a proxy run: give the scores as a dataset column.")
-    model = type(base)(copy.deepcopy(base.config)).to(device=base.device, dtype=base.dtype)
-    state = {
-        name.replace(".base_layer.", "."): value for name, value in base.state_dict().items() if ".lora_" not in name
-    }
-    model.load_state_dict(state)
+        raise ValueError("A quantised model cannot be copied for a helper run: give the scores as a dataset column.")
+    for adapter in getattr(trainer.accelerator.unwrap_model(trainer.model), "peft_config", {}).values():
+        if adapter.is_prompt_learning:
+            kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+            raise ValueError(
+                f"An adapter of the kind {kind} cannot be copied for a helper run: it changes no weights. Name "
+                "another model (helper_model), or give the scores as a dataset column."
+            )
+    config = copy.deepcopy(base.config)
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if getattr(config, "tie_word_embeddings", False) and any(isinstance(layer, ADAPTED) for layer in ends):
+        # One end may have learned what the other has not.
+        config.tie_word_embeddings = False
+    model = type(base)(config).to(device=base.device, dtype=base.dtype)
+    model.load_state_dict(_merged_state(base))
     model.generation_config = copy.deepcopy(base.generation_config)
     return model
+
+
+def _merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a plain model that computes what `model`, with its active adapter inside, computes."""
+    state = model.state_dict()
+    done: list[str] = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, ADAPTED) or name.startswith(tuple(done)):
+            continue
+        done.append(f"{name}.")
+        plain = _merged(layer).state_dict()
+        state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+        state |= {f"{name}.{key}": value for key, value in plain.items()}
+    return state
+
+
+def _merged(layer: Any) -> nn.Module:
+    """A plain layer with what the active adapter has learned. The layer itself stays as it is, bit for bit."""
+    own = copy.deepcopy(layer)
+    if isinstance(own, AuxiliaryTrainingWrapper):
+        if own.disable_adapters:
+            return own.original_module
+        return own.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    if not own.disable_adapters:
+        own.merge()
+    return own.get_base_layer()

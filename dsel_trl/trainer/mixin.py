@@ -1,24 +1,20 @@
-"""The seams between a TRL trainer and the selection: the only file that knows the trainers' internals."""
+"""The seams between a TRL trainer and the selection: ordinary methods that call `super()`."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..signals.batch import ROW_LENGTHS
-
-if TYPE_CHECKING:
-    from ..callback import SelectionCallback
-
-    _Trainer = Any
-else:
-    _Trainer = object
 from .checkpoints import last_complete_checkpoint
 from .kinds import COLUMNS, EXAMPLE_ID
 from .rows import ExampleCollator, IndexedRows, PlannedBatches, collator_of
+
+# What the mixin stands before is known only where it is used.
+_Trainer: Any = object
 
 
 class SelectionMixin(_Trainer):
@@ -28,7 +24,8 @@ class SelectionMixin(_Trainer):
     Every seam is an ordinary method that calls `super()`; without a selection each of them is the trainer's own.
     """
 
-    selection: "SelectionCallback | None" = None
+    # The [`SelectionCallback`] that is attached, if any.
+    selection: Any = None
     # Set by the trainers themselves.
     data_collator: Any
     _signature_columns: Any
@@ -49,8 +46,7 @@ class SelectionMixin(_Trainer):
         dataset = super()._remove_unused_columns(dataset, description=description)
         if self.selection is None or description != "Training":
             return dataset
-        self.selection.served_rows = IndexedRows(dataset)
-        return self.selection.served_rows
+        return IndexedRows(dataset)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -62,24 +58,26 @@ class SelectionMixin(_Trainer):
         if self.selection is None:
             return super().get_train_dataloader()
         collator, batch_size = self.data_collator, self._train_batch_size
-        columns = self.selection.columns if self.selection.streaming else ()
-        self.data_collator = ExampleCollator(collator_of(self), columns)
-        self._train_batch_size = batch_size * self.selection.candidates
+        columns = self.selection.columns if self.selection.streaming else None
+        self.data_collator = ExampleCollator(collator_of(self), self.selection.kind.layout, columns)
+        self._train_batch_size = batch_size * self.selection.methods.candidates
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator, self._train_batch_size = collator, batch_size
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows = train_dataset.dataset if isinstance(train_dataset, IndexedRows) else train_dataset
-        sampler = None if self.selection is None or rows is None else self.selection.make_sampler()
+        if self.selection is None or not isinstance(train_dataset, IndexedRows):
+            return super()._get_train_sampler(train_dataset)
+        sampler = self.selection.serving.make_sampler()
         if sampler is None:
-            return super()._get_train_sampler(rows)
+            return super()._get_train_sampler(train_dataset.dataset)
+        train_dataset.sampler = sampler
         return PlannedBatches(sampler) if isinstance(sampler, BatchPlanSampler) else sampler
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
         if self.selection is not None:
-            if self.selection.candidates > 1:
+            if self.selection.methods.candidates > 1:
                 epoch_iterator = map(self.selection.pick, epoch_iterator)
             batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
             self.selection.steps.begin(len(batches))
@@ -88,6 +86,8 @@ class SelectionMixin(_Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.selection is not None:
+            self.selection.steps.after_backward()
         if self.selection is not None and self.accelerator.sync_gradients:
             scale = self.selection.steps.accumulated_scale()
             if scale != 1.0:
@@ -100,7 +100,7 @@ class SelectionMixin(_Trainer):
         ids = inputs.pop(EXAMPLE_ID, None)
         columns = {key: inputs.pop(key) for key in [k for k in inputs if k.startswith(f"{COLUMNS}.")]}
         layout = {ROW_LENGTHS: inputs.pop(ROW_LENGTHS)} if ROW_LENGTHS in inputs else {}
-        if self.selection is None or ids is None or not self.model.training:
+        if self.selection is None or not self.model.training or not self.selection.steps.takes(ids):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with self.selection.steps.listen(ids, {**inputs, **layout}, columns) as listening:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -150,6 +150,21 @@ def selective_class(cls: type) -> type:
     if cls not in _CLASSES:
         _CLASSES[cls] = type("Selective" + cls.__name__, (SelectionMixin, cls), {"__module__": __name__})
     return _CLASSES[cls]
+
+
+def join(trainer: Any, selection: Any) -> None:
+    """Re-types a trainer in place, so that its seams call `selection`."""
+    trainer.__class__ = selective_class(type(trainer))
+    trainer.selection = selection
+    # What the trainer has worked out of its own signature; a stream's columns are added to it.
+    trainer._signature_columns = None
+
+
+def part(trainer: Any) -> None:
+    """Gives a trainer its own class back."""
+    trainer.__class__ = stock_class(type(trainer))
+    del trainer.selection
+    trainer._signature_columns = None
 
 
 def stock_class(cls: type) -> type:

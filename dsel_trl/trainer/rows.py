@@ -2,41 +2,45 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from transformers.trainer_pt_utils import BatchRebalanceSampler
 
+from ..core.composition import Composition
+from ..core.method import Method
+from ..core.run import Run
+from ..data.files import replacing
+from ..data.rows import Layout, Rows
 from ..sampling.batch_sampler import BatchPlanSampler
+from ..sampling.plan_sampler import PlanSampler
 from ..signals.batch import ROW_LENGTHS
-
-if TYPE_CHECKING:
-    _Trainer = Any
-else:
-    _Trainer = object
-from .kinds import COLUMNS, EXAMPLE_ID, REFERENCES, trainer_kind
+from .kinds import COLUMNS, EXAMPLE_ID, trainer_kind
+from .kto import Collator
+from .matching import in_order, matched
 
 
 class IndexedRows(torch.utils.data.Dataset):
-    """A map-style dataset whose rows carry their position as `example_id`."""
+    """A map-style dataset that gives each row with its position: `(id, row)`."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
+        # What plans the loader that is made of them; `None` = the trainer's own sampler.
+        self.sampler: PlanSampler | BatchPlanSampler | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[index], EXAMPLE_ID: index}
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+        return index, self.dataset[index]
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        rows = self.dataset.__getitems__(indices)
-        return [{**row, EXAMPLE_ID: index} for row, index in zip(rows, indices, strict=True)]
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, dict[str, Any]]]:
+        return list(zip(indices, self.dataset.__getitems__(indices), strict=True))
 
 
 class PlannedBatches(BatchRebalanceSampler):
@@ -61,127 +65,235 @@ class PlannedBatches(BatchRebalanceSampler):
 
 class ExampleCollator:
     """
-    The trainer's collator, which also keeps the id of each example and the columns that methods read of a stream.
+    The trainer's collator, beside which the id of each example is kept; the collator itself sees the rows alone.
 
-    Rows of a stream have no position: their id is a hash of their content, the same wherever they are met.
+    Rows of a stream have no position: their id is a hash of their content, the same wherever they are met. Rows that
+    come without a position from a loader of the user's own have no id.
+
+    Args:
+        collator (`Callable`):
+            The trainer's collator.
+        layout ([`~dsel_trl.data.rows.Layout`]):
+            Where rows hold their tokens.
+        columns (`tuple[str, ...]`, *optional*):
+            Columns that methods read of a stream; `None` where the dataset is no stream.
     """
 
-    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]], columns: tuple[str, ...]) -> None:
-        self.collator = collator
-        self.columns = columns
+    def __init__(self, collator: Collator, layout: Layout, columns: tuple[str, ...] | None = None) -> None:
+        self.collator, self.layout, self.columns = collator, layout, columns
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        ids = [row[EXAMPLE_ID] if EXAMPLE_ID in row else content_id(row) for row in rows]
-        batch = collated(self.collator, rows)
+    def __call__(self, items: list[Any]) -> dict[str, Any]:
+        numbered = all(isinstance(item, tuple) for item in items)
+        rows = [row for _, row in items] if numbered else items
+        batch, positions = collated(self.collator, rows, self.layout)
+        if not numbered and self.columns is None:
+            return batch
+        ids = [items[i][0] if numbered else content_id(rows[i]) for i in positions]
         batch[EXAMPLE_ID] = torch.tensor(ids, dtype=torch.int64)
-        for name in self.columns:
-            values = [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
+        for name in self.columns or ():
+            values = [float("nan") if rows[i].get(name) is None else float(rows[i][name]) for i in positions]
             batch[f"{COLUMNS}.{name}"] = torch.tensor(values, dtype=torch.float32)
         return batch
 
 
-def collated(collator: Callable[[list[dict[str, Any]]], dict[str, Any]], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A collated batch; where its rows were laid into one (padding-free), it says how long each of them is."""
+def collated(collator: Collator, rows: list[dict[str, Any]], layout: Layout) -> tuple[dict[str, Any], list[int]]:
+    """
+    A collated batch, and the positions in `rows` of its examples.
+
+    Where rows were laid into one (padding-free), the batch says how long each of them is.
+
+    Raises:
+        `ValueError`: if the collator is the user's own and its rows cannot be told apart.
+    """
     batch = collator(rows)
-    if batch["input_ids"].shape[0] < len(rows):
+    positions = matched(batch, rows, layout, collator)
+    if positions is None:
+        raise ValueError(
+            f"The data collator {_name_of(collator)} gives rows whose tokens are those of none of the examples, or "
+            "lays several into one row: which example a row is cannot be known. Keep one row per example with its "
+            "tokens (it may sort rows or leave some out), or use TRL's collator."
+        )
+    if batch["input_ids"].shape[0] < len(positions):
         batch[ROW_LENGTHS] = torch.tensor([len(row["input_ids"]) for row in rows])
-    return batch
+    return batch, positions
 
 
-class PairedAnew:
-    """
-    KTO's collator for batches that a selection puts together: their KL completions are each other's.
-
-    KTO estimates its KL term on prompts with the completions of their neighbours. TRL pairs them beforehand, for the
-    batches of the dataset's own order (and forbids any other); here the rows that are served together are paired in
-    the same way, each prompt with the completion before it.
-    """
-
-    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
-        self.collator = collator
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        completions = [row["completion_ids"] for row in rows]
-        before = completions[-1:] + completions[:-1]
-        return self.collator([{**row, "KL_completion_ids": other} for row, other in zip(rows, before, strict=True)])
+def _name_of(collator: Any) -> str:
+    return getattr(collator, "__qualname__", type(collator).__qualname__)
 
 
-def collator_of(trainer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+def collator_of(trainer: Any) -> Collator:
     """The collator of the batches that the trainer's selection serves."""
-    # Where images are in the data, TRL's own collator pairs the rows of each batch.
-    paired_before = trainer_kind(trainer) == "kto" and trainer.calculate_KL and not trainer._is_vision_dataset
     collator = trainer.data_collator
-    return PairedAnew(collator) if paired_before and trainer.selection.regroups else collator
+    return trainer_kind(trainer).regrouped(trainer, collator) if trainer.selection.methods.regroups else collator
 
 
 def content_id(row: dict[str, Any]) -> int:
     """63-bit hash of what a row holds."""
-    content = json.dumps(row, sort_keys=True, default=str).encode()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+    # Arrays of any format count by their values; printed, a long one would be cut short.
+    plain = json.dumps(row, sort_keys=True, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def collate_rows(trainer: Any, ids: np.ndarray) -> dict[str, Any]:
-    """The examples of `ids` as the trainer's collator gives them, on the training device."""
-    if trainer.selection.rows is None:
-        trainer.selection.rows = trainer._remove_unused_columns(trainer.train_dataset, description="Scoring")
-    rows = trainer.selection.rows.__getitems__(np.asarray(ids).tolist())
-    return trainer._prepare_inputs(collated(collator_of(trainer), rows))
+class CollatedRows:
+    """Inputs of some rows of a dataset as the trainer's collator gives them, on the training device."""
+
+    def __init__(self, trainer: Any, dataset: Dataset) -> None:
+        self.trainer, self.dataset = trainer, dataset
+        self._columns: Any = None
+
+    def __call__(self, ids: np.ndarray) -> dict[str, Any]:
+        if self._columns is None:
+            self._columns = self.trainer._remove_unused_columns(self.dataset, description="Scoring")
+        rows, layout = self._columns.__getitems__(np.asarray(ids).tolist()), trainer_kind(self.trainer).layout
+        collator = collator_of(self.trainer)
+        batch, positions = collated(collator, rows, layout)
+        if len(positions) < len(rows):
+            raise ValueError(
+                f"The data collator {_name_of(collator)} leaves examples out, which therefore cannot be measured: "
+                "remove them from the dataset."
+            )
+        return self.trainer._prepare_inputs(in_order(batch, positions, layout))
 
 
-def rebuilt(trainer: Any, build: Callable[[], Any], file: Path, resumed: bool) -> Any:
-    """
-    The dataset that `build` gives, prepared by the trainer; `None` where it gives none.
+def make_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
+    """Rows of a dataset that the trainer has prepared."""
+    args, processor = trainer.args, trainer.processing_class
+    return Rows(
+        name=name,
+        dataset=dataset,
+        layout=trainer_kind(trainer).layout,
+        # The tokenizer of a processor is one of its parts.
+        tokenizer=getattr(processor, "tokenizer", processor),
+        collate=CollatedRows(trainer, dataset),
+        max_length=getattr(args, "max_length", None),
+        truncation=getattr(args, "truncation_mode", "keep_start"),
+        text_field=getattr(args, "dataset_text_field", "text"),
+        device=trainer.accelerator.device,
+        kept=trainer_kind(trainer).kept,
+    )
 
-    It is written to `file` by the first process and read back by all, so that every rank trains on the same rows and a
-    resumed run finds what it was trained on.
-    """
-    if not (resumed and file.is_file()):
-        dataset = build()
-        if dataset is None:
-            return None
-        if trainer.accelerator.is_main_process:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(file.name + ".tmp")
-            dataset.to_parquet(str(temporary))
-            os.replace(temporary, file)
-        trainer.accelerator.wait_for_everyone()
-    return prepared(trainer, Dataset.from_parquet(str(file), keep_in_memory=True), "train")
+
+def prepare_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
+    """Rows of any dataset of the user's, prepared as the trainer prepares its own."""
+    return make_rows(trainer, prepared(trainer, dataset, name), name)
 
 
 def prepared(trainer: Any, dataset: Any, name: str) -> Any:
     """A dataset as the trainer prepares its own: tokenized, with reference log-probabilities where it keeps them."""
+    kind = trainer_kind(trainer)
     if "prompt_ids" not in dataset.column_names and "input_ids" not in dataset.column_names:
-        arguments = [dataset, trainer.processing_class, trainer.args]
-        if trainer_kind(trainer) == "sft":
-            arguments += [trainer.args.packing, trainer._formatting_func]
+        arguments = [dataset, trainer.processing_class, trainer.args, *kind.prepare_arguments(trainer)]
         dataset = trainer._prepare_dataset(*arguments, name)
     wanted = getattr(trainer.args, "precompute_ref_log_probs", False)
-    if wanted and not REFERENCES & set(dataset.column_names):
+    if wanted and not set(kind.references) & set(dataset.column_names):
         batch_size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_train_batch_size
         dataset = trainer._precompute_ref_logps(dataset, name, batch_size)
-        _count_references(trainer, dataset)
+        _count_references(trainer, make_rows(trainer, dataset, name))
     return dataset
 
 
-def _count_references(trainer: Any, dataset: Any) -> None:
-    """A dataset that selection built goes through the reference beside the one that the trainer prepared itself."""
-    names = [name for name in ("prompt_ids", "chosen_ids", "rejected_ids") if name in dataset.column_names]
-    tokens = sum(
-        len(ids) * (2 if name == "prompt_ids" else 1) for name in names for ids in dataset.with_format(None)[name]
-    )
-    trainer.selection.costs.add("reference_forwards", len(dataset), tokens)
+def _count_references(trainer: Any, rows: Rows) -> None:
+    """Rows that selection prepared went through the reference beside those that the trainer prepared itself."""
+    forwards = 1 + int(trainer_kind(trainer).kl(trainer))
+    trainer.selection.costs.add("reference_forwards", forwards * len(rows), forwards * int(rows.lengths.sum()))
 
 
-def replace_dataset(trainer: Any, dataset: Any) -> None:
+class TrainingRows:
     """
-    Makes the trainer train on `dataset`, also where its loader is made already.
+    The rows that a trainer trains on: what a method builds takes the place of the user's, and gives it back.
 
-    Raises:
-        `ValueError`: if loader workers that live on hold a copy of the rows.
+    Args:
+        trainer:
+            The re-typed trainer, with a map-style dataset.
+        methods ([`Composition`]):
+            The methods of the run.
     """
-    if trainer.args.dataloader_persistent_workers and trainer.selection.served_rows is not None:
-        raise ValueError("dataloader_persistent_workers=True keeps the rows of the first epoch: set it to False.")
-    trainer.train_dataset = dataset
-    trainer.selection.rows = None
-    if trainer.selection.served_rows is not None:
-        trainer.selection.served_rows.dataset = trainer._remove_unused_columns(dataset, description="Rebuilt")
+
+    def __init__(self, trainer: Any, methods: Composition) -> None:
+        self.trainer, self.methods = trainer, methods
+        self.user_dataset: Any = None
+        self.served: IndexedRows | None = None
+        self._user_evaluation: Any = None
+        self._built: Any = None
+        self._rows = make_rows(trainer, trainer.train_dataset, "train")
+
+    @property
+    def rows(self) -> Rows:
+        """The training set; what is read of a dataset belongs to that dataset."""
+        if self._rows.dataset is not self.trainer.train_dataset:
+            self._rows = make_rows(self.trainer, self.trainer.train_dataset, "train")
+        return self._rows
+
+    def serve(self, loader: Any) -> None:
+        """The loader that the training iterates: its rows are replaced when others are built."""
+        rows = getattr(loader, "dataset", None)
+        self.served = rows if isinstance(rows, IndexedRows) else None
+
+    def give_back(self) -> None:
+        """Puts the user's own datasets back."""
+        if self.user_dataset is not None:
+            self.trainer.train_dataset = self.user_dataset
+        if self._user_evaluation is not None:
+            self.trainer.eval_dataset = self._user_evaluation
+
+    def rebuild(self, run: Run, epoch: int, resumed: bool) -> bool:
+        """Lets a method build the dataset of an epoch, kept on disk for a resume; says whether one did."""
+        changed = False
+        for method in self.methods.using("rebuild"):
+            if self.user_dataset is None or self.trainer.train_dataset is not self._built:
+                self.user_dataset = self.trainer.train_dataset
+            stage = epoch if method.rebuilds_each_epoch else 0
+            file = Path(self.trainer.args.output_dir) / "selection" / f"rebuilt-{method.name}-{stage}.parquet"
+            if resumed and stage and not file.is_file():
+                raise ValueError(f"{file} is missing: it held the dataset that the checkpoint was trained on.")
+            before = len(self.trainer.train_dataset)
+            dataset = self._build(partial(method.rebuild, run, self.user_dataset), file, resumed)
+            if dataset is None:
+                continue
+            if epoch and not resumed and len(dataset) != before:
+                raise ValueError(f"{method.name!r} built {len(dataset)} rows for epoch {epoch}, but {before} before.")
+            self._replace(dataset)
+            run.training_rows = self.rows
+            self._rebuild_evaluation(run, method)
+            changed = True
+        return changed
+
+    def _build(self, build: Callable[[], Any], file: Path, resumed: bool) -> Any:
+        """
+        The dataset that `build` gives, prepared by the trainer; `None` where it gives none.
+
+        It is written to `file` by the first process and read back by all, so that every rank trains on the same rows
+        and a resumed run finds what it was trained on.
+        """
+        accelerator = self.trainer.accelerator
+        if not (resumed and file.is_file()):
+            dataset = build()
+            if dataset is None:
+                return None
+            if accelerator.is_main_process:
+                with replacing(file) as temporary:
+                    dataset.to_parquet(str(temporary))
+            accelerator.wait_for_everyone()
+        return prepared(self.trainer, Dataset.from_parquet(str(file), keep_in_memory=True), "train")
+
+    def _replace(self, dataset: Any) -> None:
+        """Makes the trainer train on `dataset`, also where its loader is made already."""
+        trainer = self.trainer
+        if trainer.args.dataloader_persistent_workers and self.served is not None:
+            raise ValueError("dataloader_persistent_workers=True keeps the rows of the first epoch: set it to False.")
+        trainer.train_dataset = self._built = dataset
+        if self.served is not None:
+            self.served.dataset = trainer._remove_unused_columns(dataset, description="Rebuilt")
+
+    def _rebuild_evaluation(self, run: Run, method: Method) -> None:
+        trainer = self.trainer
+        if self._user_evaluation is not None or trainer.eval_dataset is None:
+            return
+        parts = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {"eval": trainer.eval_dataset}
+        built = {name: method.rebuild_evaluation(run, dataset) for name, dataset in parts.items()}
+        if all(dataset is None for dataset in built.values()):
+            return
+        self._user_evaluation = trainer.eval_dataset
+        ready = {name: prepared(trainer, dataset, name) for name, dataset in built.items()}
+        trainer.eval_dataset = ready if isinstance(trainer.eval_dataset, dict) else ready["eval"]

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.composition import Composition
+from ..core.metrics import Metrics
 from ..core.run import Run, Step
 from ..signals.batch import Batch, Forward
 from ..signals.gate import Gate, WeightAverage
 from ..signals.tap import Reading, Tap
-from .forwards import attributes, make_batch, score_rows
-from .kinds import COLUMNS, forwards_without_gradient, labels_of, trainer_kind
+from .forwards import attributes, make_batch, score_rows, token_count
+from .kinds import COLUMNS, EXAMPLE_ID, labels_of, trainer_kind
 
 
 @dataclass
@@ -47,10 +49,12 @@ class OptimizerStep:
 
     def __init__(self, trainer: Any, methods: Composition, run: Run, tap: Tap) -> None:
         self.trainer, self.methods, self.run, self.tap = trainer, methods, run, tap
+        self.kind = trainer_kind(trainer)
         self.average = WeightAverage()
         # KTO's KL term in the batch trained last: what a pass, which has no batch of its own, takes for it.
         self.kl: float | Tensor = 0.0
         self._rows: list[dict[str, Tensor]] = []
+        self._listening: Listening | None = None
         self._micro_batches = 1
 
     def begin(self, micro_batches: int) -> None:
@@ -59,21 +63,59 @@ class OptimizerStep:
         self._rows = []
         self.average.reset()
 
+    def takes(self, ids: Tensor | None) -> bool:
+        """
+        Whether a method looks at the batch of these examples.
+
+        Raises:
+            `ValueError`: if one does, but the batch has come without its ids.
+        """
+        self._listening = None
+        reading = [method.name for method in self.methods.methods if method.reads]
+        if ids is None and reading:
+            raise ValueError(
+                f"A training batch came without the ids of its examples, so {reading} cannot act on it. Something "
+                "keeps only the model's inputs of a batch, or makes batches of its own: a `_prepare_inputs`, "
+                "`training_step` or `get_train_dataloader` of the trainer's class. Let it pass on the key "
+                f"{EXAMPLE_ID!r}, and let `super().get_train_dataloader()` make the loader."
+            )
+        if ids is not None and not reading:
+            self._rows.append({"ids": ids})
+        return bool(reading)
+
+    def after_backward(self) -> None:
+        """
+        After the backward pass of a micro-batch, before the optimizer moves: the weights must have met the gradient.
+
+        Raises:
+            `ValueError`: if they have not.
+        """
+        listening, self._listening = self._listening, None
+        if listening is None or listening.gate is None or listening.gate.effective:
+            return
+        names = [method.name for method in self.methods.using("weigh")]
+        raise ValueError(
+            f"The weights of {names} did not reach the gradient: the loss of {type(self.trainer).__name__} does not "
+            "come from the log-probabilities of the model's forward. A `compute_loss` that returns `model(**inputs)"
+            ".loss`, a loss computed inside the model, or a forward that skips the model's hooks does this. Compute "
+            "the loss as TRL's trainer does, from `outputs.log_probs` (or `outputs.logits`)."
+        )
+
     @contextlib.contextmanager
     def listen(self, ids: Tensor, inputs: dict[str, Any], columns: dict[str, Tensor]) -> Iterator[Listening]:
         """Opens tap and gate for one micro-batch; methods that adjust the loss act when its forwards are done."""
         gate = Gate() if self.methods.using("weigh") else None
-        labels = labels_of(self.trainer, inputs)
+        labels = labels_of(self.kind, inputs)
         with contextlib.ExitStack() as stack:
             reading = stack.enter_context(self.tap.open(labels, gate))
-            listening = Listening(ids, dict(inputs), columns, gate, reading)
+            listening = self._listening = Listening(ids, dict(inputs), columns, gate, reading)
             if self.methods.using("adjust"):
                 reading.when_read = partial(self._adjust, listening, stack)
             yield listening
 
     def _adjust(self, listening: Listening, stack: contextlib.ExitStack) -> None:
         reading = listening.reading
-        if reading.policy is None or len(reading.without_gradient) < forwards_without_gradient(self.trainer):
+        if reading.policy is None or len(reading.without_gradient) < self.kind.forwards_without_gradient(self.trainer):
             return
         listening.batch = self._batch(listening)
         for method in self.methods.using("adjust"):
@@ -86,7 +128,7 @@ class OptimizerStep:
         batch = listening.batch or self._batch(listening)
         self.kl = batch.settings.kl
         values: dict[str, Tensor] = {"loss": batch.loss}
-        if trainer_kind(self.trainer) != "sft":
+        if self.kind.margin:
             values["implicit_margin"] = batch.implicit_margin
         for method in self.methods.using("score"):
             scores = method.score(batch)
@@ -167,6 +209,12 @@ class OptimizerStep:
         return {"progress": self.run.progress, "columns": column, "gather_rows": self.gather}
 
     def _batch(self, listening: Listening) -> Batch:
+        if listening.reading.policy is None:
+            names = [method.name for method in self.methods.methods if method.reads]
+            raise ValueError(
+                f"{names} measure the examples of a batch, but no forward of the model on this batch was seen: "
+                f"{type(self.trainer).__name__} runs it on other rows, or calls its `forward` past its hooks."
+            )
         return make_batch(
             self.trainer, listening.ids, listening.inputs, listening.reading, **self.context(listening.columns)
         )
@@ -179,6 +227,34 @@ class OptimizerStep:
         device = inputs["input_ids"].device
         nothing = Reading(policy=Forward(torch.empty(0, device=device)))
         return make_batch(self.trainer, ids.to(device), inputs, nothing, kl=0.0, **self.context())
+
+    def pick(self, inputs: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
+        """Scores an oversized candidate batch without gradient and returns the rows to train on."""
+        (method,) = self.methods.using("pick")
+        own_ids = inputs[EXAMPLE_ID].cpu()
+        with self.run.costs.collecting() as ran:
+            candidates = (
+                self.score_rows(inputs, own_ids, reference=method.references)
+                if method.scores_candidates
+                else self.unscored(inputs, own_ids)
+            )
+        ids, _ = candidates.gather(candidates.ids)
+        tokens, _ = candidates.gather(torch.tensor([token_count(inputs)], device=candidates.ids.device))
+        self.run.costs.add_all(ran, len(ids), int(tokens.sum()))
+        positions = method.pick(self.run, candidates).cpu()
+        rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
+        if len(positions) < world:
+            # The last candidates of an epoch may be too few to choose from: every rank still trains one of them.
+            rest = np.setdiff1d(np.arange(len(ids)), positions.numpy())
+            positions = torch.cat([positions, torch.from_numpy(rest)])[:world]
+        chosen = ids.cpu()[positions]
+        share = len(chosen) // world
+        own = chosen[rank * share : (rank + 1) * share]
+        metrics.picked(len(ids), share * world)
+        # The chosen rows may lie on another rank: each rank collates its share from the dataset.
+        batch = self.run.rows.collate(own.numpy())
+        batch[EXAMPLE_ID] = own.to(inputs[EXAMPLE_ID].device)
+        return batch
 
     def gather(self, values: Tensor) -> tuple[Tensor, slice]:
         accelerator = self.trainer.accelerator

@@ -1,10 +1,13 @@
 """Rho-1 and JEST: token weights and candidate draws against a reference."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from dsel_trl import SelectionCallback, create_method
+from dsel_trl.core.randomness import stream
 from dsel_trl.functional.loss.rho1 import select_tokens, selective_loss
 from dsel_trl.signals.tap import label_log_probs
 from tests import tiny, weighted
@@ -30,7 +33,7 @@ def nll(model, inputs):
 def test_rho1_trains_the_mean_over_the_selected_tokens(make_trainer, reference, scope):
     config = {"max_steps": 1, "learning_rate": 0.0, "max_grad_norm": 0.0, "per_device_train_batch_size": 6}
     trainer = make_trainer("sft", **config)
-    method = create_method("rho1", reference=reference, select_ratio=0.4, scope=scope)
+    method = create_method("rho1", model=reference, keep=0.4, scope=scope)
     gradient, batches = live.first_step(trainer, method)
     from transformers import AutoModelForCausalLM
 
@@ -51,10 +54,10 @@ def test_rho1_trains_the_mean_over_the_selected_tokens(make_trainer, reference, 
 def test_rho1_measures_its_reference_once(make_trainer, reference, tmp_path, monkeypatch):
     for _ in range(2):
         trainer = make_trainer("sft", output_dir=tmp_path / "run", max_steps=1)
-        tiny.attach(trainer, "rho1", reference=reference)
+        tiny.attach(trainer, "rho1", model=reference)
         trainer.train()
         assert len(list((tmp_path / "run" / "selection").glob("rho1-*"))) == 1
-        monkeypatch.setattr("dsel_trl.methods.loss.rho1.Rho1.reference_tokens", None)
+        monkeypatch.setattr("dsel_trl.methods.loss.rho1.Rho1.second_tokens", None)
 
 
 def test_rho1_in_padding_free_rows(make_trainer, reference):
@@ -62,7 +65,7 @@ def test_rho1_in_padding_free_rows(make_trainer, reference):
     for padding_free in (False, True):
         config = {"max_steps": 1, "per_device_train_batch_size": 4, "padding_free": padding_free, "max_length": None}
         trainer = make_trainer("sft", **config)
-        witness = tiny.attach(trainer, "rho1", reference=reference, select_ratio=0.5)
+        witness = tiny.attach(trainer, "rho1", model=reference, keep=0.5)
         trainer.train()
         weights.append((witness.ids, witness.steps[0].values["weight"], witness.steps[0].values["rho1"]))
     assert weights[0][0] == weights[1][0]
@@ -72,7 +75,7 @@ def test_rho1_in_padding_free_rows(make_trainer, reference):
 
 def test_rho1_is_for_sft(make_trainer, reference):
     with pytest.raises(ValueError, match="rho1"):
-        SelectionCallback(make_trainer("dpo"), "rho1", reference=reference)
+        SelectionCallback(make_trainer("dpo"), "rho1", model=reference)
 
 
 # ---- JEST ----
@@ -82,7 +85,7 @@ def test_rho1_is_for_sft(make_trainer, reference):
 def test_jest_takes_the_most_learnable(make_trainer, reference, kind):
     trainer = make_trainer(kind, max_steps=1, learning_rate=0.0)
     seen = []
-    method = create_method("jest", reference=reference, factor=4, temperature=0.0)
+    method = create_method("jest", model=reference, factor=4, temperature=0.0)
     pick = method.pick
 
     def watched(run, candidates):
@@ -94,7 +97,7 @@ def test_jest_takes_the_most_learnable(make_trainer, reference, kind):
     tiny.attach(trainer, method)
     trainer.train()
     ids, losses, positions = seen[0]
-    other = trainer.selection.ledger["jest_reference"]
+    other = trainer.selection.ledger["jest_second_loss"]
     assert np.isfinite(other).all()
     assert np.ptp(other) > 1e-3
     learnable = losses - other[ids]
@@ -102,9 +105,9 @@ def test_jest_takes_the_most_learnable(make_trainer, reference, kind):
     assert sorted(positions.tolist()) == sorted(np.argsort(-learnable)[:2].tolist())
 
 
-def test_jest_reference_of_pairs_is_its_loss_in_the_policys_place(make_trainer, reference, model, tmp_path):
+def test_jest_second_loss_of_pairs_is_its_loss_in_the_policys_place(make_trainer, reference, model, tmp_path):
     trainer = make_trainer("dpo", max_steps=1)
-    callback = SelectionCallback(trainer, "jest", reference=reference, factor=2)
+    callback = SelectionCallback(trainer, "jest", model=reference, factor=2)
     trainer.train()
     # A trainer whose policy is the reference model and whose reference is the first policy.
     from transformers import AutoModelForCausalLM
@@ -120,19 +123,19 @@ def test_jest_reference_of_pairs_is_its_loss_in_the_policys_place(make_trainer, 
     witness = tiny.attach(judged, "uniform")
     judged.train()
     (step,) = witness.steps
-    np.testing.assert_allclose(callback.ledger["jest_reference"][step.ids], step.values["loss"], rtol=1e-3)
+    np.testing.assert_allclose(callback.ledger["jest_second_loss"][step.ids], step.values["loss"], rtol=1e-3)
 
 
 def test_jest_draws_more_often_what_is_more_learnable():
     from types import SimpleNamespace
 
-    method = create_method("jest", reference_column="x", factor=4)
-    method._reference = np.zeros(8, dtype=np.float32)
+    method = create_method("jest", loss_column="x", factor=4)
+    method._second_losses = np.zeros(8, dtype=np.float32)
     losses = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, float("nan")])
     batch = SimpleNamespace(loss=losses, ids=torch.arange(8), gather=lambda values: (values, slice(0, 8)))
     counts = np.zeros(8)
     for step in range(400):
-        run = SimpleNamespace(step=step, rng=lambda *key: np.random.default_rng(key))
+        run = SimpleNamespace(step=step, rng=partial(stream, 0))
         counts[method.pick(run, batch).numpy()] += 1
     assert counts.sum() == 800
     assert counts[7] == 0
@@ -143,12 +146,12 @@ def test_jest_draws_more_often_what_is_more_learnable():
     ("name", "parameters", "message"),
     [
         ("rho1", {}, "exactly one of"),
-        ("rho1", {"reference": "a", "clean_column": "b"}, "exactly one of"),
-        ("rho1", {"reference": "a", "select_ratio": 0}, "select_ratio=0"),
-        ("rho1", {"reference": "a", "scope": "token"}, "scope='token'"),
+        ("rho1", {"model": "a", "clean_column": "b"}, "exactly one of"),
+        ("rho1", {"model": "a", "keep": 0}, "keep=0"),
+        ("rho1", {"model": "a", "scope": "token"}, "scope='token'"),
         ("jest", {}, "exactly one of"),
-        ("jest", {"reference": "a", "factor": 1}, "factor=1"),
-        ("jest", {"reference": "a", "temperature": -1}, "temperature=-1"),
+        ("jest", {"model": "a", "factor": 1}, "factor=1"),
+        ("jest", {"model": "a", "temperature": -1}, "temperature=-1"),
     ],
 )
 def test_wrong_parameters(name, parameters, message):
@@ -158,6 +161,6 @@ def test_wrong_parameters(name, parameters, message):
 
 def test_a_reference_that_cannot_be_loaded(make_trainer):
     trainer = make_trainer("sft")
-    SelectionCallback(trainer, "rho1", reference="nowhere/at/all")
-    with pytest.raises(ValueError, match="reference='nowhere/at/all'"):
+    SelectionCallback(trainer, "rho1", model="nowhere/at/all")
+    with pytest.raises(ValueError, match="model='nowhere/at/all'"):
         trainer.train()

@@ -8,8 +8,8 @@ import torch
 
 from dsel_trl.bases.scored import ByScore, in_order, keep_band, keep_top, known_scores, paced, with_unseen
 from dsel_trl.core.ledger import Ledger
-from dsel_trl.core.run import Run
 from dsel_trl.functional.pacing import pacing_size
+from tests.runs import make_run
 
 NAN, INF = float("nan"), float("inf")
 
@@ -133,7 +133,7 @@ class Scored(ByScore):
 def run_of(scores):
     ledger = Ledger(len(scores))
     ledger.write("scored", None, scores, step=0)
-    return Run("dpo", len(scores), ledger, seed=3)
+    return make_run(len(scores), ledger=ledger, seed=3)
 
 
 SCORES = np.float32([0.3, 0.9, 0.1, 0.7, 0.5, 0.2, 0.8, 0.4])

@@ -51,28 +51,28 @@ CASES: dict[str, Case] = {
     "alignment_potential": Case({"form": "dpo", "keep": 0.6, "refresh": 2}),
     "robust_dpo": Case({"eps": 0.2, "warmup": 0.0}, neutral={"eps": 0.0, "warmup": 0.0}),
     "dr_dpo": Case(neutral={"beta_prime": float("inf")}),
-    "infobatch": Case({"prune_ratio": 0.4}),
+    "infobatch": Case({"keep_learned": 0.6}),
     "dataset_decomposition": Case({"min_log2": 2, "max_log2": 6, "cycles": 2}),
     "bees": Case({"sources": ["explicit", "implicit"], "refresh": 3, "keep": 0.6}),
-    "beta_dpo": Case(neutral={"a": 0.0, "filter_ratio": 0.0}),
+    "beta_dpo": Case(neutral={"a": 0.0, "keep": 1.0}),
     "rho_loss": Case({"factor": 2, "helper_lora": False}, size=EVEN),
     "s2l": Case({"clusters": 3, "checkpoints": 2, "helper_lora": False, "keep": 0.6}),
     "curry_dpo": Case({"stages": 2}),
     "reward_augmented": Case({"template": "w1 {g}"}),
     "filtered_dpo": Case({"reward": REWARD, "max_new_tokens": 4, "threshold": 4.0}),
     "inco_dpo": Case({"reward": REWARD, "samples": 1, "continuations": 1, "max_new_tokens": 4}),
-    "zip": Case({"keep": 0.6, "k1": 12, "k2": 4, "k3": 2, "workers": 1, "renew": 1, "rejected": "restore"}),
+    "zip": Case({"keep": 0.6, "k1": 12, "k2": 4, "k3": 2, "workers": 1, "refresh": "epoch", "unchosen": "restore"}),
     "deita": Case({"complexity_column": "difficulty", "quality_column": "weight", "keep": 0.6, "threshold": 0.99}),
-    "ifd": Case({"keep": 0.7, "limit": 2.0, "renew": 1}),
-    "perplexity": Case({"keep": 0.6, "renew": 1}),
+    "ifd": Case({"keep": 0.7, "limit": 2.0, "refresh": "epoch"}),
+    "perplexity": Case({"keep": 0.6, "refresh": "epoch"}),
     "rho1": Case(
         {"clean_column": "difficulty", "clean_above": 0.3, "helper_lora": False},
-        {"clean_column": "one", "select_ratio": 1.0},
+        {"clean_column": "one", "keep": 1.0},
     ),
-    "jest": Case({"reference_column": "difficulty", "factor": 2}),
+    "jest": Case({"loss_column": "difficulty", "factor": 2}),
     "edge": Case({"guideline": "w1 w2", "keep": 0.6}),
     "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
-    "selective_dpo": Case({"source": "online", "refreshes": 2, "keep": 0.7}),
+    "selective_dpo": Case({"source": "online", "refresh": 2, "keep": 0.7}),
 }
 # One method in two guises: what its other parameters do is a different algorithm.
 FURTHER: dict[str, Case] = {
@@ -82,13 +82,13 @@ FURTHER: dict[str, Case] = {
     "ifd:warm_up": Case(
         {"form": "cherry", "warm_up": 2, "warm_up_clusters": 2, "helper_lora": False, "limit": 5.0, "keep": 0.7}
     ),
-    "ifd:diverse": Case({"keep": 0.9, "limit": 5.0, "diverse": 0.6, "renew": 1}),
+    "ifd:diverse": Case({"keep": 0.9, "limit": 5.0, "diverse": 0.6, "refresh": "epoch"}),
     "edge:weight": Case({"guideline": "w1 w2", "action": "weight"}),
     "jest:diverse": Case(
-        {"reference_column": "difficulty", "factor": 2, "diversity": 1.0},
+        {"loss_column": "difficulty", "factor": 2, "diversity": 1.0},
         repeats=False,
     ),
-    "infobatch:period": Case({"period": 1, "prescore": True, "prune_ratio": 0.6}),
+    "infobatch:steps": Case({"refresh": 1, "prescore": True, "keep_learned": 0.4}),
     "curriculum:sample": Case({"action": "sample", "by": "loss", "unbiased": True, "refresh": 2}),
     "margin:weight": Case({"action": "weight"}),
     "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),
@@ -105,7 +105,7 @@ FURTHER: dict[str, Case] = {
 
 
 if find_spec("faiss"):
-    FURTHER["semdedup:faiss"] = Case({"backend": "faiss", "keep": 0.6, "clusters": 3, "renew": 1})
+    FURTHER["semdedup:faiss"] = Case({"backend": "faiss", "keep": 0.6, "clusters": 3, "refresh": "epoch"})
     FURTHER["d4:faiss"] = Case({"backend": "faiss", "clusters": 3, "dedup": 0.9, "diversify": 0.8})
 
 

@@ -98,4 +98,4 @@ def test_selective_dpo_online_scores_what_its_card_says(epochs, pairs):
     expected = create_method("selective_dpo", source="online").expected_cost(run)
     assert expected["forwards"] == expected["reference_forwards"]
     assert expected["forwards"][0] / size == pytest.approx(pairs)
-    assert f"{pairs}" in get_method("selective_dpo").cost
+    assert f"{pairs}" in get_method("selective_dpo").__doc__

@@ -23,7 +23,8 @@ def passes_with(costs, rank=0, world=1, what="forwards"):
             costs.ran(what, len(ids), 0)
         return inputs
 
-    return Passes(lambda ids: torch.from_numpy(ids.copy()), LENGTHS, forward, rank, world, costs=costs)
+    rows = SimpleNamespace(lengths=LENGTHS, collate=lambda ids: torch.from_numpy(ids.copy()))
+    return Passes(lambda: rows, forward, rank, world, costs=costs)
 
 
 # ---- Counting ----
@@ -126,14 +127,14 @@ class Calls:
         ("select_k_of_b", {"by": "implicit_margin"}, True, True),
         ("select_k_of_b", {"by": "explicit_margin"}, False, False),
         ("select_k_of_b", {"by": "length"}, False, False),
-        ("jest", {"reference": "the policy's own folder"}, True, True),
-        ("selective_dpo", {"source": "online", "refreshes": 4}, True, True),
+        ("jest", {"model": "the policy's own folder"}, True, True),
+        ("selective_dpo", {"source": "online", "refresh": 1}, True, True),
     ],
 )
 def test_the_counter_is_what_the_models_ran(make_trainer, model, no_picture, name, parameters, policy, reference):
     trainer = make_trainer("dpo", max_steps=4)
-    if "reference" in parameters:
-        parameters = {"reference": str(model)}
+    if "model" in parameters:
+        parameters = {"model": str(model)}
     calls = Calls(trainer)
     tiny.attach(trainer, name, **parameters)
     trainer.train()
@@ -194,7 +195,7 @@ def test_generated_tokens_are_counted_up_to_the_end_of_each_response(make_traine
     ("name", "parameters"),
     [
         ("select_k_of_b", {"factor": 2}),
-        ("selective_dpo", {"source": "online", "refreshes": 4, "keep": 0.8}),
+        ("selective_dpo", {"source": "online", "refresh": 2, "keep": 0.8}),
         ("bees", {"sources": ["implicit"], "refresh": 3, "keep": 0.8}),
     ],
 )

@@ -1,5 +1,7 @@
 """Extra passes: batches by token budget, sharded over the ranks, results in the order that was asked for."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,8 @@ def passes_of(rank=0, world=1, total=lambda values: values, seen=None):
             seen.append(ids.tolist())
         return inputs
 
-    return Passes(lambda ids: torch.from_numpy(ids.copy()), LENGTHS, forward, rank, world, total)
+    rows = SimpleNamespace(lengths=LENGTHS, collate=lambda ids: torch.from_numpy(ids.copy()))
+    return Passes(lambda: rows, forward, rank, world, total)
 
 
 def squares(batch):

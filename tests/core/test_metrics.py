@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.metrics import Metrics
-from dsel_trl.core.run import Run, Step
+from dsel_trl.core.run import Step
+from tests.runs import make_run
 
 
 def step(ids, **values):
@@ -16,7 +16,7 @@ def step(ids, **values):
 
 @pytest.fixture
 def run():
-    return Run("dpo", 6, Ledger(6), step=10)
+    return make_run(6, step=10)
 
 
 def test_weights_and_scores_of_a_window(run):

@@ -5,9 +5,13 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from dsel_trl.data.columns import ROW_NUMBER
 from dsel_trl.data.loading import check_rows, load_splits, number_rows, take_split
+from dsel_trl.trainer.kinds import KINDS
 
 ROWS = {"prompt": ["a", "b", "c"], "chosen": ["x", "y", "z"], "rejected": ["u", "v", "w"]}
+
+PAIRS = KINDS["dpo"].columns
 
 
 @pytest.fixture(autouse=True)
@@ -60,10 +64,10 @@ def test_saved_datasets(rows, tmp_path, streaming):
 @pytest.mark.parametrize("kind", ["dpo", "sft", "kto", "reward"])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_demo(kind, streaming):
-    splits = load_splits("demo", kind=kind, streaming=streaming)
+    splits = load_splits("demo", demo=KINDS[kind].demo, streaming=streaming)
     first = next(iter(splits["train"]))
     assert ("rejected" in first) == (kind in ("dpo", "reward"))
-    check_rows(splits["train"], kind, "demo")
+    check_rows(splits["train"], "demo", KINDS[kind].columns, "dsel")
 
 
 @pytest.mark.parametrize(
@@ -103,24 +107,22 @@ def test_a_missing_split_lists_those_there_are(rows):
 
 def test_wrong_columns_and_empty_rows(rows):
     with pytest.raises(ValueError, match="needs the columns 'chosen' and 'rejected', but the columns of 'pairs'"):
-        check_rows(rows.rename_column("chosen", "winner"), "dpo", "pairs")
+        check_rows(rows.rename_column("chosen", "winner"), "pairs", PAIRS, "dsel dpo")
     with pytest.raises(ValueError, match="'messages', or 'prompt' and 'completion', or 'input_ids', or 'body'"):
-        check_rows(rows, "sft", "pairs", "body")
+        check_rows(rows, "pairs", (*KINDS["sft"].columns, ("body",)), "dsel sft")
     with pytest.raises(ValueError, match="no rows"):
-        check_rows(rows.select([]), "dpo", "pairs")
+        check_rows(rows.select([]), "pairs", PAIRS, "dsel dpo")
     holes = Dataset.from_dict({**ROWS, "rejected": ["u", None, None]})
     with pytest.raises(ValueError, match="'rejected' of 'pairs' is empty in 2 rows, first in row 1"):
-        check_rows(holes, "dpo", "pairs")
-    check_rows(rows, "dpo", "pairs")
-    check_rows(rows.rename_columns({"chosen": "completion"}), "sft", "pairs")
+        check_rows(holes, "pairs", PAIRS, "dsel dpo")
+    check_rows(rows, "pairs", PAIRS, "dsel dpo")
+    check_rows(rows.rename_columns({"chosen": "completion"}), "pairs", KINDS["sft"].columns, "dsel sft")
 
 
-def test_rows_are_numbered_once(rows):
-    numbered = number_rows(rows)
-    assert numbered["example_id"][:] == [0, 1, 2]
-    own = rows.add_column("example_id", [7, 5, 3])
-    assert number_rows(own)["example_id"][:] == [7, 5, 3]
-    with pytest.raises(ValueError, match="'example_id' holds string"):
-        number_rows(rows.add_column("example_id", ["p", "q", "r"]))
+def test_rows_are_numbered_whatever_columns_they_have(rows):
+    own = rows.add_column("example_id", ["p", None, "r"]).select([2, 0, 1])
+    numbered = number_rows(own)
+    assert numbered[ROW_NUMBER][:] == [0, 1, 2]
+    assert numbered["example_id"][:] == ["r", "p", None]
     stream = rows.to_iterable_dataset()
     assert number_rows(stream) is stream

@@ -30,15 +30,7 @@ def row_arguments(batch):
 
 def test_beta_dpo(batch):
     mask = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
-    weights = beta_dpo.beta_dpo_gate_weight(batch.margin(), mask, batch.beta, 0.7)
-    assert (weights[mask == 0] == 0).all()
-    same(batch, weights, lambda tokens: beta_dpo.beta_dpo_loss(batch.margin(tokens), mask, 0.7)[0])
-
-
-def test_beta_dpo_without_effect_is_weight_one(batch):
-    margin = batch.margin()
-    weights = beta_dpo.beta_dpo_gate_weight(margin, torch.ones_like(margin), batch.beta, batch.beta)
-    torch.testing.assert_close(weights, torch.ones_like(margin))
+    same(batch, beta_dpo.kept_mean_weights(mask), lambda t: dpo_loss(batch.beta * batch.margin(t))[mask > 0].mean())
 
 
 def test_gamma_po_dpo_form(batch):

@@ -1,16 +1,12 @@
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from dsel_trl.functional.running import (
     EmaMoments,
-    RunningMoments,
     batch_moments,
     ema_update,
-    moments_update,
-    standardize,
 )
 
 
@@ -50,16 +46,3 @@ def test_ema_refuses_wrong_options():
         ema_update(EmaMoments(), torch.ones(2), decay=1.0)
     with pytest.raises(ValueError, match="'ones'"):
         ema_update(EmaMoments(), torch.ones(2), init="ones")
-
-
-def test_running_moments_equal_those_of_all_values():
-    values = np.random.default_rng(0).normal(3.0, 2.0, size=100)
-    state = RunningMoments()
-    for part in (values[:1], values[1:40], [math.nan], values[40:]):
-        state = moments_update(state, part)
-    assert (state.count, state.mean, state.std) == pytest.approx((100, values.mean(), values.std()))
-    np.testing.assert_allclose(standardize(state, [state.mean, math.nan]), [0.0, math.nan])
-
-
-def test_no_spread_gives_zeros():
-    assert standardize(moments_update(RunningMoments(), [2.0]), [5.0]).tolist() == [0.0]

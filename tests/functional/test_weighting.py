@@ -6,36 +6,10 @@ import torch
 from dsel_trl.functional.weighting import (
     effective_sample_size,
     length_normalized_gate_rows,
-    normalize_weights,
     shifted_gate_weight,
     slope_gate_weight,
+    slopes,
 )
-
-
-def test_normalisation():
-    weights = torch.tensor([1.0, 3.0, 0.0, math.nan])
-    assert normalize_weights(weights, "mean1").tolist() == [1.0, 3.0, 0.0, 0.0]
-    assert normalize_weights(weights, "sum1").tolist() == [0.25, 0.75, 0.0, 0.0]
-    assert normalize_weights(weights, "none").tolist() == [1.0, 3.0, 0.0, 0.0]
-
-
-def test_all_zero_weights_become_uniform():
-    zeros = torch.zeros(4)
-    assert normalize_weights(zeros, "mean1").tolist() == [1.0] * 4
-    assert normalize_weights(zeros, "sum1").tolist() == [0.25] * 4
-    assert normalize_weights(zeros, "none").tolist() == [0.0] * 4
-    assert normalize_weights(torch.tensor([]), "mean1").tolist() == []
-
-
-def test_huge_and_tiny_weights_survive_normalisation():
-    assert normalize_weights(torch.tensor([3e38, 3e38, 0.0])).tolist() == pytest.approx([1.5, 1.5, 0.0])
-    torch.testing.assert_close(normalize_weights(torch.tensor([1e-40, 1e-40])), torch.ones(2), rtol=1e-3, atol=0)
-
-
-def test_normalisation_detaches_and_names_an_unknown_mode():
-    assert not normalize_weights(torch.ones(2, requires_grad=True)).requires_grad
-    with pytest.raises(ValueError, match="'mean'"):
-        normalize_weights(torch.ones(2), "mean")
 
 
 def test_effective_sample_size():
@@ -44,6 +18,9 @@ def test_effective_sample_size():
     assert effective_sample_size(torch.tensor([1.0, 2.0])).item() == pytest.approx(9 / 5)
     assert effective_sample_size(torch.zeros(3)) == 0
     assert effective_sample_size(torch.tensor([1e30, 1e30])) == 2
+    assert effective_sample_size(torch.tensor([3.0, 3.0, math.nan])) == 2
+    assert effective_sample_size(torch.tensor([-2.0, -2.0])) == 2
+    assert not effective_sample_size(torch.ones(2, requires_grad=True)).requires_grad
 
 
 def test_no_shift_and_the_stock_slope_are_weight_one():
@@ -58,3 +35,13 @@ def test_weights_stay_finite_where_the_stock_gradient_vanishes():
     assert torch.isfinite(shifted_gate_weight(margin, 1000.0)).all()
     with pytest.raises(ValueError, match=r"0\.0"):
         length_normalized_gate_rows(margin, margin, margin, margin, margin, 0.0)
+
+
+def test_slopes_are_derivatives_also_where_gradients_are_off():
+    x, y = torch.tensor([1.0, -2.0, math.nan]), torch.tensor([3.0, 5.0, 1.0])
+    with torch.no_grad():
+        by_x, by_y = slopes(lambda a, b: a**2 * b, x, y)
+    torch.testing.assert_close(by_x, 2 * x * y, equal_nan=True)
+    torch.testing.assert_close(by_y, x**2, equal_nan=True)
+    assert not by_x.requires_grad
+    assert slopes(lambda a: a.sum() ** 2, torch.ones(2, dtype=torch.bfloat16))[0].tolist() == [4.0, 4.0]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dsel_trl import SelectionCallback, create_method
-from dsel_trl.data.lengths import row_lengths
 from dsel_trl.sampling.batch_sampler import BatchPlanSampler, over_ranks
+from dsel_trl.trainer.rows import make_rows
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -115,13 +115,13 @@ def test_lengths_a_batch_is_padded_to(make_trainer):
     trainer = make_trainer("dpo", max_length=9)
     rows = trainer.train_dataset
     expected = [min(9, len(r["prompt_ids"]) + max(len(r["chosen_ids"]), len(r["rejected_ids"]))) for r in rows]
-    lengths, per_example = row_lengths(rows, "dpo", 9)
-    assert lengths.tolist() == expected
-    assert per_example == 2
+    pairs = make_rows(trainer, rows, "train")
+    assert pairs.padded_lengths.tolist() == expected
+    assert pairs.layout.sequences == 2
     trainer = make_trainer("sft")
-    lengths, per_example = row_lengths(trainer.train_dataset, "sft", None)
-    assert lengths.tolist() == [len(ids) for ids in trainer.train_dataset["input_ids"]]
-    assert per_example == 1
+    sequences = make_rows(trainer, trainer.train_dataset, "train")
+    assert sequences.padded_lengths.tolist() == [len(ids) for ids in trainer.train_dataset["input_ids"]]
+    assert sequences.layout.sequences == 1
 
 
 # ---- In the trainer ----

@@ -169,7 +169,7 @@ def test_an_extra_pass_measures_the_same_and_leaves_no_trace(make_trainer, kind,
 def test_a_pass_without_the_reference_knows_no_margin(make_trainer):
     trainer = make_trainer("dpo", max_steps=1)
     looked(trainer)
-    inputs = trainer.selection.run.passes.rows(np.array([1, 2]))
+    inputs = trainer.selection.run.rows.collate(np.array([1, 2]))
     batch = score_rows(trainer, inputs, torch.tensor([1, 2]), reference=False)
     assert batch.policy_chosen_logps.shape == (2,)
     with pytest.raises(ValueError, match="without its reference model"):
@@ -182,7 +182,11 @@ def test_a_reference_that_is_gone_is_named(make_trainer):
     looked(trainer)
     passes = trainer.selection.run.passes
     assert np.isfinite(passes.measure(lambda batch: batch.implicit_margin, np.arange(4))).all()
-    inputs = {key: value for key, value in passes.rows(np.array([1])).items() if not key.startswith("ref_")}
+    inputs = {
+        key: value
+        for key, value in trainer.selection.run.rows.collate(np.array([1])).items()
+        if not key.startswith("ref_")
+    }
     with pytest.raises(ValueError, match="reference model is gone"):
         score_rows(trainer, inputs, torch.tensor([1]))
 
@@ -238,6 +242,18 @@ def test_a_model_without_the_fused_head_is_read_from_its_logits():
     output.logits.sum().backward()
     assert model.values.grad[0].unique().tolist() == [3.0]
     assert not model.values.grad[1].any()
+
+
+def test_the_expected_log_probability_is_read_from_logits_where_asked_for():
+    model, labels = Speaks("logits"), torch.zeros(2, 5, dtype=torch.long)
+    with Tap(model, outputs=("log_sum_sq_probs",)).open(labels) as reading:
+        model()
+    expected = (model.values.detach()[:, :-1].softmax(-1) ** 2).sum(-1).log()
+    torch.testing.assert_close(reading.policy.log_sum_sq_probs, expected)
+    other = Speaks("logits")
+    with Tap(other).open(labels) as reading:
+        other()
+    assert reading.policy.log_sum_sq_probs is None
 
 
 def test_other_outputs_are_ignored():

@@ -211,8 +211,10 @@ def test_a_taken_name():
 def test_a_method_needs_a_card():
     @dataclass
     class NoCard(Method):
-        pass
+        keep: float = 0.5
 
+    with pytest.raises(ValueError, match="NoCard needs a docstring"):
+        register("no_card")(NoCard)
     NoCard.__doc__ = None
     with pytest.raises(ValueError, match="NoCard needs a docstring"):
         register("no_card")(NoCard)

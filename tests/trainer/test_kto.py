@@ -99,11 +99,11 @@ def test_a_pass_over_sequences_gives_the_tokens_that_are_trained(make_trainer):
     trainer = make_trainer("kto", max_length=9, max_steps=1, learning_rate=0.0, per_device_train_batch_size=4)
     (batch,), _ = looked(trainer)
     run = trainer.selection.run
-    sequences = Sequences(run)
+    sequences = Sequences(run.rows)
     values = run.passes.measure(
         lambda scored: torch.stack([scored.policy_logps, scored.lengths], dim=1),
         batch.ids.numpy(),
-        rows=sequences.collate(),
+        inputs=sequences.collate(),
         lengths=sequences.scan()[0],
     )
     np.testing.assert_allclose(values[:, 0], batch.policy_logps, rtol=1e-4)

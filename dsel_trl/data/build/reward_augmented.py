@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from ...functional.preference.reward_augmented import add_goal, augmentable, goal_text
+from ...functional.preference.reward_augmented import add_goal, augmentable, goal_rows, goal_text
 from ..columns import column_names, numeric_column
 from ..responses import Prompt, unprepared
 
@@ -25,8 +25,7 @@ def conditioned(prompt: Prompt, score: float, template: str = GOAL_TEMPLATE, sys
     'Requested quality (1-10): 9.\\n\\nName a colour.'
     ```
     """
-    goal = goal_text(score, template)
-    return f"{goal}\n\n{prompt}" if isinstance(prompt, str) else add_goal(prompt, goal, system_role)
+    return add_goal(prompt, goal_text(score, template), system_role)
 
 
 def build(
@@ -85,8 +84,8 @@ def build(
     if not len(ids):
         raise ValueError(f"No pair has a higher {score_chosen!r} than {score_rejected!r}: nothing can be augmented.")
     rows = unprepared(dataset).select(ids)
-    parts = [[_row(row, swapped, **settings) for row in rows] for swapped in (False, True)]
-    return Dataset.from_list(parts[0] + parts[1])
+    pairs = [_rows(row, **settings) for row in rows]
+    return Dataset.from_list([pair[0] for pair in pairs] + [pair[1] for pair in pairs])
 
 
 def condition(
@@ -126,15 +125,17 @@ def _condition_row(row: Mapping[str, Any], score: float, template: str, system_r
     return {"prompt": conditioned(row["prompt"], score, template, system_role)}
 
 
-def _row(
-    row: Mapping[str, Any], swapped: bool, score_chosen: str, score_rejected: str, template: str, system_role: bool
-) -> dict[str, Any]:
-    goal = row[score_rejected] if swapped else row[score_chosen]
-    new = {**row, "prompt": conditioned(row["prompt"], goal, template, system_role), "goal": float(goal)}
-    if swapped:
-        new |= {"chosen": row["rejected"], "rejected": row["chosen"]}
-        new |= {score_chosen: row[score_rejected], score_rejected: row[score_chosen]}
-    return new
+def _rows(
+    row: Mapping[str, Any], score_chosen: str, score_rejected: str, template: str, system_role: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    high, low = row[score_chosen], row[score_rejected]
+    positive, negative = goal_rows(row, high, low, template, system_role)
+    return {**positive, "goal": float(high)}, {
+        **negative,
+        "goal": float(low),
+        score_chosen: low,
+        score_rejected: high,
+    }
 
 
 def _stream_rows(batch: Mapping[str, list[Any]], settings: dict[str, Any], keep_equal: bool) -> dict[str, list[Any]]:
@@ -143,5 +144,5 @@ def _stream_rows(batch: Mapping[str, list[Any]], settings: dict[str, Any], keep_
 
     ids = augmentable(floats("score_chosen"), floats("score_rejected"), keep_equal=keep_equal)
     rows = [{name: values[i] for name, values in batch.items()} for i in ids.tolist()]
-    new = [_row(row, swapped, **settings) for row in rows for swapped in (False, True)]
+    new = [part for row in rows for part in _rows(row, **settings)]
     return {name: [row[name] for row in new] for name in [*batch, "goal"]}

@@ -3,8 +3,6 @@
 import hashlib
 import logging
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ..files import replacing
 from .corpus import DemoTask, demo_preferences, draw_tasks
 
 logger = logging.getLogger(__name__)
@@ -142,17 +141,10 @@ def build_demo_model(folder: str | os.PathLike, seed: int = 0, steps: int = 250)
         model = LlamaForCausalLM(config)
     loss = _warm_up(model, rows, steps, np.random.default_rng([seed, 3]))
     logger.info("demo model: %d parameters, loss %.3f after %d steps", model.num_parameters(), loss, steps)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replacing(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         if not (partial / "config.json").is_file():
             raise RuntimeError("This process may not save a model: only the first one of a launch does.")
         (partial / "demo_model.txt").write_text(stamp)
-        partial.chmod(0o755)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return folder

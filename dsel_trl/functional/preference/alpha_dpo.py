@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..margins import dpo_loss, upcast
-from ..weighting import length_normalized_gate_rows
+from ..weighting import length_normalized_gate_rows, slopes
 
 
 def alpha_margin(
@@ -81,6 +81,7 @@ def alpha_dpo_gate_rows(
     Returns:
         `torch.Tensor` of shape `(2B,)`, detached, chosen rows first. Never normalise it.
     """
-    gap = (upcast(policy_chosen) - upcast(policy_rejected)).detach()
-    slope = beta * torch.sigmoid(-beta * (gap - margin.detach()))
-    return length_normalized_gate_rows(slope, slope, chosen_lengths, rejected_lengths, stock_margin, stock_beta)
+    chosen, rejected = slopes(
+        lambda first, second: alpha_dpo_loss(first, second, margin, beta), policy_chosen, policy_rejected
+    )
+    return length_normalized_gate_rows(-chosen, rejected, chosen_lengths, rejected_lengths, stock_margin, stock_beta)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..margins import dpo_loss, upcast
 from ..running import batch_moments
-from ..weighting import length_normalized_gate_rows
+from ..weighting import length_normalized_gate_rows, slopes
 
 
 def amapo_margin(average_gap: Tensor, beta: float = 3.0, max_exponent: float | None = 10.0) -> Tensor:
@@ -80,5 +80,5 @@ def amapo_gate_rows(
     Returns:
         `torch.Tensor` of shape `(2B,)`, detached, chosen rows first. Never normalise it.
     """
-    slope = beta * torch.sigmoid(margin.detach() - beta * upcast(average_gap.detach()))
+    slope = -slopes(lambda gap: amapo_loss(gap, margin, beta), average_gap)[0]
     return length_normalized_gate_rows(slope, slope, chosen_lengths, rejected_lengths, stock_margin, stock_beta)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..ranking import Ids, bottom_k, top_k
+from ..ranking import Ids, top_k
 
 IMPLICIT_DIVISOR = 2.0
 EXTERNAL_DIVISOR = 1.5
@@ -179,39 +179,6 @@ def select_fused(fused: ArrayLike, num: int, tie_break: ArrayLike | None = None,
     second = np.nan_to_num(np.asarray(tie_break, dtype=np.float64)[ids], nan=-np.inf)
     order = ids[np.lexsort((ids, -second, -values[ids]))]
     return order[: len(top_k(values, num))]
-
-
-def baseline_ids(margins: ArrayLike, num: int, which: str, tau: float, rng: np.random.Generator) -> Ids:
-    """
-    The paper's single-margin baselines.
-
-    Args:
-        margins (array-like of shape `(n,)`):
-            Margins of one source, extreme outliers already removed (as NaN).
-        num (`int`):
-            Number of pairs.
-        which (`str`):
-            `"top"`: largest margins; `"bottom"`: most negative; `"middle"`: random among `|margin| <= tau`.
-        tau (`float`):
-            Half width of the middle: 1.0 for reward margins, 0.1 for perplexity margins.
-        rng (`np.random.Generator`):
-            Draws the middle.
-
-    Returns:
-        `np.ndarray` of int64.
-
-    Raises:
-        `ValueError`: if `which` is unknown.
-    """
-    values = np.asarray(margins, dtype=np.float64)
-    if which == "top":
-        return top_k(values, num)
-    if which == "bottom":
-        return bottom_k(values, num)
-    if which != "middle":
-        raise ValueError(f'which must be "top", "bottom" or "middle", but is {which!r}')
-    inside = np.flatnonzero(np.abs(values) <= tau)
-    return rng.choice(inside, size=min(num, len(inside)), replace=False)
 
 
 def _stack(sources: Sequence[ArrayLike]) -> NDArray[np.float64]:

@@ -7,9 +7,8 @@ the pairs to keep, compute the beta of the batch. All statistics are those of th
 import torch
 from torch import Tensor
 
-from ..margins import dpo_loss, upcast
+from ..margins import upcast
 from ..ranking import keep_count
-from ..weighting import slope_gate_weight
 
 
 def log_keep_weights(margin: Tensor, mean: float, std: float) -> Tensor:
@@ -28,11 +27,6 @@ def log_keep_weights(margin: Tensor, mean: float, std: float) -> Tensor:
     margin = upcast(margin.detach())
     log_weights = -0.5 * ((margin - mean) / std) ** 2 if std > 0 else torch.zeros_like(margin)
     return torch.where(torch.isfinite(margin), log_weights, -torch.inf)
-
-
-def keep_weights(margin: Tensor, mean: float, std: float) -> Tensor:
-    """The Gaussian keep-weights themselves, in [0, 1]; far outliers underflow to 0. See [`log_keep_weights`]."""
-    return torch.exp(log_keep_weights(margin, mean, std))
 
 
 def kept_pairs(batch_size: int, filter_ratio: float) -> int:
@@ -106,38 +100,15 @@ def batch_beta(
     return max(beta * (1 + a * (float(kept.mean()) - mean)), floor)
 
 
-def beta_dpo_loss(margin: Tensor, mask: Tensor, beta_used: float) -> tuple[Tensor, Tensor]:
+def kept_mean_weights(mask: Tensor) -> Tensor:
     """
-    Loss of a batch, `sum(mask * softplus(-beta_used * h)) / max(sum(mask), 1)`.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: the scalar loss and the losses of all pairs, shape `(B,)`.
-    """
-    losses = dpo_loss(beta_used * upcast(margin))
-    kept = torch.where(mask > 0, losses, 0.0)
-    return kept.sum() / mask.sum().clamp(min=1), losses
-
-
-def beta_dpo_gate_weight(margin: Tensor, mask: Tensor, beta: float, beta_used: float) -> Tensor:
-    """
-    Factor per pair that turns the gradient of the mean DPO sigmoid loss with `beta` into that of [`beta_dpo_loss`].
-    Exact.
+    Weights with which the mean over a batch is the mean over its kept pairs, `mask * B / max(sum(mask), 1)`.
 
     Args:
-        margin (`torch.Tensor` of shape `(B,)`):
-            Log-ratio margins of the global batch.
         mask (`torch.Tensor` of shape `(B,)`):
             1 where the pair is kept.
-        beta (`float`):
-            Beta of the stock loss.
-        beta_used (`float`):
-            Beta of this batch ([`batch_beta`]).
 
     Returns:
-        `torch.Tensor` of shape `(B,)`, detached. It holds the division by the number of kept pairs: do not normalise
-        it.
+        `torch.Tensor` of shape `(B,)`. It holds the division by the number of kept pairs: do not normalise it.
     """
-    margin = upcast(margin.detach())
-    slope = beta_used / beta * torch.sigmoid(-beta_used * margin)
-    share = mask.numel() / mask.sum().clamp(min=1)
-    return torch.where(mask > 0, share * slope_gate_weight(slope, beta * margin), 0.0)
+    return mask * (mask.numel() / mask.sum().clamp(min=1))

@@ -22,6 +22,21 @@ def rank_responses(scores: ArrayLike) -> Ids:
     return rank_order(scores)[: int(selectable(scores).sum())]
 
 
+def by_falling_gap(gaps: ArrayLike) -> Ids:
+    """
+    Positions of pairs from easy to hard: those with a gap above 0, largest first, ties to the lower position.
+
+    Args:
+        gaps (array-like of shape `(n,)`):
+            Score gap of each pair; NaN where it has none.
+
+    Returns:
+        `np.ndarray` of int64.
+    """
+    values = np.asarray(gaps, dtype=np.float64)
+    return rank_responses(np.where(values > 0, values, np.nan))
+
+
 def curriculum_pairs(scores: ArrayLike) -> list[Pair]:
     """
     Pairs of a prompt from easy to hard: the best response against each lower one.
@@ -38,7 +53,7 @@ def curriculum_pairs(scores: ArrayLike) -> list[Pair]:
     values = np.asarray(scores, dtype=np.float64)
     best = order[0] if len(order) else -1
     pairs = [Pair(int(best), int(other), float(values[best] - values[other])) for other in order[1:]]
-    return sorted((pair for pair in pairs if pair.gap > 0), key=lambda pair: -pair.gap)
+    return [pairs[position] for position in by_falling_gap([pair.gap for pair in pairs])]
 
 
 def curriculum_stages(pairs_per_prompt: Sequence[Sequence[Pair]]) -> list[list[tuple[int, Pair]]]:
@@ -60,12 +75,6 @@ def curriculum_stages(pairs_per_prompt: Sequence[Sequence[Pair]]) -> list[list[t
     ]
 
 
-def global_curriculum(pairs_per_prompt: Sequence[Sequence[Pair]]) -> list[tuple[int, Pair]]:
-    """All pairs of all prompts by falling gap, as `(prompt position, pair)`; ties in the order of the prompts."""
-    together = [(prompt, pair) for prompt, pairs in enumerate(pairs_per_prompt) for pair in pairs]
-    return sorted(together, key=lambda item: -item[1].gap)
-
-
 def split_stages(gaps: ArrayLike, n_stages: int = 3) -> list[Ids]:
     """
     Stages for data with one pair per prompt: the pairs by falling gap, cut into parts of equal size.
@@ -84,6 +93,4 @@ def split_stages(gaps: ArrayLike, n_stages: int = 3) -> list[Ids]:
     """
     if n_stages < 1:
         raise ValueError(f"n_stages must be at least 1, but is {n_stages}")
-    values = np.asarray(gaps, dtype=np.float64)
-    positive = np.where(values > 0, values, np.nan)
-    return list(np.array_split(rank_responses(positive), n_stages))
+    return list(np.array_split(by_falling_gap(gaps), n_stages))

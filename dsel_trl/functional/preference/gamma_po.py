@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..margins import dpo_loss, upcast
-from ..weighting import length_normalized_gate_rows, shifted_gate_weight
+from ..weighting import length_normalized_gate_rows, shifted_gate_weight, slopes
 
 QUEUE_LENGTH = 2048
 SET_SIZE = 256
@@ -157,5 +157,5 @@ def gamma_po_gate_rows(
     Returns:
         `torch.Tensor` of shape `(2B,)`, detached, chosen rows first. Never normalise it.
     """
-    slope = beta * torch.sigmoid(margins.detach() - upcast(gaps.detach()))
+    slope = -beta * slopes(lambda g: gamma_po_loss(g, margins), gaps)[0]
     return length_normalized_gate_rows(slope, slope, chosen_lengths, rejected_lengths, stock_margin, stock_beta)

@@ -5,6 +5,7 @@ Asked for the quality of the chosen answer the order stays; asked for that of th
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 from ..ranking import Ids, rank_order
 
 Messages = list[dict[str, Any]]
-Row = dict[str, Messages]
 
 
 def format_score(score: float) -> str:
@@ -41,13 +41,15 @@ def goal_text(score: float, template: str) -> str:
     return template.replace("{g}", format_score(score))
 
 
-def add_goal(messages: Messages, goal: str, system_role: bool = True, existing_system: str = "merge") -> Messages:
+def add_goal(
+    messages: Messages | str, goal: str, system_role: bool = True, existing_system: str = "merge"
+) -> Messages | str:
     """
-    A copy of a conversation that starts with a requested quality.
+    A copy of a conversation, or of a plain text, that starts with a requested quality.
 
     Args:
-        messages (list of `dict`):
-            Messages with `role` and `content`.
+        messages (list of `dict` or `str`):
+            Messages with `role` and `content`. A plain text is prefixed with the goal and an empty line.
         goal (`str`):
             From [`goal_text`].
         system_role (`bool`, *optional*, defaults to `True`):
@@ -57,13 +59,15 @@ def add_goal(messages: Messages, goal: str, system_role: bool = True, existing_s
             What to do if there is a system message: `"merge"` prefixes it, `"insert"` puts a second one before it.
 
     Returns:
-        list of `dict`: new messages; the input is left alone.
+        list of `dict` or `str`: new messages; the input is left alone.
 
     Raises:
         `ValueError`: if there is no message to condition or `existing_system` is unknown.
     """
     if existing_system not in ("merge", "insert"):
         raise ValueError(f'existing_system must be "merge" or "insert", but is {existing_system!r}')
+    if isinstance(messages, str):
+        return f"{goal}\n\n{messages}"
     roles = [message["role"] for message in messages]
     has_system = bool(roles) and roles[0] == "system"
     if system_role and not (has_system and existing_system == "merge"):
@@ -79,21 +83,21 @@ def add_goal(messages: Messages, goal: str, system_role: bool = True, existing_s
 
 
 def goal_rows(
-    chosen: Messages,
-    rejected: Messages,
+    row: Mapping[str, Any],
     chosen_score: float,
     rejected_score: float,
     template: str,
     system_role: bool = True,
     existing_system: str = "merge",
     as_shipped: bool = False,
-) -> tuple[Row, Row]:
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     The two conditioned rows of a pair.
 
     Args:
-        chosen (list of `dict`), rejected (list of `dict`):
-            Whole conversations, the prompt included.
+        row (mapping from `str`):
+            Holds `chosen` and `rejected`. A `prompt` carries the goal where there is one; else both sides are whole
+            conversations and each carries it. What else the row holds is kept.
         chosen_score (`float`), rejected_score (`float`):
             Absolute scores of the two answers.
         template (`str`):
@@ -106,18 +110,20 @@ def goal_rows(
             and its rejected side carries the goal twice.
 
     Returns:
-        Two `dict` with `chosen` and `rejected`: the positive row (goal = chosen score, order kept) and the negative
-        row (goal = rejected score, order reversed).
+        Two `dict`: the positive row (goal = chosen score, order kept) and the negative row (goal = rejected score,
+        order reversed).
     """
-
-    def condition(messages: Messages, goal: str) -> Messages:
-        return add_goal(messages, goal, system_role, existing_system)
-
+    defect = as_shipped and not system_role
     high, low = goal_text(chosen_score, template), goal_text(rejected_score, template)
-    positive = {"chosen": condition(chosen, high), "rejected": condition(rejected, high)}
-    if as_shipped and not system_role:
-        return positive, {"chosen": condition(chosen, low), "rejected": condition(condition(rejected, low), low)}
-    return positive, {"chosen": condition(rejected, low), "rejected": condition(chosen, low)}
+    carriers = ("prompt",) if "prompt" in row else ("chosen", "rejected")
+
+    def condition(side: Mapping[str, Any], goal: str, names: Sequence[str]) -> dict[str, Any]:
+        return {**side, **{name: add_goal(side[name], goal, system_role, existing_system) for name in names}}
+
+    positive = condition(row, high, carriers)
+    if defect:
+        return positive, condition(condition(row, low, carriers), low, carriers[-1:])
+    return positive, condition({**row, "chosen": row["rejected"], "rejected": row["chosen"]}, low, carriers)
 
 
 def augmentable(

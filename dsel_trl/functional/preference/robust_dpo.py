@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..margins import dpo_loss, upcast
-from ..weighting import slope_gate_weight
+from ..weighting import slope_gate_weight, slopes
 
 
 def _check_flip_rate(eps: float) -> None:
@@ -49,16 +49,12 @@ def conservative_loss(margin: Tensor, eps: float = 0.1) -> Tensor:
 
 def robust_gradient(margin: Tensor, eps: float = 0.1) -> Tensor:
     """Derivative of [`robust_loss`] by the margin, `(B,)`, detached: always negative, so margins keep growing."""
-    _check_flip_rate(eps)
-    u = upcast(margin.detach())
-    return -((1 - eps) * torch.sigmoid(-u) + eps * torch.sigmoid(u)) / (1 - 2 * eps)
+    return slopes(lambda u: robust_loss(u, eps), margin)[0]
 
 
 def conservative_gradient(margin: Tensor, eps: float = 0.1) -> Tensor:
     """Derivative of [`conservative_loss`] by the margin, shape `(B,)`, detached."""
-    _check_flip_rate(eps)
-    u = upcast(margin.detach())
-    return eps * torch.sigmoid(u) - (1 - eps) * torch.sigmoid(-u)
+    return slopes(lambda u: conservative_loss(u, eps), margin)[0]
 
 
 def robust_gate_weight(margin: Tensor, eps: float = 0.1) -> Tensor:

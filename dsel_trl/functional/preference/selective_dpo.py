@@ -1,13 +1,13 @@
 """SelectiveDPO: trains on pairs that a model which never saw them finds easy (https://hf.co/papers/2502.09650)."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..ranking import Ids, keep_count, rank_order
+from ..ranking import Ids, rank_order
 
 
 class HalfSplit(NamedTuple):
@@ -39,87 +39,46 @@ def half_split(n: int, seed: int) -> HalfSplit:
     return HalfSplit(permutation, first, second, second, first)
 
 
-def evaluation_interval(n: int, global_batch: int, epochs: int = 1, evaluations: int = 5) -> int:
-    """Optimizer steps between two evaluations of a helper model trained on half of `n` examples, at least 1."""
-    if global_batch < 1:
-        raise ValueError(f"the global batch must hold at least one example, but is {global_batch}")
-    return max((n // 2) // global_batch * epochs // evaluations, 1)
-
-
 def stable_id(first_user_message: str) -> str:
     """Identity of an example in a dataset without an id column: the sha256 of its first user message."""
     return hashlib.sha256(first_user_message.encode("utf-8")).hexdigest()
 
 
-def mean_validation_loss(tables: Iterable[Sequence[tuple[str, float]]], join: str = "outer") -> dict[str, float]:
+def values_by_id(row_ids: Sequence[str], table_ids: Sequence[str], values: ArrayLike) -> NDArray[np.float64]:
+    """
+    Looks up each row of a training set in a table by id.
+
+    Args:
+        row_ids (sequence of `str`):
+            Id of every training row; a repeated id finds the same entry each time.
+        table_ids (sequence of `str`), values (array-like of shape `(m,)`):
+            The table. Of entries that repeat an id the first counts.
+
+    Returns:
+        `np.ndarray` of float64, one value per training row; NaN where the table has no entry.
+    """
+    first: dict[str, float] = {}
+    for key, value in zip(table_ids, np.asarray(values, dtype=np.float64).tolist(), strict=True):
+        first.setdefault(key, value)
+    return np.array([first.get(key, np.nan) for key in row_ids], dtype=np.float64)
+
+
+def mean_validation_loss(losses: ArrayLike) -> NDArray[np.float64]:
     """
     Difficulty of each example: the mean of its validation losses over helper models and checkpoints.
 
     Args:
-        tables (iterable of sequences of `(id, loss)`):
-            One table per seed and checkpoint, the rows of both helper models together. Of rows that repeat an id the
-            first counts; a NaN is skipped.
-        join (`str`, *optional*, defaults to `"outer"`):
-            `"outer"` keeps every id; `"left"` only those of the first table, as in the reference.
+        losses (array-like of shape `(tables, n)`):
+            One row per helper model and checkpoint; NaN where an example was not evaluated.
 
     Returns:
-        `dict[str, float]`: id to difficulty (higher = harder) in the order of appearance; NaN without any loss. An
-        infinite loss makes the difficulty infinite: the losses of other checkpoints cannot make such a pair easy.
-
-    Raises:
-        `ValueError`: if `join` is unknown.
+        `np.ndarray` of shape `(n,)` (higher = harder); NaN without any loss. An infinite loss makes the difficulty
+        infinite: the losses of other checkpoints cannot make such a pair easy.
     """
-    if join not in ("outer", "left"):
-        raise ValueError(f'join must be "outer" or "left", but is {join!r}')
-    losses: dict[str, list[float]] = {}
-    for position, table in enumerate(tables):
-        seen: set[str] = set()
-        for key, loss in table:
-            if key in seen or (join == "left" and position > 0 and key not in losses):
-                continue
-            seen.add(key)
-            row = losses.setdefault(key, [])
-            if not np.isnan(loss):
-                row.append(float(loss))
-    return {key: float(np.mean(row)) if row else float("nan") for key, row in losses.items()}
-
-
-def easy_first(row_ids: Sequence[str], difficulty: Mapping[str, float]) -> Ids:
-    """
-    Rows of the training set from easy to hard.
-
-    Args:
-        row_ids (sequence of `str`):
-            Id of every training row; a repeated id keeps all its rows.
-        difficulty (mapping from `str` to `float`):
-            From [`mean_validation_loss`]. Rows with an unknown id are left out, a NaN difficulty comes last.
-
-    Returns:
-        `np.ndarray` of int64: row positions.
-    """
-    rows = np.array([row for row, key in enumerate(row_ids) if key in difficulty], dtype=np.int64)
-    values = np.array([difficulty[row_ids[row]] for row in rows], dtype=np.float64)
-    return rows[rank_order(values, descending=False)]
-
-
-def easiest_rows(row_ids: Sequence[str], difficulty: Mapping[str, float], keep: float = 0.5) -> Ids:
-    """
-    The first `floor(keep * number of known rows)` of [`easy_first`], in training order.
-
-    Args:
-        row_ids, difficulty:
-            As in [`easy_first`].
-        keep (`float`, *optional*, defaults to `0.5`):
-            Share of the known rows, in (0, 1].
-
-    Returns:
-        `np.ndarray` of int64: row positions, easiest first.
-
-    Raises:
-        `ValueError`: if `keep` is not in (0, 1].
-    """
-    order = easy_first(row_ids, difficulty)
-    return order[: keep_count(keep, len(order))]
+    values = np.asarray(losses)
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 def learned_step(margins: ArrayLike, delta: float = 0.4) -> NDArray[np.int64]:

@@ -4,11 +4,10 @@ All log-probabilities are per-token averages ([`~margins.average_logps`]).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..margins import dpo_loss, log_ratio_margin, upcast
-from ..weighting import length_normalized_gate_rows
+from ..weighting import length_normalized_gate_rows, slopes
 
 
 def quality_weight(chosen_scores: Tensor, rejected_scores: Tensor, eta: float = 0.7) -> Tensor:
@@ -133,17 +132,23 @@ def uni_dpo_gate_rows(
     Returns:
         `torch.Tensor` of shape `(2B,)`, detached, chosen rows first. Never normalise it.
     """
-    with torch.no_grad():
-        performance = performance_weight(policy_chosen, policy_rejected, beta, tau_ref, gamma)
-        weight = quality_weight(chosen_scores, rejected_scores, eta) * performance
-        margin = beta * log_ratio_margin(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
-        slope = weight * beta * torch.sigmoid(-margin)
-        if not detach_weight:
-            # d/du of (1 - sigmoid(beta*u - tau))^gamma is -gamma * beta * sigmoid(beta*u - tau) times the weight
-            # itself.
-            learned = torch.sigmoid(beta * (upcast(policy_chosen) - upcast(policy_rejected)) - tau_ref)
-            slope = slope + weight * gamma * beta * learned * F.softplus(-margin)
-        likelihood = nll_lambda * likelihood_indicator(policy_chosen, ref_chosen, chosen_scores, tau_good)
-        return length_normalized_gate_rows(
-            slope + likelihood, slope, chosen_lengths, rejected_lengths, stock_margin, stock_beta
+
+    def losses(chosen: Tensor, rejected: Tensor) -> Tensor:
+        return uni_dpo_loss(
+            chosen,
+            rejected,
+            ref_chosen,
+            ref_rejected,
+            chosen_scores,
+            rejected_scores,
+            beta=beta,
+            eta=eta,
+            tau_ref=tau_ref,
+            gamma=gamma,
+            nll_lambda=nll_lambda,
+            tau_good=tau_good,
+            detach_weight=detach_weight,
         )
+
+    chosen, rejected = slopes(losses, policy_chosen, policy_rejected)
+    return length_normalized_gate_rows(-chosen, rejected, chosen_lengths, rejected_lengths, stock_margin, stock_beta)

@@ -1,10 +1,11 @@
 """DEITA: complexity times quality, then a greedy filter for diversity (hf.co/papers/2312.15685)."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
 from ..ranking import rank_order, selectable
 
@@ -22,20 +23,20 @@ ROUNDING = 2.5e-7
 """Two float32 unit vectors that are equal have a cosine of 1 only up to this."""
 
 
-def digit_logits(logprobs: Mapping[int, float], digit_ids: Sequence[int]) -> Floats:
+def digit_logits(logits: Tensor, digit_ids: Sequence[int]) -> Tensor:
     """
-    Picks the digits' values out of the most likely next tokens.
+    Picks the digits' values out of those of all next tokens.
 
     Args:
-        logprobs (`Mapping[int, float]`):
-            Log-probability (or logit) by token id.
+        logits (`torch.Tensor` of shape `(..., V)`):
+            Logits or log-probabilities by token id; NaN where a value is missing.
         digit_ids (`Sequence[int]`):
             Token ids of the digits 1, 2, ... in that order, for example `LLAMA_DIGIT_IDS`.
 
     Returns:
-        `np.ndarray` of float64 of shape `(len(digit_ids),)`: NaN for a digit that is missing.
+        `torch.Tensor` of shape `(..., len(digit_ids))`.
     """
-    return np.array([logprobs.get(token, np.nan) for token in digit_ids], dtype=np.float64)
+    return logits[..., list(digit_ids)]
 
 
 def expected_digit(logits: ArrayLike, fallback: float = FALLBACK) -> Floats:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -107,23 +107,20 @@ def hash_ngrams(texts: Iterable[str], *, num_buckets: int = 10_000, ngrams: int 
     return HashedNgrams(flat, np.cumsum(sizes, dtype=np.int64), np.array(words, dtype=np.int64))
 
 
-def ngram_counts(hashed: HashedNgrams, num_buckets: int) -> NDArray[np.int64]:
+def bucket_counts(buckets: ArrayLike, num_buckets: int) -> Ids:
     """
-    Dense counts per text; for small data, as the table has `N * num_buckets` entries.
+    How often each bucket occurs.
 
     Args:
-        hashed (`HashedNgrams`):
-            Result of [`hash_ngrams`].
+        buckets (`array` of int of any length):
+            Buckets of the n-grams of one text, or of all of them.
         num_buckets (`int`):
             Number of buckets.
 
     Returns:
-        `np.ndarray` of int64 of shape `(N, num_buckets)`.
+        `np.ndarray` of int64 of shape `(num_buckets,)`.
     """
-    n = len(hashed.num_words)
-    row = np.repeat(np.arange(n), np.diff(hashed.offsets))
-    counts = np.bincount(row * num_buckets + hashed.buckets, minlength=n * num_buckets)
-    return counts.reshape(n, num_buckets).astype(np.int64)
+    return np.bincount(np.asarray(buckets, dtype=np.int64), minlength=num_buckets).astype(np.int64)
 
 
 def bucket_distribution(hashed: HashedNgrams, num_buckets: int, *, smoothing: float = 0.0) -> Floats:
@@ -146,7 +143,7 @@ def bucket_distribution(hashed: HashedNgrams, num_buckets: int, *, smoothing: fl
     """
     if smoothing < 0:
         raise ValueError(f"`smoothing` must not be negative, got {smoothing}")
-    counts = np.bincount(hashed.buckets, minlength=num_buckets).astype(np.float64) + smoothing
+    counts = bucket_counts(hashed.buckets, num_buckets).astype(np.float64) + smoothing
     total = counts.sum()
     return counts / total if total > 0 else counts
 
@@ -221,43 +218,6 @@ def dsir_select(
             raise ValueError(f"`min_words={min_words}` needs `num_words`")
         weights = np.where(np.asarray(num_words) >= min_words, weights, np.nan)
     return top_k(weights, k) if greedy else gumbel_top_k(weights, k, rng=rng, noise=noise)
-
-
-def dsir_select_for_targets(
-    log_weights: ArrayLike, shares: Sequence[float], k: int, rng: np.random.Generator
-) -> list[Ids]:
-    """
-    Draws for several targets in given proportions; no text is drawn twice.
-
-    Args:
-        log_weights (`array` of shape `(T, N)`):
-            Log importance weights towards each target.
-        shares (`Sequence[float]` of length `T`):
-            Share of each target in the selection; they need not sum to 1.
-        k (`int`):
-            How many texts to draw in all.
-        rng (`np.random.Generator`):
-            Source of randomness.
-
-    Returns:
-        `list[np.ndarray]`: ids per target.
-
-    Raises:
-        `ValueError`: if the shares do not fit the weights or do not add up to a positive number.
-    """
-    weights, parts = np.array(log_weights, dtype=np.float64), np.asarray(shares, dtype=np.float64)
-    if weights.ndim != 2 or len(parts) != len(weights):
-        raise ValueError(f"got {len(parts)} shares for log weights of shape {weights.shape}")
-    if not (parts.sum() > 0 and (parts >= 0).all()):
-        raise ValueError(f"`shares` must be non-negative and not all zero, got {list(shares)}")
-    # Differences of rounded cumulative sums add up to k exactly.
-    counts = np.diff(np.round(np.concatenate([[0.0], np.cumsum(parts / parts.sum())]) * k)).astype(np.int64)
-    drawn = []
-    for row, count in enumerate(counts):
-        ids = gumbel_top_k(weights[row], int(count), rng=rng) if count else np.zeros(0, dtype=np.int64)
-        weights[:, ids] = np.nan
-        drawn.append(ids)
-    return drawn
 
 
 def inverse_probability_weights(probabilities: ArrayLike, clip: float = 10.0) -> Floats:

@@ -4,8 +4,6 @@ The formula is reconstructed from the published description: no code is public. 
 example needs = informative.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -18,23 +16,26 @@ AGGREGATES = ("mean_turn", "mean_token", "min_turn")
 TINY = 1e-8
 
 
-def mean_turn_nll(token_nll: Sequence[ArrayLike]) -> tuple[Floats, NDArray[np.int64]]:
+def mean_turn_nll(token_nll: ArrayLike, turn: ArrayLike, num_turns: int) -> tuple[Floats, NDArray[np.int64]]:
     """
     Mean token loss of every turn.
 
     Args:
-        token_nll (`Sequence` of `array`):
-            For each turn the negative log-likelihoods of its action tokens, in nats; a turn may be empty.
+        token_nll (`array` of shape `(n,)`):
+            Negative log-likelihoods of all action tokens, in nats.
+        turn (`array` of int of shape `(n,)`):
+            Turn of every token.
+        num_turns (`int`):
+            Number of turns; a turn may have no token.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: mean loss per turn, float64 of shape `(T,)`, NaN for an empty turn; number of
         tokens per turn, int64 of shape `(T,)`.
     """
-    rows = [np.asarray(row, dtype=np.float64) for row in token_nll]
-    counts = np.fromiter((len(row) for row in rows), dtype=np.int64, count=len(rows))
-    flat = np.concatenate(rows) if rows else np.zeros(0)
-    sums = np.bincount(np.repeat(np.arange(len(rows)), counts), weights=flat, minlength=len(rows))
-    means = np.full(len(rows), np.nan)
+    owner = np.asarray(turn, dtype=np.int64)
+    counts = np.bincount(owner, minlength=num_turns).astype(np.int64)
+    sums = np.bincount(owner, weights=np.asarray(token_nll, dtype=np.float64), minlength=num_turns)
+    means = np.full(num_turns, np.nan)
     np.divide(sums, counts, out=means, where=counts > 0)
     return means, counts
 
@@ -122,31 +123,3 @@ def edge_scores(
     mass = np.bincount(owner[scored], weights=weight[scored], minlength=num_examples)
     np.divide(total, mass, out=scores, where=mass > 0)
     return scores
-
-
-def edge_weights(scores: ArrayLike, temperature: float = 1.0) -> Floats:
-    """
-    Weights that favour examples the guideline does not help: `exp(-(score - median) / temperature)`, mean 1.
-
-    Args:
-        scores (`array` of shape `(N,)`):
-            Result of [`edge_scores`].
-        temperature (`float`, *optional*, defaults to `1.0`):
-            Larger values make the weights more even.
-
-    Returns:
-        `np.ndarray` of float64 of shape `(N,)`: average 1 over the scored examples, 1 where the score is unknown.
-
-    Raises:
-        `ValueError`: if `temperature` is not positive.
-    """
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be positive, got {temperature}")
-    values = np.asarray(scores, dtype=np.float64)
-    scored = selectable(values)
-    weights = np.ones(len(values))
-    if scored.any():
-        # Subtracting the minimum instead of the median gives the same weights after normalisation, without overflow.
-        raw = np.exp(-(values[scored] - values[scored].min()) / temperature)
-        weights[scored] = raw / raw.mean()
-    return weights

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..ranking import bottom_k, top_k
+from ..ranking import bottom_k
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -50,31 +50,11 @@ def ifd_loss_ratio(loss_conditioned: ArrayLike, loss_direct: ArrayLike) -> Float
     return ratio
 
 
-def ifd_perplexity_ratio(loss_conditioned: ArrayLike, loss_direct: ArrayLike) -> Floats:
-    """
-    Superfiltering's IFD: `exp(loss_conditioned - loss_direct)` (hf.co/papers/2402.00530, Eq. 2).
-
-    Args:
-        loss_conditioned (`array` of shape `(N,)`):
-            Mean negative log-likelihood of the answer tokens given the instruction, in nats.
-        loss_direct (`array` of shape `(N,)`):
-            The same without the instruction, over the same answer tokens.
-
-    Returns:
-        `np.ndarray` of float64 of shape `(N,)`: NaN where a loss is unknown.
-
-    Raises:
-        `ValueError`: if the shapes differ.
-    """
-    conditioned, direct = _pair(loss_conditioned, loss_direct)
-    with np.errstate(invalid="ignore", over="ignore"):
-        ratio = np.exp(conditioned - direct)
-    return np.where(np.isfinite(ratio), ratio, np.nan)
-
-
 def ifd_from_perplexities(ppl_conditioned: ArrayLike, ppl_direct: ArrayLike, *, failed: float = math.nan) -> Floats:
     """
-    Superfiltering's IFD from perplexities instead of losses.
+    Superfiltering's IFD: perplexity of the answer given the instruction over its perplexity alone.
+
+    See hf.co/papers/2402.00530, Eq. 2.
 
     Args:
         ppl_conditioned (`array` of shape `(N,)`):
@@ -86,53 +66,36 @@ def ifd_from_perplexities(ppl_conditioned: ArrayLike, ppl_direct: ArrayLike, *, 
             may then select such an example as the easiest one.
 
     Returns:
-        `np.ndarray` of float64 of shape `(N,)`.
+        `np.ndarray` of float64 of shape `(N,)`: NaN where a perplexity is unknown or infinite.
 
     Raises:
         `ValueError`: if the shapes differ.
     """
     conditioned, direct = _pair(ppl_conditioned, ppl_direct)
     ratio = np.full(direct.shape, np.nan)
-    np.divide(conditioned, direct, out=ratio, where=direct != 0)
+    np.divide(conditioned, direct, out=ratio, where=np.isfinite(conditioned) & np.isfinite(direct) & (direct != 0))
     return np.where(direct == 0, failed, ratio)
 
 
-def select_superfiltering(ifd: ArrayLike, k: int, *, threshold: float = 1.0) -> Ids:
+def drop_misled(ifd: ArrayLike, threshold: float = 1.0, *, at_threshold: bool = False) -> Floats:
     """
-    The `k` highest IFD values below the threshold, highest first (hf.co/papers/2402.00530, section 3).
+    The IFD values as scores, of which those that exceed the threshold are never selected: there the instruction
+    misleads the model.
 
     Args:
         ifd (`array` of shape `(N,)`):
             IFD of every example; NaN is not selectable.
-        k (`int`):
-            How many ids to return, at most.
         threshold (`float`, *optional*, defaults to `1.0`):
-            Examples at or above it are dropped: there the instruction misleads the model.
+            Largest value.
+        at_threshold (`bool`, *optional*, defaults to `False`):
+            Whether a value of exactly the threshold stays, as in Cherry's script (hf.co/papers/2308.12032, 2.3);
+            Superfiltering's drops it (hf.co/papers/2402.00530, section 3).
 
     Returns:
-        `np.ndarray` of int64: at most `k` ids; empty if nothing is below the threshold.
+        `np.ndarray` of float64 of shape `(N,)`: `-inf` where the example is dropped.
     """
     values = np.asarray(ifd, dtype=np.float64)
-    return top_k(np.where(values < threshold, values, np.nan), k)
-
-
-def select_cherry(ifd: ArrayLike, k: int, *, threshold: float = 1.0) -> Ids:
-    """
-    The `k` highest IFD values that do not exceed the threshold, in dataset order (hf.co/papers/2308.12032, 2.3).
-
-    Args:
-        ifd (`array` of shape `(N,)`):
-            IFD of every example; NaN is not selectable.
-        k (`int`):
-            How many ids to return, at most.
-        threshold (`float`, *optional*, defaults to `1.0`):
-            Examples above it are dropped.
-
-    Returns:
-        `np.ndarray` of int64: at most `k` ids in ascending order.
-    """
-    values = np.asarray(ifd, dtype=np.float64)
-    return np.sort(top_k(np.where(values <= threshold, values, np.nan), k))
+    return np.where(values <= threshold if at_threshold else values < threshold, values, -np.inf)
 
 
 def pre_experienced_ids(

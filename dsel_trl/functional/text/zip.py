@@ -84,33 +84,6 @@ def canonical_example(example_id: int, turns: Sequence[tuple[str, str]], source:
     return {"id": example_id, "conversations": conversations, "source": source}
 
 
-def compression_ratio(examples: Sequence[Any], serializer: Serializer = "repr") -> float:
-    """
-    Compression ratio of a set: its bytes over its compressed bytes (hf.co/papers/2407.06645, Eq. 1).
-
-    Args:
-        examples (`Sequence`):
-            Texts or dicts.
-        serializer (`str` or `Callable`, *optional*, defaults to `"repr"`):
-            See [`serialize`].
-
-    Returns:
-        `float`: lower is more information.
-
-    Example:
-
-    ```python
-    >>> from dsel_trl.functional.text.zip import compression_ratio
-
-    >>> compression_ratio(["ha"] * 500) > 50
-    True
-    ```
-    """
-    pieces, frame = serialize(examples, serializer)
-    with CompressionEngine(pieces, frame) as engine:
-        return float(engine.ratios("all", list(range(len(pieces) - 1)), [len(pieces) - 1])[0]) if pieces else 0.0
-
-
 def zip_rounds(
     examples: Sequence[Any],
     budget: int,
@@ -119,7 +92,7 @@ def zip_rounds(
     k2: int = 200,
     k3: int = 100,
     serializer: Serializer = "repr",
-    rejected: str = "burn",
+    unchosen: str = "burn",
     anchor_ids: Sequence[int] = (),
     workers: int = 1,
     as_published: bool = False,
@@ -144,7 +117,7 @@ def zip_rounds(
             Examples that a round chooses.
         serializer (`str` or `Callable`, *optional*, defaults to `"repr"`):
             See [`serialize`].
-        rejected (`str`, *optional*, defaults to `"burn"`):
+        unchosen (`str`, *optional*, defaults to `"burn"`):
             What becomes of the `k2 - k3` finalists that are not chosen: `"burn"` discards them for good, as the
             published code does, `"restore"` leaves them in the pool.
         anchor_ids (`Sequence[int]`, *optional*):
@@ -160,12 +133,12 @@ def zip_rounds(
         `ZipRound`.
 
     Raises:
-        `ValueError`: if a size is not positive or `rejected` is unknown.
+        `ValueError`: if a size is not positive or `unchosen` is unknown.
     """
     if min(budget, k1, k2, k3, workers) < 1:
         raise ValueError(f"all sizes must be positive, got {budget=}, {k1=}, {k2=}, {k3=}, {workers=}")
-    if rejected not in ("burn", "restore"):
-        raise ValueError(f'`rejected` must be "burn" or "restore", got {rejected!r}')
+    if unchosen not in ("burn", "restore"):
+        raise ValueError(f'`unchosen` must be "burn" or "restore", got {unchosen!r}')
     pieces, frame = serialize(examples, serializer)
     selected = [int(i) for i in anchor_ids]
     left = np.ones(len(pieces), dtype=np.bool_)
@@ -181,7 +154,7 @@ def zip_rounds(
             finalists = pool[_lowest(state[pool], k2, as_published)]
             ratios = state[finalists].copy()
             chosen = _least_alike(engine, finalists, k3, as_published)
-            gone = finalists if rejected == "burn" else chosen
+            gone = finalists if unchosen == "burn" else chosen
             state[gone] = BURNT
             # The published code takes nothing out of the pool: what is gone only ranks behind everything else.
             left[gone] = as_published
@@ -200,10 +173,11 @@ def zip_select(
     k2: int = 200,
     k3: int = 100,
     serializer: Serializer = "repr",
-    rejected: str = "burn",
+    unchosen: str = "burn",
     truncate: bool = True,
     anchor_ids: Sequence[int] = (),
     workers: int = 1,
+    watch: Callable[[ZipRound], None] | None = None,
 ) -> Ids:
     """
     Selects the examples that together are hardest to compress (hf.co/papers/2407.06645).
@@ -221,7 +195,7 @@ def zip_select(
             Examples that a round chooses.
         serializer (`str` or `Callable`, *optional*, defaults to `"repr"`):
             See [`serialize`].
-        rejected (`str`, *optional*, defaults to `"burn"`):
+        unchosen (`str`, *optional*, defaults to `"burn"`):
             See [`zip_rounds`]. About `k2 / k3 * budget` examples are used up with `"burn"`.
         truncate (`bool`, *optional*, defaults to `True`):
             Return exactly `budget` ids. `False` keeps the last round whole, as the published code does.
@@ -229,6 +203,8 @@ def zip_select(
             Examples that count as selected already; they are not returned.
         workers (`int`, *optional*, defaults to `1`):
             Processes that compress; the result does not depend on it.
+        watch (`Callable`, *optional*):
+            Called with each round when it is done.
 
     Returns:
         `np.ndarray` of int64: distinct ids, most novel first. Fewer than `budget`, with a warning, if the pool runs
@@ -243,7 +219,7 @@ def zip_select(
     >>> from dsel_trl.functional.text.zip import zip_select
 
     >>> texts = ["the cat sat on the mat", "the cat sat on a mat", "zip packs bytes"]
-    >>> sorted(zip_select(texts, 2, k3=1, rejected="restore", serializer="text").tolist())
+    >>> sorted(zip_select(texts, 2, k3=1, unchosen="restore", serializer="text").tolist())
     [1, 2]
     ```
     """
@@ -254,11 +230,16 @@ def zip_select(
         k2=k2,
         k3=k3,
         serializer=serializer,
-        rejected=rejected,
+        unchosen=unchosen,
         anchor_ids=anchor_ids,
         workers=workers,
     )
-    ids = np.concatenate([np.zeros(0, dtype=np.int64), *(step.chosen for step in rounds)])
+    chosen = [np.zeros(0, dtype=np.int64)]
+    for step in rounds:
+        chosen.append(step.chosen)
+        if watch is not None:
+            watch(step)
+    ids = np.concatenate(chosen)
     return ids[:budget] if truncate else ids
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...core.method import Method, Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import check_range, check_refresh
 from ...core.registry import register
 from ...functional.ranking import keep_count
 
@@ -33,14 +33,14 @@ class Random(Method):
 
     def __post_init__(self) -> None:
         check_range("keep", self.keep, 0, 1, open_low=True)
-        check_choice("refresh", self.refresh, ("never", "epoch"))
+        check_refresh(self.refresh, ("never", "epoch"))
 
     def epoch_size(self, run: Run) -> int:
         return keep_count(self.keep, run.size)
 
     def select(self, run: Run) -> np.ndarray:
         # The draw of the run, or of the epoch: never of a single plan, or a subset would grow while it is served.
-        rng = run.rng(0, run.epoch if self.refresh == "epoch" else 0)
+        rng = run.rng("random/keep", run.epoch if self.refresh == "epoch" else 0)
         mask = np.zeros(run.size, dtype=bool)
         mask[rng.choice(run.size, keep_count(self.keep, run.size), replace=False)] = True
         return mask

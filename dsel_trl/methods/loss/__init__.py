@@ -1,1 +1,1 @@
-"""Methods that select by the loss."""
+"""By how well the model, or a reference, already knows an example or a token: by its loss."""

@@ -1,7 +1,7 @@
 """InfoBatch: fewer steps with the same expected gradient."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from ...bases.scored import known_scores
 from ...core.charges import Charge
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_range
+from ...core.parameters import check_range, check_refresh
 from ...core.registry import register
 from ...functional.loss.infobatch import infobatch_prune, is_pruned_epoch
 from ...signals.batch import Batch, Signal
@@ -22,14 +22,14 @@ class InfoBatch(Method):
     """
     Leaves out a random part of the well-learned examples and weighs the rest of them up.
 
-    What: of the examples whose last loss is below the mean, a share `prune_ratio` is dropped at random; the survivors
-    get the weight `1 / (1 - prune_ratio)`, so that the expected gradient is that of all data
-    (hf.co/papers/2303.04947). After `delta` of the training everything is used, with weight 1. The loss is that of the
-    normal training forward: mean per token for SFT, per pair for DPO.
-    Schedule: it is decided at the start of each pass, or, with `period`, every so many optimizer steps over the
-    examples that come next, by the losses known then (an adaptation for runs of few epochs); each example is decided
-    on once per pass, so the expectation stays exact. `prescore` measures all losses before training, so that the first
-    pass prunes too (an adaptation).
+    What: of the examples whose last loss is below the mean, only the random share `keep_learned` (of them, not of all,
+    so it is not called `keep`) stays, with the weight `1 / keep_learned`, so that the expected gradient is that of all
+    data (hf.co/papers/2303.04947). After `delta` of the training everything is used, with weight 1. The loss is that
+    of the normal training forward: mean per token for SFT, per pair for DPO.
+    Schedule: it is decided at the start of each pass, or, with a number in `refresh`, every so many optimizer steps
+    over the examples that come next, by the losses known then (an adaptation for runs of few epochs); each example is
+    decided on once per pass, so the expectation stays exact. `prescore` measures all losses before training, so that
+    the first pass prunes too (an adaptation).
     Steps: the length of an epoch is fixed when training starts, from the share expected to be below the mean (a half);
     a pass goes on in the next epoch where it does not end with one.
     When: many epochs. When not: without `prescore` the first pass prunes nothing, so up to 2 epochs there is little to
@@ -38,9 +38,13 @@ class InfoBatch(Method):
     Plan of 1,000,000 examples: 0.2 s and 49 MB.
     """
 
-    prune_ratio: float = field(default=0.5, metadata={"help": "share of the well-learned examples to drop, in [0, 1)"})
+    keep_learned: float = field(
+        default=0.5, metadata={"help": "share of the well-learned examples to keep, in (0, 1]"}
+    )
     delta: float = field(default=0.875, metadata={"help": "share of the training that prunes; the rest uses all data"})
-    period: int | None = field(default=None, metadata={"help": "decide every so many steps; default once per pass"})
+    refresh: int | str = field(
+        default="epoch", metadata={"help": 'when to decide: "epoch" (each pass), or every so many optimizer steps'}
+    )
     prescore: bool = field(default=False, metadata={"help": "measure all losses once before training"})
     exact_weight: bool = field(default=False, metadata={"help": "weights |low| / |kept|: no bias from rounding"})
     min_keep: int = field(default=1, metadata={"help": "well-learned examples that are always kept"})
@@ -52,16 +56,16 @@ class InfoBatch(Method):
     packed_rows = True
     carry_over = True
     normalize = "none"
+    renamed: ClassVar[dict[str, str]] = {"prune_ratio": "keep_learned (1 - prune_ratio)", "period": "refresh"}
     charges = (Charge("forwards", when="prescore", reference=True),)
     cost = "no extra forward"
-    state = "the loss column and 10 bytes per example; with period 8 more"
+    state = "the loss column and 10 bytes per example; with steps in refresh 8 more"
 
     def __post_init__(self) -> None:
-        check_range("prune_ratio", self.prune_ratio, 0, 1, open_high=True)
+        check_range("keep_learned", self.keep_learned, 0, 1, open_low=True)
         check_range("delta", self.delta, 0, 1)
         check_range("min_keep", self.min_keep, 0, 2**31)
-        if self.period is not None and (not isinstance(self.period, int) or self.period < 1):
-            raise ValueError(f"period={self.period!r} is not a positive number of steps.")
+        check_refresh(self.refresh, ("epoch", "steps"))
         self._weights = np.empty(0, dtype=np.float32)
         self._next = np.empty(0, dtype=np.float32)
         self._in_flight = np.empty(0, dtype=bool)
@@ -74,30 +78,33 @@ class InfoBatch(Method):
         self._in_flight = np.zeros(run.size, dtype=bool)
         self._left_out = np.zeros(run.size, dtype=bool)
         if self.prescore and not run.resumed:
-            assert run.passes is not None
             losses = run.passes.measure(lambda batch: batch.loss, description="Losses before training")
             run.ledger.write("loss", None, losses, step=0)
 
     def epoch_size(self, run: Run) -> int:
         passes = max(1, int(np.ceil(run.epochs)))
         first = 0 if self.prescore else 1
-        if self.period is None:
+        if isinstance(self.refresh, str):
             pruned: float = sum(is_pruned_epoch(epoch, passes, self.delta) for epoch in range(first, passes))
         else:
             pruned = max(0.0, self.delta * passes - first)
-        return max(1, round(run.size * (passes - 0.5 * self.prune_ratio * pruned) / passes))
+        return max(1, round(run.size * (passes - 0.5 * (1 - self.keep_learned) * pruned) / passes))
+
+    def due(self, run: Run) -> bool:
+        # Each plan is served to its end, and then comes the next: none is broken off.
+        return False
 
     def plan(self, run: Run, epoch: int) -> np.ndarray:
-        rng = run.plan_rng()
+        rng = run.plan_rng("infobatch/prune")
         asked = self._asked(run, rng)
         pruning = run.progress < self.delta
-        if self.period is None:
+        if isinstance(self.refresh, str):
             pruning = pruning and is_pruned_epoch(run.plans_made, run.epochs, self.delta)
-        if pruning and self.prune_ratio > 0:
+        if pruning and self.keep_learned < 1:
             ids, weights = infobatch_prune(
                 known_scores(run, "loss"),
                 rng,
-                prune_ratio=self.prune_ratio,
+                prune_ratio=1 - self.keep_learned,
                 exact_weight=self.exact_weight,
                 min_keep=self.min_keep,
                 candidates=asked,
@@ -116,14 +123,15 @@ class InfoBatch(Method):
         return ids
 
     def _asked(self, run: Run, rng: np.random.Generator) -> np.ndarray:
-        """The examples to decide on now: all, or the next `period` steps' worth of a pass in random order."""
-        if self.period is None:
+        """The examples to decide on now: all, or the next `refresh` steps' worth of a pass in random order."""
+        if isinstance(self.refresh, str):
             return np.arange(run.size)
         if not len(self._undecided):
             self._undecided = rng.permutation(run.size)
+        assert isinstance(self.refresh, int)
         arguments = run.arguments
         step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * run.world
-        asked, self._undecided = np.split(self._undecided, [self.period * step])
+        asked, self._undecided = np.split(self._undecided, [self.refresh * step])
         return asked
 
     def weigh(self, batch: Batch) -> Tensor:

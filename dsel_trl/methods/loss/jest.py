@@ -1,12 +1,13 @@
 """JEST: the most learnable examples of a super-batch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.reference_loss import WithReference
+from ...bases.reference_loss import SecondModel
 from ...core.cache import cached
 from ...core.charges import Charge
 from ...core.method import Run
@@ -21,16 +22,16 @@ CHUNKS = 16
 
 @register("jest")
 @dataclass
-class Jest(WithReference):
+class Jest(SecondModel):
     """
-    Draws from a large candidate batch the examples that the policy has not learned but a reference has.
+    Draws from a large candidate batch the examples that the policy has not learned but a second model has.
 
     What: of `factor` candidates per trained example, the batch is drawn in proportion to exp(learnability /
-    `temperature`), learnability being the policy's loss minus the reference's (hf.co/papers/2406.17711). SFT and DPO
-    losses do not couple examples, so the joint choice of the paper is a draw of each on its own; `diversity` above 0
-    couples them again by the cosine similarity of their embeddings. The reference's losses are measured once: under
-    `reference`, under a helper trained on `clean_column`, or from `reference_column`. Of a pair it is the loss that
-    the reference would have in the policy's place.
+    `temperature`), learnability being the policy's loss minus that of a second model (the reference of
+    hf.co/papers/2406.17711). SFT and DPO losses do not couple examples, so the joint choice of the paper is a draw of
+    each on its own; `diversity` above 0 couples them again by the cosine similarity of their embeddings. The second
+    model's losses are measured once: under `model`, under a helper trained on `clean_column`, or from `loss_column`.
+    Of a pair it is the loss that the second model would have in the policy's place.
     When: much more data than can be trained, of mixed quality, with clean data or a good small model at hand.
     When not: it costs `factor` extra forwards per trained example (in DPO as many of the reference model); rows that
     are not drawn count as seen, so an epoch has `1 / factor` of the steps; learnability in nats differs little between
@@ -39,7 +40,7 @@ class Jest(WithReference):
 
     factor: int = field(default=5, metadata={"help": "candidates drawn for one trained example, at least 2"})
     temperature: float = field(default=1.0, metadata={"help": "of the draw; 0 takes the most learnable"})
-    reference_column: str | None = field(default=None, metadata={"help": "instead: column with the reference's loss"})
+    loss_column: str | None = field(default=None, metadata={"help": "instead: column with the second model's loss"})
     diversity: float = field(default=0.0, metadata={"help": "weight of the similarity to what is chosen already"})
     embedding: str = field(default="policy", metadata={"help": f"for diversity: {SOURCE_HELP}"})
     pooling: str = field(default="last", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
@@ -47,16 +48,17 @@ class Jest(WithReference):
     signals = (Signal.LOSS,)
     paper = "hf.co/papers/2406.17711"
     family = "indicator"
+    renamed: ClassVar[dict[str, str]] = {"reference_column": "loss_column"}
     criterion = "external_continuous"
     selector = "gumbel_top_k of candidates"
     charges = (
         Charge("forwards", per="candidate", reference=True),
-        *WithReference.charges,
+        *SecondModel.charges,
         Charge("forwards", when="diversity and embedding: policy"),
         Charge("scorer_forwards", when="diversity and embedding: model"),
     )
     cost = "factor candidates per trained example"
-    state = "its reference column (8 bytes per example); with diversity 4 d bytes per example"
+    state = "the second model's losses (8 bytes per example); with diversity 4 d bytes per example"
 
     def __post_init__(self) -> None:
         check_range("factor", self.factor, 2, 1024)
@@ -65,12 +67,12 @@ class Jest(WithReference):
         check_range("temperature", self.temperature, 0, float("inf"))
         check_range("diversity", self.diversity, 0, float("inf"))
         check_source(self.embedding, self.pooling)
-        self.check_reference(also=("reference_column",))
+        self.check_second(also=("loss_column",))
         self._vectors: np.ndarray | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return super().columns if self.reference_column is None else (self.reference_column,)
+        return super().columns if self.loss_column is None else (self.loss_column,)
 
     @property
     def candidates(self) -> int:
@@ -83,22 +85,20 @@ class Jest(WithReference):
 
     def setup(self, run: Run) -> None:
         if not run.resumed:
-            if self.reference_column is not None:
-                losses = run.column(self.reference_column)
+            if self.loss_column is not None:
+                losses = run.column(self.loss_column)
             else:
-                losses = cached(run, "jest", self.reference_parts, lambda: {"losses": self.reference_losses(run)})[
-                    "losses"
-                ]
-            run.ledger.write("jest_reference", None, losses, step=0)
-        self._reference = run.ledger["jest_reference"]
+                losses = cached(run, "jest", self.second_parts, lambda: {"losses": self.second_losses(run)})["losses"]
+            run.ledger.write("jest_second_loss", None, losses, step=0)
+        self._second_losses = run.ledger["jest_second_loss"]
         if self.diversity:
             self._vectors = embeddings(run, self.embedding, self.pooling)
 
     def pick(self, run: Run, candidates: Batch) -> Tensor:
         losses, _ = candidates.gather(candidates.loss.float())
         ids = candidates.gather(candidates.ids)[0].cpu().numpy()
-        scores = learnability(losses.cpu().numpy(), self._reference[ids])
-        count, rng = max(1, len(ids) // self.factor), run.rng(run.step, len(ids), int(ids[0]))
+        scores = learnability(losses.cpu().numpy(), self._second_losses[ids])
+        count, rng = max(1, len(ids) // self.factor), run.rng("jest/pick", run.step, len(ids), int(ids[0]))
         known = np.flatnonzero(np.isfinite(scores))
         if self._vectors is None or not len(known):
             picked = separable_select(scores, count, rng, self.temperature) if len(known) else known
@@ -113,5 +113,5 @@ class Jest(WithReference):
 
     def score(self, batch: Batch) -> Tensor:
         """Learnability of the trained examples."""
-        reference = self._reference[batch.ids.cpu().numpy()]
-        return batch.loss - torch.from_numpy(reference).to(batch.ids.device)
+        second = self._second_losses[batch.ids.cpu().numpy()]
+        return batch.loss - torch.from_numpy(second).to(batch.ids.device)

@@ -1,15 +1,15 @@
-"""Rho-1: only the tokens on which the policy is worse than a reference model."""
+"""Rho-1: only the tokens on which the policy is worse than a second model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from ...bases.reference_loss import WithReference
+from ...bases.reference_loss import SecondModel
 from ...core.cache import run_fingerprint
 from ...core.method import Run
 from ...core.parameters import check_choice, check_range
@@ -23,20 +23,20 @@ from ...signals.sequence_batch import SequenceBatch
 
 @register("rho1")
 @dataclass
-class Rho1(WithReference):
+class Rho1(SecondModel):
     """
-    Trains on the tokens with the highest excess loss: those the policy knows worse than a reference model.
+    Trains on the tokens with the highest excess loss: those the policy knows worse than a second model.
 
-    What: of the trained tokens of a micro-batch (or of each sequence, `scope`), the share `select_ratio` with the
-    highest policy loss minus reference loss keeps its gradient, weighed up so that the loss is their mean
-    (hf.co/papers/2404.07965); the other tokens have weight 0. The reference is a model fine-tuned on clean data
-    (`reference`), or is trained before the run on rows that `clean_column` marks. Its token losses are measured once
-    and kept under `output_dir/selection`; the policy's are those of the training forward.
+    What: of the trained tokens of a micro-batch (or of each sequence, `scope`), the share `keep` with the highest
+    excess of the policy's loss over that of a second model keeps its gradient, weighed up so that the loss is their
+    mean (hf.co/papers/2404.07965); the other tokens have weight 0. The second model, the paper's reference, is one
+    fine-tuned on clean data (`model`), or is trained before the run on rows that `clean_column` marks. Its token
+    losses are measured once and kept under `output_dir/selection`; the policy's are those of the training forward.
     When: continued pretraining and SFT on noisy text, with clean data or a clean model at hand. When not: without a
-    better reference the excess is noise. Preference pairs are not served: their loss is no sum over tokens.
+    better second model the excess is noise. Preference pairs are not served: their loss is no sum over tokens.
     """
 
-    select_ratio: float = field(default=0.6, metadata={"help": "share of the tokens to train on, in (0, 1]"})
+    keep: float = field(default=0.6, metadata={"help": "share of the tokens to keep, in (0, 1]"})
     scope: str = field(default="batch", metadata={"help": '"batch": rank all tokens together; "sequence": in each'})
 
     signals = (Signal.TOKEN_LOGPS,)
@@ -46,12 +46,13 @@ class Rho1(WithReference):
     criterion = "external_continuous"
     selector = "top_k of tokens"
     normalize = "none"
+    renamed: ClassVar[dict[str, str]] = {"select_ratio": "keep"}
     state = "4 bytes per trained token (1.2 GB for 1,000,000 examples of 300), on disk and in memory"
 
     def __post_init__(self) -> None:
-        check_range("select_ratio", self.select_ratio, 0, 1, open_low=True)
+        check_range("keep", self.keep, 0, 1, open_low=True)
         check_choice("scope", self.scope, SCOPES)
-        self.check_reference()
+        self.check_second()
         self._key = ""
         self._offsets = np.zeros(1, dtype=np.int64)
         self._tokens = np.empty(0, dtype=np.float32)
@@ -62,21 +63,21 @@ class Rho1(WithReference):
             raise ValueError("scope='sequence' needs one sequence per row: set padding_free=False or scope='batch'.")
 
     def setup(self, run: Run) -> None:
-        sizes = Sequences(run).scan()[1]
+        sizes = Sequences(run.rows.side("chosen")).scan()[1]
         self._offsets = np.concatenate([[0], np.cumsum(sizes)])
         self._run, self._sizes = run, sizes
         if not run.resumed:
-            self._measure(run_fingerprint(run, "rho1", self.reference_parts))
+            self._measure(run_fingerprint(run, "rho1", self.second_parts))
 
     def _measure(self, key: str) -> None:
-        """The reference's tokens: from disk where they have been measured under this key."""
+        """The second model's tokens: from disk where they have been measured under this key."""
         self._key = key
         file = Path(self._run.output_dir) / "selection" / f"rho1-{key}.safetensors"
         if file.is_file():
             self._tokens = load_file(file)["tokens"]
             return
-        self._tokens = self.reference_tokens(self._run, self._sizes)
-        if self._run.passes is None or self._run.passes.rank == 0:
+        self._tokens = self.second_tokens(self._run, self._sizes)
+        if self._run.passes.rank == 0:
             save_arrays(file, {"tokens": self._tokens})
 
     def _excess(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -84,9 +85,9 @@ class Rho1(WithReference):
         mask = batch.token_mask
         ids = batch.ids.cpu().numpy()
         found = [self._tokens[self._offsets[i] : self._offsets[i + 1]] for i in ids]
-        reference = torch.zeros(mask.shape, device=mask.device)
-        reference[mask] = torch.from_numpy(np.concatenate(found)).to(mask.device)
-        return excess_loss(-batch.token_logps, -reference), mask
+        second = torch.zeros(mask.shape, device=mask.device)
+        second[mask] = torch.from_numpy(np.concatenate(found)).to(mask.device)
+        return excess_loss(-batch.token_logps, -second), mask
 
     def score(self, batch: Batch) -> Tensor:
         """Mean excess loss of each example's tokens."""
@@ -95,12 +96,12 @@ class Rho1(WithReference):
     def weigh(self, batch: Batch) -> Tensor:
         excess, mask = self._excess(batch)
         if self.scope == "sequence":
-            own = select_tokens(excess, mask, self.select_ratio, self.scope)[mask]
+            own = select_tokens(excess, mask, self.keep, self.scope)[mask]
             everywhere, _ = batch.gather(own)
         else:
             # The tokens of all processes are ranked together: what is trained does not depend on their number.
             values, part = batch.gather(excess[mask])
-            everywhere = select_tokens(values[None], torch.ones_like(values[None]), self.select_ratio)[0]
+            everywhere = select_tokens(values[None], torch.ones_like(values[None]), self.keep)[0]
             own = everywhere[part]
         weights = torch.zeros(mask.shape, device=mask.device)
         # The trainer divides by all trained tokens: with this factor the loss is a mean over the selected ones.

@@ -96,7 +96,7 @@ class RhoLoss(Method):
         name = f"{self.name}_irreducible"
         self._held_out = np.zeros(run.size, dtype=bool)
         size = keep_count(self.holdout, run.size)
-        self._held_out[run.rng(0x4010).choice(run.size, size, replace=False)] = True
+        self._held_out[run.rng("rho_loss/holdout").choice(run.size, size, replace=False)] = True
         if not run.resumed:
             run.ledger.write(name, None, self._measure(run), step=0)
         self._irreducible = known_scores(run, name).copy()
@@ -111,12 +111,11 @@ class RhoLoss(Method):
         if self.source == "holdout":
             halves = [(np.flatnonzero(self._held_out), np.flatnonzero(~self._held_out))]
         else:
-            split = half_split(run.size, run.seed)
+            split = half_split(run.size, run.stream_seed("rho_loss/halves"))
             halves = [(split.first_train, split.first_eval), (split.second_train, split.second_eval)]
         losses = np.full(run.size, np.nan, dtype=np.float32)
-        assert run.proxy is not None
         for number, (train_ids, score_ids) in enumerate(halves):
-            losses[score_ids] = run.proxy(
+            losses[score_ids] = run.train_helper(
                 train_ids,
                 score_ids,
                 attrgetter("loss"),
@@ -125,7 +124,7 @@ class RhoLoss(Method):
                 learning_rate=self.helper_learning_rate,
                 lora=self.helper_lora,
                 model=self.helper_model,
-                seed=run.seed,
+                seed=run.stream_seed("rho_loss/helper", number),
                 description=f"Helper model {number + 1}/{len(halves)}, evaluation",
             )[-1]
         return losses
@@ -149,6 +148,6 @@ class RhoLoss(Method):
         losses, _ = candidates.gather(candidates.loss)
         ids, _ = candidates.gather(candidates.ids)
         count = max(1, len(losses) // self.factor)
-        rng = run.rng(run.step, len(losses))
+        rng = run.rng("rho_loss/pick", run.step, len(losses))
         positions = select_k_of_b(self._reducible(losses, ids), count, "top_k", fill=True, rng=rng)
         return torch.as_tensor(positions[:count].copy())

@@ -12,7 +12,7 @@ from ...core.charges import Charge
 from ...core.method import Method, Run
 from ...core.parameters import check_range
 from ...core.registry import register
-from ...core.run import refuse_truth
+from ...data.columns import refuse_truth
 from ...functional.loss.s2l import cluster_trajectories, loss_trajectories, s2l_select
 from ...functional.ranking import keep_count
 from ...signals.batch import Signal
@@ -78,7 +78,7 @@ class S2L(Method):
     def setup(self, run: Run) -> None:
         if run.resumed:
             return
-        rng = run.rng(self.seed, 0x521)
+        rng = run.rng("s2l/choice", self.seed)
         trajectories = loss_trajectories(self._trajectories(run))
         labels = np.zeros(run.size, dtype=np.int64)
         sources = self._sources(run)
@@ -102,9 +102,8 @@ class S2L(Method):
         return cached(run, "loss-trajectories", parts, lambda: {"losses": self._helper_losses(run)})["losses"]
 
     def _helper_losses(self, run: Run) -> np.ndarray:
-        assert run.proxy is not None
         everything = np.arange(run.size)
-        values = run.proxy(
+        values = run.train_helper(
             everything,
             everything,
             attrgetter("loss"),
@@ -113,7 +112,7 @@ class S2L(Method):
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
             model=self.helper_model,
-            seed=run.seed,
+            seed=run.stream_seed("s2l/helper"),
             description="Helper model, checkpoint",
         )
         return np.ascontiguousarray(values.T)

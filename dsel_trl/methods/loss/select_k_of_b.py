@@ -97,6 +97,6 @@ class SelectKOfB(ExplicitMargin):
             temperature=self.temperature,
             epsilon=self.epsilon,
             fill=True,
-            rng=run.rng(run.step, len(scores)),
+            rng=run.rng("select_k_of_b/pick", run.step, len(scores)),
         )
         return torch.as_tensor(positions[:count].copy())

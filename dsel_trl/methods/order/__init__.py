@@ -1,1 +1,1 @@
-"""Methods that order examples or form batches by length."""
+"""By length or difficulty: in which order examples come, and in which batches."""

@@ -103,7 +103,9 @@ class Curriculum(ByScore):
             difficulty = run.completion_lengths if self.by == "length" else run.lengths
         scores = -difficulty.astype(np.float32)
         if self.random_order:
-            return np.where(np.isinf(scores), scores, run.rng(29).random(run.size, dtype=np.float32))
+            return np.where(
+                np.isinf(scores), scores, run.rng("curriculum/random_order").random(run.size, dtype=np.float32)
+            )
         return scores
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
@@ -136,7 +138,7 @@ class Curriculum(ByScore):
 
 def rarity(run: Run) -> np.ndarray:
     """Rarity of each example's tokens (a pair's prompt and chosen response) in this dataset, `(N,)` float32."""
-    sequences = Sequences(run)
+    sequences = Sequences(run.rows.side("chosen"))
     tokens = [np.asarray(row, dtype=np.int64) for row, _ in sequences[np.arange(run.size)]]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in tokens])])
     return unigram_rarity(np.concatenate(tokens), offsets).astype(np.float32)

@@ -1,5 +1,6 @@
 """Sequences of one power-of-two length per step, in a curriculum of lengths."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,6 @@ from ...core.parameters import check_choice, check_range
 from ...core.registry import register
 from ...core.run import Run
 from ...data.build.documents import cut_documents, document_tokens
-from ...data.lengths import row_lengths
 from ...functional.order.dataset_decomposition import bucket_of_length, decomposition_plan, even_buckets
 from ...functional.order.length_curriculum import SCHEDULES, curriculum_odds, subcycle_odds
 from ...sampling.batch_sampler import over_ranks
@@ -136,13 +136,14 @@ class DatasetDecomposition(Batched):
             min_log2=self.min_log2,
             max_log2=longest,
             keep_tail=self.keep_tail,
-            rng=run.rng(0) if self.random_cut else None,
+            rng=run.rng("dataset_decomposition/cut") if self.random_cut else None,
+            positions=dataclasses.replace(run.rows, dataset=dataset).positions,
         )
         logger.info("%d documents (%d tokens) cut into %d pieces", len(lengths), len(flat), len(pieces))
         return pieces
 
     def check(self, run: Run) -> None:
-        self._lengths, self._rows = row_lengths(run.dataset, run.trainer, run.arguments.max_length)
+        self._lengths, self._rows = run.rows.padded_lengths, run.rows.layout.sequences
         # The last token of a piece is only predicted.
         extra = 1 if self.mode == "decompose" else 0
         self._longest = self._longest_bucket(run, int(self._lengths.max()))
@@ -188,7 +189,7 @@ class DatasetDecomposition(Batched):
         plan = decomposition_plan(
             even_buckets(self._buckets[ids], self._lengths[ids], self._budget // (self._rows * 2**self._longest)),
             self._budget,
-            seed=(run.seed, run.plans_made),
+            seed=run.stream_seed("dataset_decomposition/plan", run.plans_made),
             curriculum=self.curriculum,
             cycles=self.cycles,
             rows_per_example=self._rows,

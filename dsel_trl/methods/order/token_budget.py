@@ -8,7 +8,6 @@ import numpy as np
 from ...bases.batch_forming import Batched
 from ...core.registry import register
 from ...core.run import Run
-from ...data.lengths import row_lengths
 from ...functional.order.token_budget import budget_starts, sorted_windows
 from ...sampling.batch_sampler import over_ranks
 from ...signals.batch import Signal
@@ -72,7 +71,7 @@ class TokenBudget(Batched):
         self._budget, self._examples, self._steps = 1, 0, 0
 
     def check(self, run: Run) -> None:
-        self._lengths, self._rows = row_lengths(run.dataset, run.trainer, run.arguments.max_length)
+        self._lengths, self._rows = run.rows.padded_lengths, run.rows.layout.sequences
         self._examples = 0
 
     def batch(self, run: Run, ids: np.ndarray) -> list[np.ndarray]:
@@ -87,7 +86,7 @@ class TokenBudget(Batched):
             self.mean_size = len(ids) / (self._steps * run.world)
         if len(ids) == self._examples:
             starts = _split_largest(starts, sizes, self._steps - len(starts), run.world)
-        rng = run.rng(run.plans_made, run.epoch, 1)
+        rng = run.rng("token_budget/batches", run.plans_made, run.epoch)
         shuffled = rng.permutation(len(starts))
         if run.ordered:
             windows = starts // self._window(run, len(order))
@@ -151,7 +150,7 @@ class TokenBudget(Batched):
 
 def _shuffled(run: Run, ids: np.ndarray, plan: int) -> np.ndarray:
     """A random order that is known before its pass comes."""
-    return run.rng(plan, 0, 1).permutation(np.sort(ids))
+    return run.rng("token_budget/order", plan).permutation(np.sort(ids))
 
 
 def _split_largest(starts: np.ndarray, sizes: np.ndarray, more: int, ranks: int) -> np.ndarray:

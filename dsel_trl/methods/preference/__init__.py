@@ -1,1 +1,1 @@
-"""Methods that select by what a preference pair says."""
+"""For preference pairs: which of them to train on, how much each counts, and by which loss."""

@@ -19,7 +19,7 @@ from ...signals.pair_batch import PairBatch
 @dataclass
 class AlphaDpo(LossForm):
     """
-    SimPO whose target margin is larger for pairs that the policy already separates better than its reference.
+    Trains SimPO with a target margin that is larger for pairs the policy separates better than its reference.
 
     What: `softplus(-beta * ((alp_w - alp_l) - c))` with `c = alpha * (q - mean) / std + gamma_ratio`, where q is the
     averaged log-ratio margin over the reference, and mean and deviation are moving averages over the batches of all
@@ -33,7 +33,9 @@ class AlphaDpo(LossForm):
     alpha: float = field(default=0.2, metadata={"help": "how far the target follows the pair; 0.05 to 0.2"})
     gamma_ratio: float = field(default=0.6, metadata={"help": "SimPO's target margin divided by beta; 0.15 to 0.6"})
     decay: float = field(default=0.9, metadata={"help": "share of the old value in the moving averages, in [0, 1)"})
-    ema_init: str = field(default="first_batch", metadata={"help": '"first_batch", or "zero" as in the reference'})
+    ema_init: str = field(
+        default="first_batch", metadata={"help": '"first_batch", or "zero" as in the authors\' code'}
+    )
 
     signals = (Signal.POLICY_LOGPS, Signal.REF_LOGPS)
     paper = "hf.co/papers/2410.10148"

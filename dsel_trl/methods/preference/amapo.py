@@ -16,18 +16,20 @@ from ...signals.pair_batch import PairBatch
 @dataclass
 class Amapo(LossForm):
     """
-    A loss of averaged log-probabilities in which pairs below the batch's mean margin get a target margin.
+    Trains on averaged log-probabilities, with a target margin for the pairs below the batch's mean margin.
 
     What: `softplus(-(beta * u - g))` with `u = alp_w - alp_l` and `g = beta * exp(((mean - u) / std) * mean)` where u
     is below the mean of the micro-batch over all processes, else 0 (hf.co/papers/2511.09385). Exact, as row weights on
     TRL's sigmoid loss.
     When: pairs of very different difficulty in one batch, 8 pairs or more.
-    When not: while the mean margin is negative weaker pairs get a smaller target (as in the reference). A micro-batch
-    of one pair has no target. Other loss types than sigmoid are refused.
+    When not: while the mean margin is negative weaker pairs get a smaller target (as in the authors' code). A
+    micro-batch of one pair has no target. Other loss types than sigmoid are refused.
     """
 
     beta: float = field(default=3.0, metadata={"help": "scale of the averaged margin; 2 to 3 in the paper"})
-    max_exponent: float | None = field(default=10.0, metadata={"help": "largest exponent; null = none (reference)"})
+    max_exponent: float | None = field(
+        default=10.0, metadata={"help": "largest exponent; null = none (authors' code)"}
+    )
 
     signals = (Signal.POLICY_LOGPS,)
     paper = "hf.co/papers/2511.09385"

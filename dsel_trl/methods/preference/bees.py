@@ -57,7 +57,6 @@ class Bees(ExplicitMargin, ByScore):
     )
     fusion: str = field(default="product", metadata={"help": f"one of {', '.join(FUSIONS)}; all but product use raw"})
     keep: float | None = field(default=0.1, metadata={"help": "share of the pairs to keep, in (0, 1]"})
-    num: int | None = field(default=None, metadata={"help": "number of pairs to keep, instead of the share"})
     lower: float = field(default=-2.0, metadata={"help": "lower bound M1 of every source"})
     refresh: int | str = field(default="never", metadata={"help": '"never", "epoch" or a number of optimizer steps'})
     seed_pairs: int = field(default=2000, metadata={"help": "helper: random pairs it is trained on (at most half)"})
@@ -72,6 +71,7 @@ class Bees(ExplicitMargin, ByScore):
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.14560"
     criterion = "external_continuous and internal"
+    renamed: ClassVar[dict[str, str]] = {"num": "keep (the share of all pairs)"}
     selector = "top_k, weight, sample"
     charges = (
         Charge("helper_trainings", "helper_epochs", per="seed pair", when="sources: helper", reference=True),
@@ -93,8 +93,6 @@ class Bees(ExplicitMargin, ByScore):
         check_choice("fusion", self.fusion, FUSIONS)
         check_range("seed_pairs", self.seed_pairs, 1, 2**31)
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
-        if self.num is not None:
-            check_range("num", self.num, 1, 2**31)
         self.check_reward()
         self._fused: np.ndarray | None = None
         self._measured = -1
@@ -133,17 +131,16 @@ class Bees(ExplicitMargin, ByScore):
 
     def _helper_margins(self, run: Run) -> np.ndarray:
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
-        assert run.proxy is not None
         size = self._seed_size(run)
-        values = run.proxy(
-            run.rng(0xBEE5).choice(run.size, size, replace=False),
+        values = run.train_helper(
+            run.rng("bees/seed_pairs").choice(run.size, size, replace=False),
             np.arange(run.size),
             log_ratio_margin,
             evaluations=1,
             epochs=self.helper_epochs,
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
-            seed=run.seed,
+            seed=run.stream_seed("bees/helper"),
             model=self.helper_model,
             description="Helper model, evaluation",
         )
@@ -155,7 +152,6 @@ class Bees(ExplicitMargin, ByScore):
         if source.startswith("column:"):
             return run.column(source.partition(":")[2])
         if source == "implicit" and self._measured != run.step:
-            assert run.passes is not None
             values = run.passes.measure(log_ratio_margin, description="Scoring implicit margins")
             run.ledger.write(f"{self.name}_implicit", None, values, run.step)
             self._measured = run.step
@@ -177,13 +173,8 @@ class Bees(ExplicitMargin, ByScore):
 
     # ---- What is done about them ----
 
-    def share_of(self, run: Run, scores: np.ndarray) -> int:
-        return min(self.num, run.size) if self.num is not None else super().share_of(run, scores)
-
     def epoch_size(self, run: Run) -> int | None:
-        if self.action == "weight":
-            return None
-        return min(self.num, run.size) if self.num is not None else keep_count(self.keep_share, run.size)
+        return None if self.action == "weight" else keep_count(self.keep_share, run.size)
 
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:

@@ -1,7 +1,7 @@
 """A beta for each batch, and its unusual pairs left out."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -9,7 +9,13 @@ from torch import Tensor
 from ...core.method import Method, Run
 from ...core.parameters import check_choice, check_range
 from ...core.registry import register
-from ...functional.preference.beta_dpo import batch_beta, draw_mask, kept_pairs, log_keep_weights
+from ...functional.preference.beta_dpo import (
+    batch_beta,
+    draw_mask,
+    kept_mean_weights,
+    kept_pairs,
+    log_keep_weights,
+)
 from ...functional.running import EmaMoments, ema_update
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
@@ -21,8 +27,8 @@ class BetaDpo(Method):
     """
     Scales beta by the margins of each batch and leaves out the pairs whose margin is unusual.
 
-    What: moving averages M and S of the mean and deviation of the batch's log-ratio margins h; a share
-    `filter_ratio` of it is dropped by a draw with the weights `exp(-((h - M) / S)^2 / 2)`; the rest is trained with
+    What: moving averages M and S of the mean and deviation of the batch's log-ratio margins h; the share
+    `keep` of it is drawn with the weights `exp(-((h - M) / S)^2 / 2)`; the rest is trained with
     `beta = max(beta0 * (1 + a * (mean of the kept h - M)), floor)` (hf.co/papers/2407.08639). All statistics are those
     of one micro-batch over all processes; acts at once. TRL's `beta` is beta0, and is beta0 again after each loss.
     Works with every loss type that has a beta and treats pairs one by one; TRL's logged rewards are those with the
@@ -33,11 +39,11 @@ class BetaDpo(Method):
     """
 
     a: float = field(default=0.6, metadata={"help": "how far beta follows the margins; 0 keeps it constant"})
-    filter_ratio: float = field(default=0.2, metadata={"help": "share of each micro-batch to leave out, in [0, 1)"})
+    keep: float = field(default=0.8, metadata={"help": "share of each micro-batch to keep, in (0, 1]"})
     decay: float = field(default=0.9, metadata={"help": "share of the old value in the moving averages, in [0, 1)"})
     floor: float = field(default=1e-3, metadata={"help": "smallest beta"})
     ema_init: str = field(
-        default="first_batch", metadata={"help": '"first_batch", or "zero" as in the reference (peaked at first)'}
+        default="first_batch", metadata={"help": '"first_batch", or "zero" as in the authors\' code (peaked at first)'}
     )
 
     signals = (Signal.POLICY_LOGPS, Signal.REF_LOGPS)
@@ -46,11 +52,12 @@ class BetaDpo(Method):
     selector = "random by weight, in the batch"
     own_loss = True
     normalize = "none"
+    renamed: ClassVar[dict[str, str]] = {"filter_ratio": "keep (1 - filter_ratio)"}
     state = "two moving averages and two counters"
 
     def __post_init__(self) -> None:
         check_range("a", self.a, 0, float("inf"), open_high=True)
-        check_range("filter_ratio", self.filter_ratio, 0, 1, open_high=True)
+        check_range("keep", self.keep, 0, 1, open_low=True)
         check_range("decay", self.decay, 0, 1, open_high=True)
         check_range("floor", self.floor, 0, float("inf"), open_low=True, open_high=True)
         check_choice("ema_init", self.ema_init, ("first_batch", "zero"))
@@ -68,10 +75,10 @@ class BetaDpo(Method):
             self._weights = None
             return {"beta": beta}
         # Drawn on the CPU from a seed of the run's own: the same on every process and after a resume.
-        generator = torch.Generator().manual_seed(int(run.rng(self._batches, 0xBE7A).integers(2**63)))
+        generator = torch.Generator().manual_seed(run.stream_seed("beta_dpo/mask", self._batches))
         log_weights = log_keep_weights(margins, self._moments.mean, self._moments.std)
-        mask = draw_mask(log_weights, kept_pairs(len(margins), self.filter_ratio), generator)
-        self._weights = (mask * (len(mask) / mask.sum().clamp(min=1)))[own]
+        mask = draw_mask(log_weights, kept_pairs(len(margins), 1 - self.keep), generator)
+        self._weights = kept_mean_weights(mask)[own]
         used = batch_beta(margins, mask, self._moments.mean, self._moments.std, beta, self.a, self.floor)
         run.log({"beta_dpo_beta": used, "beta_dpo_mean": self._moments.mean, "beta_dpo_std": self._moments.std})
         return {"beta": used}

@@ -11,7 +11,7 @@ from ...bases.explicit_margin import ExplicitMargin
 from ...core.method import Run, Step
 from ...core.parameters import check_range
 from ...core.registry import register
-from ...core.run import refuse_truth
+from ...data.columns import refuse_truth
 from ...data.responses import as_response, prompts_of, unprepared
 from ...functional.preference.curry_dpo import curriculum_pairs, curriculum_stages, split_stages
 from ...signals.batch import Signal
@@ -135,7 +135,7 @@ class CurryDpo(ExplicitMargin):
         return self._stage >= 0
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
-        shuffled = run.plan_rng().permutation(np.sort(ids))
+        shuffled = run.plan_rng("curry_dpo/order").permutation(np.sort(ids))
         return shuffled[np.argsort(self._stage[shuffled], kind="stable")]
 
     # ---- The reference of the next stage ----
@@ -148,7 +148,6 @@ class CurryDpo(ExplicitMargin):
         borders = np.cumsum(np.bincount(self._stage[self._stage >= 0]))[:-1]
         passed = np.flatnonzero((borders > before) & (borders <= self._trained))
         if len(passed):
-            assert run.refer is not None
             self._reference = f"reference-{self.name}-{run.step}.safetensors"
             run.refer(Path(run.output_dir) / "selection" / self._reference, False)
 
@@ -159,5 +158,4 @@ class CurryDpo(ExplicitMargin):
         self._epoch, self._trained, self._reference = state["epoch"], state["trained"], state["reference"]
         if self._reference:
             assert self._run is not None
-            assert self._run.refer is not None
             self._run.refer(Path(self._run.output_dir) / "selection" / self._reference, True)

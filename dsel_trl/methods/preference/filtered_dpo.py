@@ -82,7 +82,6 @@ class FilteredDpo(Method):
 
     def _filter(self, run: Run) -> None:
         assert self._left is not None
-        assert run.generate is not None
         ids = np.flatnonzero(self._left)
         prompts = [prompts_of(run.dataset)[i] for i in ids]
         samples = run.generate(
@@ -91,7 +90,7 @@ class FilteredDpo(Method):
             temperature=self.temperature,
             top_p=self.top_p,
             batch_size=self.generation_batch_size,
-            seed=int(run.rng(run.epoch, 0xF117).integers(2**31)),
+            seed=run.stream_seed("filtered_dpo/samples", run.epoch),
             description="Sampling responses",
         )
         generated = self._rewards(run, prompts, [texts[0] for texts in samples])
@@ -107,7 +106,6 @@ class FilteredDpo(Method):
 
     def _rewards(self, run: Run, prompts: list[Any], responses: list[str]) -> np.ndarray:
         """Rewards as the first process has them: what is dropped must be the same everywhere."""
-        assert run.passes is not None
         values = np.zeros(len(responses))
         if run.passes.rank == 0:
             reward = reward_of(self.reward, self.reward_model, run.model.device)

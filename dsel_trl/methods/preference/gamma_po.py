@@ -68,7 +68,7 @@ class GammaPo(LossForm):
         gaps = batch.implicit_margin if dpo else simpo_margin(averages.policy_chosen, averages.policy_rejected, beta)
         together, own = batch.gather(gaps)
         self._batches += 1
-        past = queue_draw(self._queue, len(together), self._run.rng(self._batches, 0x6A3A), SET_SIZE)
+        past = queue_draw(self._queue, len(together), self._run.rng("gamma_po/past", self._batches), SET_SIZE)
         gamma0 = self.gamma_ratio * beta
         margins = target_margins(together, gamma0, self.tau, torch.from_numpy(past))[own]
         self._queue = queue_push(self._queue, together.cpu().numpy())

@@ -1,6 +1,7 @@
 """Pairs whose responses begin as the dataset's and go on as the policy's."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,12 @@ import torch
 
 from ...core.charges import Charge
 from ...core.method import Method, Run
-from ...core.parameters import check_choice
+from ...core.parameters import check_refresh
 from ...core.registry import register
-from ...core.run import refuse_truth
 from ...data.build.continuations import Synthesis, build
+from ...data.columns import refuse_truth
 from ...data.responses import Prompt
-from ...scorers.rewards import counted, load_reward, reward_of
+from ...scorers.rewards import counted, load_reward, reward_of, score_responses
 from ...signals.batch import Signal
 from ...signals.tap import label_log_probs
 
@@ -22,8 +23,9 @@ from ...signals.tap import label_log_probs
 @dataclass
 class IncoDpo(Method):
     """
-    Builds pairs in which the policy continues a prefix of the dataset's response. A *reconstruction*: the paper's
-    procedure was known from summaries only.
+    Builds pairs in which the policy continues a prefix of the dataset's response.
+
+    A *reconstruction*: the paper's procedure was known from summaries only.
 
     What: per prompt `samples` responses of the policy and `continuations` of the first `ratio` of the dataset's
     response, all scored by the reward; the best becomes the chosen side, the worst the rejected one
@@ -58,7 +60,7 @@ class IncoDpo(Method):
 
     signals = (Signal.GENERATION, Signal.TEXT)
     trainers = ("dpo",)
-    paper = "hf.co/papers/2503.15880"
+    paper = "hf.co/papers/2503.15880 (reconstruction)"
     family = "raw"
     criterion = "external_continuous"
     selector = "builds the dataset"
@@ -76,7 +78,7 @@ class IncoDpo(Method):
             raise ValueError(f"reward={self.reward!r} and reward_model={self.reward_model!r}: give one of them.")
         if self.reward is not None:
             load_reward(self.reward)
-        check_choice("refresh", self.refresh, ("epoch", "never"))
+        check_refresh(self.refresh, ("epoch", "never"))
         refuse_truth(self.response_column)
         self.rebuilds_each_epoch = self.refresh == "epoch"
         self._synthesis = Synthesis(
@@ -99,7 +101,6 @@ class IncoDpo(Method):
         return {**super().units(run), "prompt and build": run.size * builds}
 
     def rebuild(self, run: Run, dataset: Any) -> Any:
-        assert run.generate is not None
 
         def mean_logps(prompts: Any, responses: Any) -> np.ndarray:
             return np.array([_mean_logp(run, p, r) for p, r in zip(prompts, responses, strict=True)])
@@ -107,13 +108,17 @@ class IncoDpo(Method):
         return build(
             dataset,
             run.generate,
-            counted(run, reward_of(self.reward, self.reward_model, run.model.device)),
+            partial(
+                score_responses,
+                counted(run, reward_of(self.reward, self.reward_model, run.model.device)),
+                description="Scoring candidates",
+            ),
             run.processing_class,
             synthesis=self._synthesis,
             response_column=self.response_column,
             mean_logps=mean_logps,
             keep_rows=True,
-            seed=int(run.rng(run.epoch, 0x1C0).integers(2**31)),
+            seed=run.stream_seed("inco_dpo/synthesis", run.epoch),
         )
 
 

@@ -17,7 +17,7 @@ from ...signals.batch import Signal
 @dataclass
 class RewardAugmented(ExplicitMargin):
     """
-    Makes two pairs of each: asked for the chosen response's score it wins, asked for the rejected one's that wins.
+    Makes two pairs of each: whichever response's score the prompt asks for, that response wins.
 
     What: before training the dataset becomes 2N rows whose prompts ask for a quality (hf.co/papers/2410.08067): a
     system message where the chat template knows one, else the beginning of the user's message or of the plain prompt.
@@ -72,7 +72,7 @@ class RewardAugmented(ExplicitMargin):
             system_role=self._system_role(run),
             half=self.half,
             keep_equal=self.keep_equal,
-            seed=run.seed,
+            seed=run.stream_seed("reward_augmented/pairs"),
         )
 
     def rebuild_evaluation(self, run: Run, dataset: Any) -> Any:

@@ -25,7 +25,7 @@ from ...signals.pair_batch import PairBatch
 @dataclass
 class RobustDpo(Method):
     """
-    Corrects for label noise: with probability eps a pair's label is flipped.
+    Corrects for label noise: each pair's label counts as flipped with probability `eps`.
 
     What: `mode: posterior` weighs each pair by the probability that its label is right, given its reward margin
     (after `warmup` of the steps; with `estimate`, eps follows the weights once an epoch). `mode: rdpo` and

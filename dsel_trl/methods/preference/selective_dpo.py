@@ -11,10 +11,16 @@ from ...bases.scored import in_order, keep_top, known_scores, paced, with_unseen
 from ...core.cache import cached
 from ...core.charges import Charge
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import check_choice, check_range, check_refresh
 from ...core.registry import register
 from ...data.difficulty_table import DIFFICULTY, read_table, write_table
-from ...functional.preference.selective_dpo import half_split, learned_step, pool_fraction, rank_in_length_buckets
+from ...functional.preference.selective_dpo import (
+    half_split,
+    learned_step,
+    mean_validation_loss,
+    pool_fraction,
+    rank_in_length_buckets,
+)
 from ...functional.ranking import keep_count
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
@@ -25,6 +31,8 @@ HELPER_RUNS = (1, 2, 6, 10)
 # What a pair is ranked by, and its column in the table of difficulty.
 CRITERIA = {"loss": DIFFICULTY, "learned_step": "learned_step"}
 FIRST_SEED = 41
+# Online: how often unseen pairs are scored in the first epoch, where `refresh` does not say.
+SCORINGS = 5
 
 
 @register("selective_dpo")
@@ -36,9 +44,10 @@ class SelectiveDpo(Method):
     What: difficulty is the validation loss of a pair under a model that has not trained on it
     (hf.co/papers/2502.09650). `source: cross_fit` trains `helpers` helper models on halves of the data and scores the
     other halves, five times per run, averaged (kept under `output_dir/selection`, with a table `difficulty.csv`);
-    `online` scores pairs that the run itself has not seen yet, `refreshes` times in the first epoch (the last of them
-    only where another epoch follows); `column` and
-    `table` read a difficulty that exists already: a dataset column, or a CSV/JSON table by `prompt_id` or row `id`.
+    `online` scores pairs that the run itself has not seen yet, every `refresh` steps of the first epoch but not after
+    the last step of the run (at the defaults 2.9 forwards per pair in a run of one epoch, 3.4 in a longer one);
+    `column` and `table` read a difficulty that exists already: a dataset column, or a CSV/JSON table by `prompt_id` or
+    row `id`.
     When: noisy or too difficult preference data; one epoch.
     When not: easy pairs are shorter, so lengths shrink (`length_buckets` ranks within lengths); what is hard but
     right, like mathematics, is dropped too.
@@ -63,7 +72,9 @@ class SelectiveDpo(Method):
     evaluations: int = field(default=5, metadata={"help": "cross_fit: times each helper is evaluated"})
     column: str = field(default="difficulty", metadata={"help": "column: numeric column, larger = harder"})
     table: str | None = field(default=None, metadata={"help": "table: CSV or JSON file to read the difficulty from"})
-    refreshes: int = field(default=5, metadata={"help": "online: scorings in the first epoch"})
+    refresh: int | None = field(
+        default=None, metadata={"help": "online: score unseen pairs every so many steps; default a fifth of an epoch"}
+    )
     pool: int | None = field(default=None, metadata={"help": "online: pairs scored each time; default 8 per step"})
     length_buckets: int = field(default=0, metadata={"help": "rank within this many length buckets; 0 = off"})
 
@@ -76,7 +87,7 @@ class SelectiveDpo(Method):
         Charge("helper_forwards", "helpers * evaluations / 2", when="source: cross_fit", reference=True),
         Charge("forwards", per="unseen pair and scoring", when="source: online", reference=True),
     )
-    cost = "online: at the defaults 2.9 unseen pairs are scored per pair in a run of one epoch, 3.4 in a longer one"
+    renamed: ClassVar[dict[str, str]] = {"refreshes": "refresh (optimizer steps from one scoring to the next)"}
     state = "its score column (8 bytes per example), online also a count"
     LEARNED_STEP: ClassVar[str] = "selective_dpo_learned_step"
 
@@ -86,7 +97,8 @@ class SelectiveDpo(Method):
         check_choice("order_mode", self.order_mode, ORDERS)
         check_choice("helpers", self.helpers, HELPER_RUNS)
         check_choice("criterion_by", self.criterion_by, tuple(CRITERIA))
-        check_range("refreshes", self.refreshes, 1, 10_000)
+        if self.refresh is not None:
+            check_refresh(self.refresh, ("steps",))
         check_range("evaluations", self.evaluations, 1, 1000)
         if (self.source == "table") != (self.table is not None):
             raise ValueError(f"source={self.source!r} with table={self.table!r}: give both or neither.")
@@ -131,23 +143,24 @@ class SelectiveDpo(Method):
         table: dict[str, np.ndarray] = {}
         for seed in dict.fromkeys(seeds):
             own = losses[[helper for helper in range(self.helpers) if seeds[helper] == seed]]
-            table |= {f"loss_step{step}_seed{seed}": _mean_known(own[:, step]) for step in range(self.evaluations)}
-        table[DIFFICULTY] = _mean_known(losses.reshape(-1, run.size))
-        table["learned_step"] = _mean_known(np.stack([_learned_steps(one) for one in margins]))
+            table |= {
+                f"loss_step{step}_seed{seed}": mean_validation_loss(own[:, step]) for step in range(self.evaluations)
+            }
+        table[DIFFICULTY] = mean_validation_loss(losses.reshape(-1, run.size))
+        table["learned_step"] = mean_validation_loss(np.stack([_learned_steps(one) for one in margins]))
         run.ledger.write(self.LEARNED_STEP, None, table["learned_step"], step=0)
-        if run.passes is None or run.passes.rank == 0:
+        if run.passes.rank == 0:
             write_table(Path(run.output_dir) / "selection" / "difficulty.csv", run.dataset, table)
         return table[CRITERIA[self.criterion_by]]
 
     def _helper_margins(self, run: Run) -> dict[str, np.ndarray]:
         """Margins of the pairs each helper has not seen, `(helpers, evaluations, N)`, NaN elsewhere."""
-        assert run.proxy is not None
         margins = np.full((self.helpers, self.evaluations, run.size), np.nan, dtype=np.float32)
         for helper in range(self.helpers):
             split = half_split(run.size, FIRST_SEED + helper // 2)
             first = helper % 2 == 0
             score_ids = split.first_eval if first else split.second_eval
-            margins[helper][:, score_ids] = run.proxy(
+            margins[helper][:, score_ids] = run.train_helper(
                 split.first_train if first else split.second_train,
                 score_ids,
                 _margin,
@@ -164,7 +177,7 @@ class SelectiveDpo(Method):
     # ---- Online: pairs the run has not trained on yet are held out by construction. ----
 
     def _interval(self, run: Run) -> int:
-        return max(1, round(run.max_steps / max(run.epochs, 1) / self.refreshes))
+        return self.refresh or max(1, round(run.max_steps / max(run.epochs, 1) / SCORINGS))
 
     def due(self, run: Run) -> bool:
         # What is measured after the last step would serve nobody.
@@ -174,11 +187,10 @@ class SelectiveDpo(Method):
     def observe(self, run: Run, step: Step) -> None:
         if not self.due(run):
             return
-        assert run.passes is not None
         unseen = np.flatnonzero(run.ledger.visits == 0)
         size = self.pool or 8 * self._interval(run) * len(step.ids)
         if len(unseen) > size:
-            unseen = np.sort(run.rng(run.step).choice(unseen, size, replace=False))
+            unseen = np.sort(run.rng("selective_dpo/pool", run.step).choice(unseen, size, replace=False))
         if not len(unseen):
             return
         margins = run.passes.measure(_margin, unseen, description="Scoring unseen pairs")
@@ -209,13 +221,13 @@ class SelectiveDpo(Method):
     # ---- Choice and order ----
 
     def _scores(self, run: Run) -> np.ndarray:
-        return with_unseen(known_scores(run, self.name), run.rng(run.epoch, run.plans_made, 1))
+        return with_unseen(known_scores(run, self.name), run.plan_rng("selective_dpo/unseen"))
 
     def select(self, run: Run) -> np.ndarray:
         return keep_top(self._scores(run), self.keep)
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
-        rng, scores = run.plan_rng(), self._scores(run)
+        rng, scores = run.plan_rng("selective_dpo/order"), self._scores(run)
         if self.order_mode == "random":
             return rng.permutation(ids)
         if self.order_mode == "linear_pacing":
@@ -234,13 +246,6 @@ class SelectiveDpo(Method):
 def _margin(batch: Batch) -> Tensor:
     assert isinstance(batch, PairBatch)
     return batch.implicit_margin
-
-
-def _mean_known(values: np.ndarray) -> np.ndarray:
-    """Mean over axis 0 of the finite entries; NaN where there is none."""
-    known = np.isfinite(values)
-    total = np.where(known, values, 0.0).sum(axis=0)
-    return np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), np.nan)
 
 
 def _learned_steps(margins: np.ndarray) -> np.ndarray:

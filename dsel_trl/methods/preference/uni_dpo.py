@@ -35,7 +35,8 @@ class UniDpo(ExplicitMargin, LossForm):
     nll_weight: float = field(default=0.001, metadata={"help": "lambda of the likelihood term; 0.2 for mathematics"})
     tau_good: float = field(default=3.2, metadata={"help": "score from which a chosen response deserves that term"})
     detach_weight: bool = field(
-        default=False, metadata={"help": "w_p as a constant (pure weighting) instead of carrying gradient (reference)"}
+        default=False,
+        metadata={"help": "w_p as a constant (pure weighting) instead of carrying gradient (authors' code)"},
     )
 
     signals = (Signal.POLICY_LOGPS, Signal.REF_LOGPS, Signal.EXPLICIT_MARGIN)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...core.method import Method, Run
 from ...core.parameters import check_choice, check_range
 from ...core.registry import register
+from ...functional.margins import valid_pairs
 from ...functional.preference.wpo import aligned_logps, wpo_pair_weight
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
@@ -56,8 +57,7 @@ class Wpo(Method):
         chosen, rejected = aligned.chunk(2)
         weights = wpo_pair_weight(chosen, rejected, self.cap)
         # A response without a token says nothing of the policy.
-        valid = (batch.chosen_lengths > 0) & (batch.rejected_lengths > 0)
-        return torch.where(valid, weights, 0.0)
+        return torch.where(valid_pairs(batch.chosen_lengths, batch.rejected_lengths), weights, 0.0)
 
     def weigh(self, batch: Batch) -> Tensor:
         return self.score(batch)

@@ -1,1 +1,1 @@
-"""Methods that select by the text."""
+"""By what an example says: quality, diversity, duplicates, likeness to a target."""

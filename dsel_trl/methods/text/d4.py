@@ -21,7 +21,7 @@ class D4(Clustered):
 
     What: SemDeDup keeps the share `dedup`; of its survivors the share `diversify` that lies farthest from the new
     centroids is kept (hf.co/papers/2308.12284), so `dedup * diversify` of the data is trained.
-    `renew` chooses anew with the policy's embeddings every so many epochs.
+    `refresh` chooses anew with the policy's embeddings.
     When: large redundant pools; repeating what D4 keeps beat fresh random data in the paper. When not: what is far
     from all centroids may be noise; small data, where clusters mean little.
     Plan of 1,000,000 vectors of 64 in 1,000 clusters: 260 s on a core and 0.9 GB.
@@ -44,7 +44,6 @@ class D4(Clustered):
             raise ValueError(f"keep={self.keep!r}: d4 keeps dedup * diversify of the data; set those.")
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         vectors = self.vectors(run)
         return {self.name: run.passes.from_first(run.size, lambda: self._choose(run, vectors))}
 
@@ -57,7 +56,7 @@ class D4(Clustered):
             dedup_ratio=self.dedup,
             proto_ratio=self.diversify,
             num_clusters=self.clusters,
-            seed=run.seed,
+            seed=run.stream_seed("d4/clusters"),
             cluster=cluster,
         )
         scores = np.full(run.size, -np.inf)

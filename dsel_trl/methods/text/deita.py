@@ -8,12 +8,12 @@ import numpy as np
 from ...bases.offline import Prescored
 from ...core.charges import Charge
 from ...core.method import Run
-from ...core.parameters import check_range
+from ...core.parameters import REFRESHES, check_range
 from ...core.registry import register
 from ...data.conversations import example_messages, text_columns, turns
 from ...data.fingerprints import column_hash
 from ...functional.ranking import keep_count
-from ...functional.text.deita import conversation_scores, diversity_filter, expected_digit
+from ...functional.text.deita import conversation_scores, digit_logits, diversity_filter, expected_digit
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
 from ...scorers.language_model import LanguageModel
 from ...signals.batch import Signal
@@ -42,7 +42,7 @@ class Deita(Prescored):
     The scores are dataset columns (a number per example, or a list of one per turn), or come from `complexity_model`
     and `quality_model`: any causal language model, asked once per turn for a digit; the score is the expected digit
     under its next-token probabilities. A scorer wants the prompt it was trained with: give its template, with the
-    slots {instruction} and {output}. `renew` runs the filter again with the policy's embeddings of the moment.
+    slots {instruction} and {output}. `refresh` runs the filter again with the policy's embeddings of the moment.
     When: large instruction pools of mixed quality. When not: without a trained scorer the digit of a small general
     model says little; long conversations score higher by construction.
     Plan of 1,000,000 examples: the filter holds the kept vectors only; down to 10,000 of 64 numbers it takes a second
@@ -72,7 +72,7 @@ class Deita(Prescored):
         Charge("scorer_forwards", per="turn", when="quality_model"),
     )
     state = "its score column (8 bytes per example)"
-    renewable = True
+    refreshes = REFRESHES
     chooses = True
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "weight", "curriculum", "sample")
     SCORE: ClassVar[str] = "deita_score"
@@ -80,7 +80,7 @@ class Deita(Prescored):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("threshold", self.threshold, -1, 1)
-        check_source(self.embedding, self.pooling, self.renew)
+        check_source(self.embedding, self.pooling, self.refresh)
         for name, slots in (("complexity_template", ["instruction"]), ("quality_template", ["instruction", "output"])):
             missing = [slot for slot in slots if f"{{{slot}}}" not in getattr(self, name)]
             if missing:
@@ -93,7 +93,7 @@ class Deita(Prescored):
         for kind in ("complexity", "quality"):
             model, column = getattr(self, f"{kind}_model"), getattr(self, f"{kind}_column")
             if model is not None:
-                text_columns(run)
+                text_columns(run.rows)
             elif column not in run.dataset.column_names:
                 raise ValueError(
                     f"{kind}_column={column!r} is none of the columns {sorted(run.dataset.column_names)}. Name one, "
@@ -117,7 +117,7 @@ class Deita(Prescored):
         return self.action != "weight"
 
     def units(self, run: Run) -> dict[str, float]:
-        return {**super().units(run), "turn": sum(len(turns(messages)) for messages in example_messages(run))}
+        return {**super().units(run), "turn": sum(map(len, map(turns, example_messages(run.rows))))}
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         known = run.ledger[self.SCORE] if self.SCORE in run.ledger.names else self._rate(run)
@@ -135,7 +135,9 @@ class Deita(Prescored):
         return np.maximum(scores, 0.0)
 
     def _rate(self, run: Run) -> np.ndarray:
-        conversations = [turns(messages) for messages in example_messages(run)] if self._uses_models else []
+        conversations = (
+            [turns(messages) for messages in example_messages(run.rows.side("chosen"))] if self._uses_models else []
+        )
         rated = [
             _turn_scores(run.dataset[self.complexity_column], self.complexity_column)
             if self.complexity_model is None
@@ -154,7 +156,6 @@ class Deita(Prescored):
         self, run: Run, path: str, template: str, conversations: list[list[tuple[str, str]]], kind: str
     ) -> list[list[float]]:
         """Expected digit of every turn, each asked for on its own."""
-        assert run.passes is not None
         scorer = LanguageModel(path, run.model.device, f"{kind}_model")
         digits = digit_tokens(scorer.tokenizer, path)
         prompts = [
@@ -165,8 +166,8 @@ class Deita(Prescored):
         ]
         rows = [scorer.tokenizer(prompt)["input_ids"][-scorer.max_length + 1 :] for prompt in prompts]
         logits = run.passes.measure(
-            lambda values: values[:, digits],
-            rows=lambda ids: [rows[i] for i in ids],
+            lambda logits: digit_logits(logits, digits),
+            inputs=lambda ids: [rows[i] for i in ids],
             lengths=np.array([len(row) for row in rows], dtype=np.int64),
             forward=lambda batch, ids: scorer.next_logits(batch),
             description=f"Rating {kind}",

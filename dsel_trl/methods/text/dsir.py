@@ -9,7 +9,7 @@ import numpy as np
 
 from ...bases.offline import Prescored
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import check_range
 from ...core.registry import register
 from ...data.conversations import example_texts, text_columns
 from ...functional.ranking import keep_count
@@ -26,7 +26,7 @@ class Dsir(Prescored):
     What: hashed uni- and bigrams give each example a log importance weight, how much likelier it is in the target than
     in the data; the share `keep` is drawn without replacement in proportion to the weights (hf.co/papers/2302.03169).
     `action: keep_top` takes the largest weights instead; `refresh: epoch` draws anew each epoch, `never` once. The
-    target is a file (`target_file`: a text per line, or JSON lines with a `text`), or the rows that `target_column`
+    target is a file (`target`: a text per line, or JSON lines with a `text`), or the rows that `target_column`
     marks. Of a pair, prompt and chosen response count.
     When: a general pool and a clear target domain. When not: a handful of target texts; the weight is a sum over
     n-grams, so long texts have extreme weights (`min_words`, or bring lengths close first).
@@ -35,7 +35,10 @@ class Dsir(Prescored):
 
     action: str = field(default="sample", metadata={"help": "sample (draw by weight), keep_top (largest), curriculum"})
     keep: float | None = field(default=0.5, metadata={"help": "fraction to keep, in (0, 1]"})
-    target_file: str | None = field(default=None, metadata={"help": "target texts: .txt lines or .jsonl with `text`"})
+    target: str | None = field(default=None, metadata={"help": "target texts: .txt lines or .jsonl with `text`"})
+    refresh: int | str = field(
+        default="epoch", metadata={"help": 'sample: "epoch" draws anew each epoch, "never" once'}
+    )
     target_column: str | None = field(
         default=None, metadata={"help": "instead: rows where this column exceeds target_above"}
     )
@@ -49,27 +52,28 @@ class Dsir(Prescored):
     trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2302.03169"
     family = "indicator"
+    renamed: ClassVar[dict[str, str]] = {"target_file": "target"}
     criterion = "external_continuous"
     selector = "gumbel_top_k"
     cost = "no GPU; 150 CPU seconds per 1,000,000 short texts"
     state = "its score column (8 bytes per example)"
+    refreshes = ("epoch", "never")
     actions: ClassVar[tuple[str, ...]] = ("sample", "keep_top", "curriculum")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.target_file is None) == (self.target_column is None):
+        if (self.target is None) == (self.target_column is None):
             raise ValueError(
-                f"target_file={self.target_file!r} and target_column={self.target_column!r}: give exactly one of them."
+                f"target={self.target!r} and target_column={self.target_column!r}: give exactly one of them."
             )
-        if self.target_file is not None:
-            if Path(self.target_file).suffix not in (".txt", ".jsonl"):
-                raise ValueError(f"target_file={self.target_file!r} is neither .txt (a text per line) nor .jsonl.")
-            if not Path(self.target_file).is_file():
-                raise ValueError(f"target_file={self.target_file!r}: there is no such file.")
+        if self.target is not None:
+            if Path(self.target).suffix not in (".txt", ".jsonl"):
+                raise ValueError(f"target={self.target!r} is neither .txt (a text per line) nor .jsonl.")
+            if not Path(self.target).is_file():
+                raise ValueError(f"target={self.target!r}: there is no such file.")
         for name, low in (("buckets", 1), ("ngrams", 1), ("min_words", 0)):
             check_range(name, getattr(self, name), low, 2**31)
         check_range("smoothing", self.smoothing, 0, float("inf"))
-        check_choice("refresh", self.refresh, ("epoch", "never"))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -86,23 +90,25 @@ class Dsir(Prescored):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        text_columns(run)
+        text_columns(run.rows)
         if not self._targets(run):
-            raise ValueError(f"The target is empty: {self.target_file or self.target_column!r} holds no text.")
+            raise ValueError(f"The target is empty: {self.target or self.target_column!r} holds no text.")
 
     def _targets(self, run: Run, texts: list[str] | None = None) -> list[str]:
-        if self.target_file is not None:
-            return read_texts(Path(self.target_file))
+        if self.target is not None:
+            return read_texts(Path(self.target))
         assert self.target_column is not None
         marked = np.flatnonzero(run.column(self.target_column) > self.target_above)
         return [str(i) for i in marked] if texts is None else [texts[i] for i in marked]
 
+    def renew(self, run: Run) -> None:
+        """The weights stay what they are: what `refresh` makes anew is the draw."""
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         return {self.name: run.passes.from_first(run.size, lambda: self._log_weights(run))}
 
     def _log_weights(self, run: Run) -> np.ndarray:
-        texts = example_texts(run)
+        texts = example_texts(run.rows.side("chosen"))
         hashed = hash_ngrams(texts, num_buckets=self.buckets, ngrams=self.ngrams)
         target = hash_ngrams(self._targets(run, texts), num_buckets=self.buckets, ngrams=self.ngrams)
         weights = log_importance_weights(
@@ -116,7 +122,7 @@ class Dsir(Prescored):
         if self.action != "sample":
             return super().chosen(run, scores)
         count = keep_count(self.keep_share, int(np.isfinite(scores).sum()))
-        draw = run.rng(0 if self.refresh == "never" else run.epoch, 23)
+        draw = run.rng("dsir/sample", 0 if self.refresh == "never" else run.epoch)
         return dsir_select(scores / self.temperature, count, rng=draw)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from ...bases.offline import Prescored
 from ...core.charges import Charge
 from ...core.method import Run
-from ...core.parameters import check_choice
+from ...core.parameters import REFRESHES, check_choice
 from ...core.registry import register
 from ...data.tokens import IGNORED, Sequences
-from ...functional.text.edge import AGGREGATES, FORMS, edge_scores, guideline_effect
+from ...functional.text.edge import AGGREGATES, FORMS, edge_scores, guideline_effect, mean_turn_nll
 from ...scorers.rewards import load_reward
 from ...signals.batch import Signal
 
@@ -29,7 +29,8 @@ class Edge(Prescored):
     What: the loss of each response is measured twice, with and without the guideline in front of the prompt, over the
     same response tokens; the effectiveness is the ratio (or difference) without / with, averaged over the turns. The
     lowest `keep` is trained, or everything weighed by exp(-effectiveness / temperature) (`action: weight`). It is
-    measured again with the policy each epoch (`renew: 1`): what has been learned no longer profits from the guideline.
+    measured again with the policy each epoch (`refresh: epoch`): what has been learned no longer profits from the
+    guideline.
     `guideline` is a text, or 'module:function' (or a function) that gives one for each row. Of a pair the chosen
     response is the action. With `action: weight` a renewal acts from the second step of an epoch on.
     When: tasks with rules that can be written down, such as tool use and multi-step interaction. When not: a guideline
@@ -42,7 +43,9 @@ class Edge(Prescored):
     guideline: Any = field(default=None, metadata={"help": "required: a text, or 'module:function' of a row"})
     form: str = field(default="ratio", metadata={"help": f"one of {', '.join(FORMS)}"})
     aggregate: str = field(default="mean_turn", metadata={"help": f"over the turns: one of {', '.join(AGGREGATES)}"})
-    renew: int = field(default=1, metadata={"help": "measure anew every so many epochs; 0 = once, before training"})
+    refresh: int | str = field(
+        default="epoch", metadata={"help": 'when to measure anew: "epoch", "never" (once, before training), or steps'}
+    )
 
     signals = (Signal.TOKEN_LOGPS, Signal.TEXT)
     paper = "hf.co/papers/2502.12494 (reconstruction)"
@@ -51,7 +54,7 @@ class Edge(Prescored):
     selector = "bottom_k"
     charges = (Charge("forwards", "2", per="example and measurement"),)
     state = "its score column (8 bytes per example)"
-    renewable = True
+    refreshes = REFRESHES
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "keep_bottom", "band", "weight", "sample", "curriculum")
 
     def __post_init__(self) -> None:
@@ -76,7 +79,7 @@ class Edge(Prescored):
         if not isinstance(text, str):
             raise ValueError(f"guideline={self.guideline!r} gave {type(text).__name__} for the first row, not a text.")
         longest = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
-        needed = len(self._tokens(run, text)) + int(Sequences(run).scan()[0].max(initial=0))
+        needed = len(self._tokens(run, text)) + int(Sequences(run.rows.side("chosen")).scan()[0].max(initial=0))
         if longest is not None and needed > longest:
             raise ValueError(
                 f"The guideline and the longest example take {needed} tokens, but the model holds {longest}: shorten "
@@ -88,8 +91,7 @@ class Edge(Prescored):
         return run.processing_class(text + "\n", add_special_tokens=False)["input_ids"]
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
-        sequences, write = Sequences(run), self._write_guideline
+        sequences, write = Sequences(run.rows.side("chosen")), self._write_guideline
         lengths, trained = sequences.scan()
         if isinstance(self.guideline, str) and not _names_function(self.guideline):
             common = self._tokens(run, self.guideline)
@@ -107,17 +109,15 @@ class Edge(Prescored):
             return tokens[:start] + own + tokens[start:], hidden
 
         plain = run.passes.measure_tokens(
-            trained, rows=sequences.collate(), lengths=lengths, description="Without the guideline"
+            trained, inputs=sequences.collate(), lengths=lengths, description="Without the guideline"
         )
         helped = run.passes.measure_tokens(
-            trained, rows=sequences.collate(guided), lengths=lengths + sizes, description="With the guideline"
+            trained, inputs=sequences.collate(guided), lengths=lengths + sizes, description="With the guideline"
         )
         starts = sequences.turn_starts(trained)
         turn = np.cumsum(starts) - 1
-        counts = np.bincount(turn, minlength=int(starts.sum()))
-        without, with_it = (
-            -np.bincount(turn, weights=values, minlength=len(counts)) / counts for values in (plain, helped)
-        )
+        without, counts = mean_turn_nll(-plain, turn, int(starts.sum()))
+        with_it, _ = mean_turn_nll(-helped, turn, len(counts))
         owner = np.repeat(np.arange(run.size), trained)[starts]
         effect = guideline_effect(without, with_it, self.form)
         effectiveness = edge_scores(effect, owner, run.size, aggregate=self.aggregate, num_tokens=counts)

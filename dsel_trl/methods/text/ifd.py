@@ -11,14 +11,15 @@ import numpy as np
 from ...bases.offline import Prescored
 from ...core.charges import Charge
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import REFRESHES, check_choice, check_range
 from ...core.registry import register
 from ...data.conversations import example_messages, prompt_and_answer, text_columns
 from ...data.tokens import IGNORED, Sequences, answer_alone, instruction_alone, start_tokens
 from ...functional.facility_location import facility_location
 from ...functional.kmeans import kmeans, require_backend, unit_rows
 from ...functional.ranking import keep_count, top_k
-from ...functional.text.ifd import ifd_loss_ratio, ifd_perplexity_ratio, pre_experienced_ids
+from ...functional.text.ifd import drop_misled, ifd_from_perplexities, ifd_loss_ratio, pre_experienced_ids
+from ...functional.text.perplexity import perplexity
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings, policy_states
 from ...scorers.language_model import LanguageModel, sequence_losses
 from ...signals.batch import Signal
@@ -39,7 +40,7 @@ class Ifd(Prescored):
     `form: superfiltering` is the ratio of perplexities (hf.co/papers/2402.00530), usually under a small `model`;
     `form: cherry` the ratio of mean losses (hf.co/papers/2308.12032), the answer alone standing behind
     "### Response:". High = difficult and worth training; at `limit` (1) and above the instruction misleads, and the
-    example is dropped; so is one without an answer. Without `model` the policy itself is asked, and `renew` asks it
+    example is dropped; so is one without an answer. Without `model` the policy itself is asked, and `refresh` asks it
     again while it learns (an adaptation). Of a pair the chosen response is the answer.
     Cherry's `warm_up`: before measuring, a helper that starts as the policy is trained briefly, by the run's own loss,
     on that many examples from each of `warm_up_clusters` clusters of instructions, and is asked instead of the policy,
@@ -94,15 +95,15 @@ class Ifd(Prescored):
         Charge("scorer_forwards", when="diverse and embedding: model"),
     )
     state = "three columns (24 bytes per example)"
-    renewable = True
+    refreshes = REFRESHES
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("form", self.form, FORMS)
         check_range("limit", self.limit, 0, float("inf"), open_low=True)
-        if self.renew and self.model is not None:
+        if self.refresh != "never" and self.model is not None:
             raise ValueError(
-                f"renew={self.renew!r} measures the policy again, but model={self.model!r} never changes."
+                f"refresh={self.refresh!r} measures the policy again, but model={self.model!r} never changes."
             )
         self._check_warm_up()
         check_source(self.embedding, self.pooling)
@@ -130,8 +131,8 @@ class Ifd(Prescored):
             raise ValueError(
                 f"warm_up={self.warm_up!r} trains a copy of the policy, but model={self.model!r} is asked."
             )
-        if self.renew:
-            raise ValueError(f"renew={self.renew!r} asks the policy, which has then been trained: set warm_up=0.")
+        if self.refresh != "never":
+            raise ValueError(f"refresh={self.refresh!r} asks the policy, which has then been trained: set warm_up=0.")
 
     @property
     def _wide_share(self) -> float:
@@ -150,9 +151,9 @@ class Ifd(Prescored):
         if self.diverse is not None:
             check_embeddings(run, self.embedding)
         if self.model is not None:
-            text_columns(run)
+            text_columns(run.rows)
         elif run.trainer == "sft":
-            tokens, trained = Sequences(run).scan()
+            tokens, trained = Sequences(run.rows.side("chosen")).scan()
             if len(tokens) and (trained >= tokens - 1).all():
                 raise ValueError(
                     "ifd compares an answer with and without its instruction, but every token of this dataset is "
@@ -167,10 +168,13 @@ class Ifd(Prescored):
             conditioned, alone = self._with_model(run)
         else:
             conditioned, alone = self._warmed_up(run) if self.warm_up else self._with_policy(run)
-        ratio = (ifd_perplexity_ratio if self.form == "superfiltering" else ifd_loss_ratio)(conditioned, alone)
-        # The published scripts differ at exactly the limit: Cherry still keeps it.
-        fit = ratio < self.limit if self.form == "superfiltering" else ratio <= self.limit
-        scores = np.where(fit, ratio, -np.inf)
+        cherry = self.form == "cherry"
+        if cherry:
+            ratio = ifd_loss_ratio(conditioned, alone)
+        else:
+            ratio = ifd_from_perplexities(perplexity(conditioned), perplexity(alone))
+        # The published scripts differ at exactly the limit.
+        scores = drop_misled(ratio, self.limit, at_threshold=cherry)
         return {
             "ifd_conditioned": conditioned,
             "ifd_alone": alone,
@@ -179,7 +183,6 @@ class Ifd(Prescored):
 
     def _spread(self, run: Run, scores: np.ndarray, share: float) -> np.ndarray:
         """The scores of the examples that cover best what `keep` leaves; -inf elsewhere."""
-        assert run.passes is not None
         known = int(np.isfinite(scores).sum())
         wide = np.sort(top_k(scores, keep_count(self._wide_share, known)))
         live = run.step > 0 and self.embedding == "policy"
@@ -204,8 +207,7 @@ class Ifd(Prescored):
 
     def _warmed_up(self, run: Run) -> np.ndarray:
         """Both losses under a helper that has trained on a few examples of every cluster of instructions."""
-        assert run.proxy is not None
-        return run.proxy(
+        return run.train_helper(
             self._pre_experienced(run),
             np.arange(run.size),
             attrgetter("loss"),
@@ -213,47 +215,45 @@ class Ifd(Prescored):
             epochs=self.helper_epochs,
             learning_rate=self.helper_learning_rate,
             lora=self.helper_lora,
-            seed=run.seed,
+            seed=run.stream_seed("ifd/helper"),
             evaluate=partial(self._with_policy, run),
         )[-1]
 
     def _pre_experienced(self, run: Run) -> np.ndarray:
         """Ids that the helper trains on."""
-        assert run.passes is not None
-        sequences = Sequences(run)
+        sequences = Sequences(run.rows.side("chosen"))
         lengths = sequences.instruction_lengths()
         # The first token has nothing before it: what is shorter than two has no perplexity.
         known = np.flatnonzero(lengths > 1)
         if not len(known):
             raise ValueError(f"warm_up={self.warm_up!r} clusters instructions, but no example has one.")
-        rows = sequences.collate(instruction_alone)
+        inputs = sequences.collate(instruction_alone)
         losses = run.passes.measure(
-            attrgetter("loss"), known, rows=rows, lengths=lengths, description="Instructions alone"
+            attrgetter("loss"), known, inputs=inputs, lengths=lengths, description="Instructions alone"
         )
-        vectors = policy_states(run, "mean", ids=known, rows=rows, lengths=lengths)
+        vectors = policy_states(run, "mean", ids=known, inputs=inputs, lengths=lengths)
         labels = run.passes.from_first(
-            len(known), lambda: kmeans(vectors, self.warm_up_clusters, seed=run.seed)[0].astype(np.float64)
+            len(known),
+            lambda: kmeans(vectors, self.warm_up_clusters, seed=run.stream_seed("ifd/clusters"))[0].astype(np.float64),
         )
         band = {"low": self.warm_up_low, "high": self.warm_up_high}
-        perplexity = np.exp(losses.astype(np.float64))
-        return known[pre_experienced_ids(perplexity, labels, per_cluster=self.warm_up, **band)]
+        return known[pre_experienced_ids(perplexity(losses), labels, per_cluster=self.warm_up, **band)]
 
     def _with_policy(self, run: Run, forward: Callable[..., Any] | None = None) -> np.ndarray:
         """Both losses under the policy, or under the model of another forward, `(2, N)`."""
-        assert run.passes is not None
-        sequences = Sequences(run)
+        sequences = Sequences(run.rows.side("chosen"))
         tokens, trained = sequences.scan()
         prefix = self._prefix(run.processing_class)
         given = run.passes.measure(
             lambda batch: batch.loss,
-            rows=sequences.collate(),
+            inputs=sequences.collate(),
             lengths=tokens,
             forward=forward,
             description="Answers given instructions",
         )
         alone = run.passes.measure(
             lambda batch: batch.loss,
-            rows=sequences.collate(answer_alone(prefix)),
+            inputs=sequences.collate(answer_alone(prefix)),
             lengths=trained + len(prefix),
             forward=forward,
             description="Answers alone",
@@ -264,7 +264,7 @@ class Ifd(Prescored):
         assert self.model is not None
         model = LanguageModel(self.model, run.model.device)
         prefix = self._prefix(model.tokenizer)
-        given = [model.encode(*prompt_and_answer(messages)) for messages in example_messages(run)]
+        given = [model.encode(*prompt_and_answer(messages)) for messages in example_messages(run.rows.side("chosen"))]
         alone = []
         for _, labels in given:
             answer = [label for label in labels if label != IGNORED]

@@ -8,7 +8,7 @@ import numpy as np
 from ...bases.offline import Prescored
 from ...core.charges import Charge
 from ...core.method import Run
-from ...core.parameters import check_choice
+from ...core.parameters import REFRESHES, check_choice
 from ...core.registry import register
 from ...data.conversations import example_messages, prompt_and_answer, text_columns
 from ...data.tokens import Sequences
@@ -24,8 +24,8 @@ class Perplexity(Prescored):
     Keeps a band of the perplexity range: the examples the model finds easy, middling or hard.
 
     What: the mean token loss of each example (its logarithm of the perplexity) under the policy before training, under
-    another `model`, or under the policy of the moment (`renew`); `band` keeps the share `keep` that is lowest, in the
-    middle, or highest (hf.co/papers/2309.04564). Of a pair, the chosen response counts.
+    another `model`, or under the policy of the moment (`refresh`); `band` keeps the share `keep` that is lowest, in
+    the middle, or highest (hf.co/papers/2309.04564). Of a pair, the chosen response counts.
     When: pruning web text (middle or high), or noisy data (not the highest). When not: no band is best everywhere, so
     compare them; low perplexity is often mere repetition.
     Plan of 1,000,000 examples, losses known: 0.4 s and 14 MB.
@@ -49,15 +49,15 @@ class Perplexity(Prescored):
         Charge("scorer_forwards", when="model"),
     )
     state = "its score column (8 bytes per example)"
-    renewable = True
+    refreshes = REFRESHES
     actions: ClassVar[tuple[str, ...]] = ("band", "weight", "sample", "curriculum")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("band", self.band, BANDS)
-        if self.renew and self.model is not None:
+        if self.refresh != "never" and self.model is not None:
             raise ValueError(
-                f"renew={self.renew!r} measures the policy again, but model={self.model!r} never changes."
+                f"refresh={self.refresh!r} measures the policy again, but model={self.model!r} never changes."
             )
 
     @property
@@ -67,18 +67,19 @@ class Perplexity(Prescored):
     def check(self, run: Run) -> None:
         super().check(run)
         if self.model is not None:
-            text_columns(run)
+            text_columns(run.rows)
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         if self.model is not None:
             model = LanguageModel(self.model, run.model.device)
-            rows = [model.encode(*prompt_and_answer(messages)) for messages in example_messages(run)]
+            rows = [
+                model.encode(*prompt_and_answer(messages)) for messages in example_messages(run.rows.side("chosen"))
+            ]
             return {self.name: sequence_losses(run, rows, model, "Perplexity")}
-        assert run.passes is not None
-        sequences = Sequences(run)
+        sequences = Sequences(run.rows.side("chosen"))
         tokens, trained = sequences.scan()
         losses = run.passes.measure(
-            lambda batch: batch.loss, rows=sequences.collate(), lengths=tokens, description="Perplexity"
+            lambda batch: batch.loss, inputs=sequences.collate(), lengths=tokens, description="Perplexity"
         )
         return {self.name: np.where(trained > 0, losses, np.nan)}
 

@@ -22,7 +22,7 @@ class SemDedup(Clustered):
     What: embeddings are clustered by direction; inside a cluster, an example whose cosine similarity to one before it
     exceeds `1 - eps` is dropped (hf.co/papers/2303.09540). `prefer` says which of two duplicates comes first: the one
     far from the centroid (`hard`), near it (`easy`), or a random one. Without `eps` it is set so that the share `keep`
-    is left. `renew` clusters the policy's embeddings of the moment again every so many epochs.
+    is left. `refresh` clusters the policy's embeddings of the moment again.
     When: scraped or generated data with paraphrases. When not: duplicates that fall into different clusters are not
     found; exact duplicates are found cheaper by a hash.
     Plan of 1,000,000 vectors of 64 in 1,000 clusters: 100 s on a core and 0.8 GB; it grows with the clusters' sizes
@@ -47,7 +47,6 @@ class SemDedup(Clustered):
         check_choice("prefer", self.prefer, KEEP)
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         vectors = self.vectors(run)
         similarity = run.passes.from_first(run.size, lambda: self._similarity(run, vectors))
         eps = eps_for_fraction(similarity, self.keep or 1.0) if self.eps is None else self.eps
@@ -59,6 +58,8 @@ class SemDedup(Clustered):
 
     def _similarity(self, run: Run, vectors: np.ndarray) -> np.ndarray:
         rows = unit_rows(vectors)
-        labels, centroids = spherical_kmeans(rows, self.clusters, seed=run.seed, backend=self.backend)
-        orders = rank_clusters(rows, labels, centroids, keep=self.prefer, rng=run.rng(run.epoch, 17))
+        labels, centroids = spherical_kmeans(
+            rows, self.clusters, seed=run.stream_seed("semdedup/clusters"), backend=self.backend
+        )
+        orders = rank_clusters(rows, labels, centroids, keep=self.prefer, rng=run.rng("semdedup/prefer", run.epoch))
         return max_similarity(orders, run.size)

@@ -15,7 +15,7 @@ from ...core.parameters import check_choice, check_range
 from ...core.registry import register
 from ...data.conversations import example_messages, joined, text_columns
 from ...functional.ranking import keep_count, rank_order
-from ...functional.text.zip import canonical_example, serialize, zip_rounds
+from ...functional.text.zip import canonical_example, serialize, zip_select
 from ...functional.text.zip_engine import CompressionEngine
 from ...signals.batch import Batch, Signal
 
@@ -34,8 +34,8 @@ class Zip(Prescored):
     What: a greedy choice in three stages by zlib's compression ratio (hf.co/papers/2407.06645): the `k1` examples of
     least known redundancy are measured behind the selection so far, the `k2` best go to a final in which `k3` are
     chosen that are unlike each other. The order of the choice is a score: `action: curriculum` with `pacing: none`
-    trains the most novel first. `renew: 1` chooses anew each epoch, with all that was chosen before as anchor, so that
-    an epoch complements those before it. Of a pair, prompt and both responses count.
+    trains the most novel first. `refresh: epoch` chooses anew each epoch, with all that was chosen before as anchor,
+    so that an epoch complements those before it. Of a pair, prompt and both responses count.
     `form: online` (an adaptation) instead draws `factor` candidates for each trained example and takes those that
     compress worst behind the last 32 KiB of text that was trained; it needs no setup and follows the run.
     When: large pools with much repetition, no quality labels, no GPU time to spare.
@@ -56,7 +56,7 @@ class Zip(Prescored):
     serializer: str = field(
         default="repr", metadata={"help": '"repr" (as the published code writes examples) or "text" (plain lines)'}
     )
-    rejected: str = field(
+    unchosen: str = field(
         default="burn", metadata={"help": '"burn": finalists not chosen are gone for good; "restore": they stay'}
     )
     workers: int = field(default=0, metadata={"help": "offline: processes that compress; 0 = all cores"})
@@ -66,6 +66,7 @@ class Zip(Prescored):
     trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2407.06645"
     family = "raw"
+    renamed: ClassVar[dict[str, str]] = {"rejected": "unchosen"}
     criterion = "internal"
     selector = "greedy (multi-stage)"
     cost = (
@@ -73,7 +74,7 @@ class Zip(Prescored):
         "compressions per trained example of a batch, squared over the batch"
     )
     state = "its score column (8 bytes per example); online: the ids of the last 32 KiB"
-    renewable = True
+    refreshes = ("never", "epoch")
     chooses = True
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "curriculum", "sample")
 
@@ -81,7 +82,7 @@ class Zip(Prescored):
         super().__post_init__()
         check_choice("form", self.form, FORMS)
         check_choice("serializer", self.serializer, SERIALIZERS)
-        check_choice("rejected", self.rejected, ("burn", "restore"))
+        check_choice("unchosen", self.unchosen, ("burn", "restore"))
         for name, low in (("k1", 1), ("k2", 1), ("k3", 1), ("workers", 0), ("factor", 2)):
             value = getattr(self, name)
             check_range(name, value, low, 2**31)
@@ -108,12 +109,12 @@ class Zip(Prescored):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        text_columns(run)
+        text_columns(run.rows)
         used = self._budget(run) * self._spent
         if self.form == "offline" and used > run.size:
             raise ValueError(
-                f"keep={self.keep!r} cannot be reached: with rejected='burn' each round uses up k2={self.k2} examples "
-                f"to choose k3={self.k3}, {used:.0f} of {run.size} in all. Set rejected='restore', a smaller keep, or "
+                f"keep={self.keep!r} cannot be reached: with unchosen='burn' each round uses up k2={self.k2} examples "
+                f"to choose k3={self.k3}, {used:.0f} of {run.size} in all. Set unchosen='restore', a smaller keep, or "
                 "k2 nearer to k3."
             )
 
@@ -124,10 +125,10 @@ class Zip(Prescored):
     def _spent(self) -> float:
         """Examples used up per chosen one."""
         finalists = min(self.k1, self.k2)
-        return 1.0 if self.rejected == "restore" else finalists / min(finalists, self.k3)
+        return 1.0 if self.unchosen == "restore" else finalists / min(finalists, self.k3)
 
     def _examples(self, run: Run) -> list[Any]:
-        conversations = example_messages(run, "both")
+        conversations = example_messages(run.rows)
         if self.serializer == "text":
             return [joined(messages) for messages in conversations]
         return [canonical_example(i, messages) for i, messages in enumerate(conversations)]
@@ -142,7 +143,6 @@ class Zip(Prescored):
         self._engine = CompressionEngine(self._pieces, frame)
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
-        assert run.passes is not None
         size = self._budget(run)
         needed = size * self._spent
         before = run.ledger[self.name]
@@ -155,23 +155,19 @@ class Zip(Prescored):
 
     def _choose(self, run: Run, size: int) -> np.ndarray:
         """`size`, `size - 1`, ... for the chosen examples in the order of the choice, -inf for the others."""
-        rounds = zip_rounds(
-            self._examples(run),
-            size,
-            k1=self.k1,
-            k2=self.k2,
-            k3=self.k3,
-            serializer=self.serializer,
-            rejected=self.rejected,
-            anchor_ids=self._anchor.tolist(),
-            workers=self.workers or os.cpu_count() or 1,
-        )
-        chosen: list[np.ndarray] = []
         with tqdm(total=size, desc="Choosing by compression") as bar:
-            for step in rounds:
-                chosen.append(step.chosen)
-                bar.update(min(len(step.chosen), size - bar.n))
-        ids = np.concatenate(chosen)[:size]
+            ids = zip_select(
+                self._examples(run),
+                size,
+                k1=self.k1,
+                k2=self.k2,
+                k3=self.k3,
+                serializer=self.serializer,
+                unchosen=self.unchosen,
+                anchor_ids=self._anchor.tolist(),
+                workers=self.workers or os.cpu_count() or 1,
+                watch=lambda step: bar.update(min(len(step.chosen), size - bar.n)),
+            )
         scores = np.full(run.size, -np.inf)
         scores[ids] = size - np.arange(len(ids))
         return scores

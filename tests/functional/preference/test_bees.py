@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from dsel_trl.functional.preference.bees import (
-    baseline_ids,
     fuse_margins,
     fuse_probabilities,
     margin_probability,
@@ -95,12 +94,3 @@ def test_raw_fusions_and_missing_margins():
         fuse_margins(margins, "mean")
     with pytest.raises(ValueError, match=r"\[2, 1\]"):
         fuse_margins([[1.0, 2.0], [1.0]])
-
-
-def test_baselines():
-    margins, rng = [3.0, -0.5, 0.2, -4.0, 0.9, NAN], np.random.default_rng(0)
-    assert baseline_ids(margins, 2, "top", 1.0, rng).tolist() == [0, 4]
-    assert baseline_ids(margins, 2, "bottom", 1.0, rng).tolist() == [3, 1]
-    assert sorted(baseline_ids(margins, 5, "middle", 1.0, rng).tolist()) == [1, 2, 4]
-    with pytest.raises(ValueError, match="'mid'"):
-        baseline_ids(margins, 2, "mid", 1.0, rng)

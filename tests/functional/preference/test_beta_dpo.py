@@ -5,9 +5,8 @@ import torch
 
 from dsel_trl.functional.preference.beta_dpo import (
     batch_beta,
-    beta_dpo_loss,
     draw_mask,
-    keep_weights,
+    kept_mean_weights,
     kept_pairs,
     log_keep_weights,
 )
@@ -18,13 +17,13 @@ def generator(seed=0):
 
 
 def test_keep_weights_by_hand():
-    weights = keep_weights(torch.tensor([1.0, 3.0, -1.0, math.nan]), mean=1.0, std=2.0)
+    weights = log_keep_weights(torch.tensor([1.0, 3.0, -1.0, math.nan]), mean=1.0, std=2.0).exp()
     torch.testing.assert_close(weights, torch.tensor([1.0, math.exp(-0.5), math.exp(-0.5), 0.0]))
 
 
 def test_no_deviation_weighs_all_alike():
-    assert keep_weights(torch.tensor([1.0, 9.0]), mean=0.0, std=0.0).tolist() == [1.0, 1.0]
-    assert keep_weights(torch.tensor([1.0]), mean=0.0, std=math.nan).tolist() == [1.0]
+    assert log_keep_weights(torch.tensor([1.0, 9.0]), mean=0.0, std=0.0).tolist() == [0.0, 0.0]
+    assert log_keep_weights(torch.tensor([1.0]), mean=0.0, std=math.nan).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +50,7 @@ def test_draw_keeps_exactly_k_and_follows_the_weights():
 def test_outliers_lose_even_where_their_weights_underflow():
     margin = torch.tensor([100.0, 0.0, 500.0, 90.0, math.nan])
     log_weights = log_keep_weights(margin, mean=0.0, std=1.0)
-    assert (keep_weights(margin, 0.0, 1.0) > 0).sum() == 1
+    assert (log_weights.exp() > 0).sum() == 1
     assert draw_mask(log_weights, 3, generator()).tolist() == [1.0, 1.0, 0.0, 1.0, 0.0]
     assert draw_mask(log_weights, 5, generator()).tolist() == [1.0, 1.0, 1.0, 1.0, 0.0]
 
@@ -75,9 +74,8 @@ def test_without_company_or_deviation_the_beta_is_the_base_beta(margin, std):
     assert batch_beta(margin, torch.isfinite(margin).float(), mean=1.0, std=std, beta=0.1) == 0.1
 
 
-def test_loss_averages_the_kept_pairs():
-    margin = torch.tensor([0.0, 5.0, math.nan])
-    loss, losses = beta_dpo_loss(margin, torch.tensor([1.0, 0.0, 0.0]), 0.1)
-    assert loss.item() == pytest.approx(math.log(2.0))
-    assert losses[1].item() == pytest.approx(math.log1p(math.exp(-0.5)))
-    assert beta_dpo_loss(margin, torch.zeros(3), 0.1)[0] == 0
+def test_the_weighted_mean_is_that_of_the_kept_pairs():
+    losses, mask = torch.tensor([0.3, 5.0, 0.9, 7.0]), torch.tensor([1.0, 0.0, 1.0, 0.0])
+    assert (kept_mean_weights(mask) * losses).mean().item() == pytest.approx(0.6)
+    assert kept_mean_weights(torch.ones(7)).tolist() == [1.0] * 7
+    assert kept_mean_weights(torch.zeros(3)).tolist() == [0.0] * 3

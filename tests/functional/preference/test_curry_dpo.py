@@ -3,9 +3,9 @@ import math
 import pytest
 
 from dsel_trl.functional.preference.curry_dpo import (
+    by_falling_gap,
     curriculum_pairs,
     curriculum_stages,
-    global_curriculum,
     rank_responses,
     split_stages,
 )
@@ -28,11 +28,15 @@ def test_ties():
     assert curriculum_pairs([1.0, 5.0, 1.0, 5.0]) == [(1, 0, 4.0), (1, 2, 4.0)]
 
 
-def test_stages_and_the_global_order():
+def test_stages():
     pairs = [curriculum_pairs([4.0, 1.0, 3.0]), curriculum_pairs([1.0, NAN]), curriculum_pairs([0.0, 3.0])]
     assert curriculum_stages(pairs) == [[(0, (0, 1, 3.0)), (2, (1, 0, 3.0))], [(0, (0, 2, 1.0))]]
-    assert global_curriculum(pairs) == [(0, (0, 1, 3.0)), (2, (1, 0, 3.0)), (0, (0, 2, 1.0))]
     assert curriculum_stages([]) == []
+
+
+def test_pairs_by_falling_gap():
+    assert by_falling_gap([0.5, 3.0, 0.0, NAN, 3.0, -1.0]).tolist() == [1, 4, 0]
+    assert by_falling_gap([]).tolist() == []
 
 
 def test_equal_stages_of_single_pairs():

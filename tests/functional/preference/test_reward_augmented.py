@@ -50,7 +50,7 @@ def test_goal_goes_into_the_first_user_message_without_system_role():
 def test_the_negative_row_is_reversed_and_nothing_is_changed_in_place(system_role):
     chosen, rejected = [USER, GOOD], [USER, BAD]
     before = copy.deepcopy((chosen, rejected))
-    positive, negative = goal_rows(chosen, rejected, 9.0, 4.0, TEMPLATE, system_role)
+    positive, negative = goal_rows({"chosen": chosen, "rejected": rejected}, 9.0, 4.0, TEMPLATE, system_role)
     assert (chosen, rejected) == before
     assert (positive["chosen"][-1], positive["rejected"][-1]) == (GOOD, BAD)
     assert (negative["chosen"][-1], negative["rejected"][-1]) == (BAD, GOOD)
@@ -59,8 +59,19 @@ def test_the_negative_row_is_reversed_and_nothing_is_changed_in_place(system_rol
     assert negative["chosen"][0]["content"].count("Quality: 4.") == 1
 
 
+@pytest.mark.parametrize("prompt", ["Q", [USER]])
+def test_a_prompt_of_its_own_carries_the_goal(prompt):
+    row = {"prompt": prompt, "chosen": "good", "rejected": "bad", "source": "s"}
+    positive, negative = goal_rows(row, 9.0, 4.0, TEMPLATE, system_role=False)
+    assert positive == {**row, "prompt": add_goal(prompt, "Quality: 9.", system_role=False)}
+    swapped = {"prompt": add_goal(prompt, "Quality: 4.", system_role=False), "chosen": "bad", "rejected": "good"}
+    assert negative == {**row, **swapped}
+    assert add_goal("Q", "G") == "G\n\nQ"
+
+
 def test_the_shipped_defect_is_an_option():
-    _, negative = goal_rows([USER, GOOD], [USER, BAD], 9.0, 4.0, TEMPLATE, system_role=False, as_shipped=True)
+    row = {"chosen": [USER, GOOD], "rejected": [USER, BAD]}
+    _, negative = goal_rows(row, 9.0, 4.0, TEMPLATE, system_role=False, as_shipped=True)
     assert (negative["chosen"][-1], negative["rejected"][-1]) == (GOOD, BAD)
     assert negative["rejected"][0]["content"].count("Quality: 4.") == 2
 

@@ -4,54 +4,34 @@ import numpy as np
 import pytest
 
 from dsel_trl.functional.preference.selective_dpo import (
-    easiest_rows,
-    easy_first,
-    evaluation_interval,
     half_split,
     learned_step,
     mean_validation_loss,
     pool_fraction,
     rank_in_length_buckets,
     stable_id,
+    values_by_id,
 )
 
 NAN = math.nan
-TABLES = [
-    [("a", 0.40), ("b", 0.90), ("c", 0.40), ("d", 0.20)],
-    [("a", 0.44), ("b", NAN), ("c", 0.44), ("d", 0.30)],
-]
 
 
 def test_the_worked_example():
-    difficulty = mean_validation_loss(TABLES)
-    assert difficulty == pytest.approx({"a": 0.42, "b": 0.90, "c": 0.42, "d": 0.25})
-    assert easy_first(list("abcd"), difficulty).tolist() == [3, 0, 2, 1]
-    assert easiest_rows(list("abcd"), difficulty, keep=0.5).tolist() == [3, 0]
+    difficulty = mean_validation_loss([[0.40, 0.90, 0.40, 0.20], [0.44, NAN, 0.44, 0.30]])
+    assert difficulty.tolist() == pytest.approx([0.42, 0.90, 0.42, 0.25])
 
 
-def test_joins_and_repeated_ids():
-    tables = [[("a", 1.0), ("a", 9.0)], [("a", 3.0), ("b", 2.0)], [("c", NAN)]]
-    outer = mean_validation_loss(tables)
-    assert list(outer) == ["a", "b", "c"]
-    assert (outer["a"], outer["b"]) == (2.0, 2.0)
-    assert math.isnan(outer["c"])
-    assert mean_validation_loss(tables, join="left") == {"a": 2.0}
-    with pytest.raises(ValueError, match="'inner'"):
-        mean_validation_loss(tables, join="inner")
+def test_values_are_found_by_id():
+    found = values_by_id(["b", "a", "x", "b"], ["a", "b", "a"], [1.0, NAN, 9.0])
+    np.testing.assert_array_equal(found, [NAN, 1.0, NAN, NAN])
+    assert values_by_id(["x", "a"], ["a"], [3])[1] == 3.0
+    with pytest.raises(ValueError, match="shorter"):
+        values_by_id(["a"], ["a", "b"], [1.0])
 
 
-def test_an_infinite_loss_is_not_averaged_away():
-    difficulty = mean_validation_loss([[("a", math.inf), ("b", 9.0)], [("a", 0.1), ("b", NAN)]])
-    assert difficulty == {"a": math.inf, "b": 9.0}
-    assert easy_first(["a", "b"], difficulty).tolist() == [1, 0]
-
-
-def test_unknown_rows_drop_out_repeated_rows_stay_and_nan_is_last():
-    difficulty = {"a": 0.5, "b": NAN, "c": 0.1}
-    rows = ["b", "a", "x", "c", "a"]
-    assert easy_first(rows, difficulty).tolist() == [3, 1, 4, 0]
-    assert easiest_rows(rows, difficulty, keep=0.75).tolist() == [3, 1, 4]
-    assert easy_first(["x"], difficulty).tolist() == []
+def test_an_infinite_loss_is_not_averaged_away_and_an_unknown_one_stays_unknown():
+    assert mean_validation_loss([[math.inf, 9.0], [0.1, NAN]]).tolist() == [math.inf, 9.0]
+    assert math.isnan(mean_validation_loss([[NAN], [NAN]])[0])
 
 
 def test_every_example_is_scored_once_per_seed_by_a_model_that_has_not_seen_it():
@@ -67,14 +47,6 @@ def test_half_split_leaves_the_global_generator_alone():
     before = np.random.get_state()[1].copy()  # noqa: NPY002
     half_split(10, seed=7)
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
-
-
-def test_evaluation_interval():
-    assert evaluation_interval(1000, 16) == 6  # 31 steps, five evaluations
-    assert evaluation_interval(1000, 16, epochs=2) == 12
-    assert evaluation_interval(10, 16) == 1
-    with pytest.raises(ValueError, match="0"):
-        evaluation_interval(10, 0)
 
 
 def test_learned_step_is_strict_and_needs_the_margin_to_stay():

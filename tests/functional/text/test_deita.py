@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from dsel_trl.functional.text.deita import (
     LLAMA_DIGIT_IDS,
@@ -36,11 +37,13 @@ def test_expected_digit_is_shift_invariant_and_bounded():
 
 
 def test_missing_digit():
-    complete = dict.fromkeys(LLAMA_DIGIT_IDS, -1.0)
-    assert expected_digit(digit_logits(complete, LLAMA_DIGIT_IDS)) == pytest.approx(3.5)
-    del complete[LLAMA_DIGIT_IDS[2]]
-    assert expected_digit(digit_logits(complete, LLAMA_DIGIT_IDS)) == 3.0
-    assert expected_digit(digit_logits({}, LLAMA_DIGIT_IDS), fallback=2.0) == 2.0
+    logits = torch.full((2, 30_000), torch.nan)
+    logits[:, list(LLAMA_DIGIT_IDS)] = -1.0
+    logits[1, LLAMA_DIGIT_IDS[2]] = torch.nan
+    digits = digit_logits(logits, LLAMA_DIGIT_IDS)
+    assert expected_digit(digits).tolist() == pytest.approx([3.5, 3.0])
+    assert expected_digit(digits[1], fallback=2.0) == 2.0
+    assert digit_logits(torch.arange(9.0), [3, 1]).tolist() == [3.0, 1.0]
     assert expected_digit(np.full(6, -np.inf)) == 3.0
 
 

@@ -4,18 +4,21 @@ import numpy as np
 import pytest
 
 from dsel_trl.functional.text.dsir import (
+    bucket_counts,
     bucket_distribution,
     dsir_select,
-    dsir_select_for_targets,
     hash_bucket,
     hash_ngrams,
     inverse_probability_weights,
     log_importance_weights,
-    ngram_counts,
     tokenize_words,
 )
 
 TEXTS = ["a b a b", "", "Über-Straße 3,5!", "a"]
+
+
+def counts_of(hashed, buckets):
+    return np.stack([bucket_counts(text, buckets) for text in np.split(hashed.buckets, hashed.offsets[1:-1])])
 
 
 def test_tokens():
@@ -31,7 +34,7 @@ def test_counts_by_hand():
     hashed = hash_ngrams(TEXTS, num_buckets=1000)
     assert np.diff(hashed.offsets).tolist() == [7, 0, 13, 1]
     assert hashed.num_words.tolist() == [4, 0, 7, 1]
-    counts = ngram_counts(hashed, 1000)
+    counts = counts_of(hashed, 1000)
     assert counts[0, hash_bucket("a", 1000)] == 2
     assert counts[0, hash_bucket("a b", 1000)] == 2
     assert counts[0, hash_bucket("b a", 1000)] == 1
@@ -45,7 +48,7 @@ def test_weights_equal_the_dense_formula():
         bucket_distribution(hashed, 50),
         bucket_distribution(hash_ngrams(["a b"], num_buckets=50), 50, smoothing=1),
     )
-    expected = ngram_counts(hashed, 50) @ (np.log(target + 1e-8) - np.log(raw + 1e-8))
+    expected = counts_of(hashed, 50) @ (np.log(target + 1e-8) - np.log(raw + 1e-8))
     np.testing.assert_allclose(log_importance_weights(hashed, raw, target), expected)
     assert target.sum() == pytest.approx(1)
 
@@ -81,15 +84,6 @@ def test_selection():
     assert counts[1] / 800 == pytest.approx(0.75, abs=0.05)
 
 
-def test_targets_share_the_selection_without_repeats():
-    weights = np.zeros((2, 30))
-    weights[0, :15] = 50
-    first, second = dsir_select_for_targets(weights, [2, 1], 9, np.random.default_rng(0))
-    assert (len(first), len(second)) == (6, 3)
-    assert (first < 15).all()
-    assert not set(first.tolist()) & set(second.tolist())
-
-
 def test_inverse_probability_weights():
     np.testing.assert_allclose(inverse_probability_weights([0.25] * 4), 1)
     np.testing.assert_allclose(inverse_probability_weights([0.5, 0.25, 0.25]), [0.6, 1.2, 1.2])
@@ -109,10 +103,6 @@ def test_errors_name_the_value():
         dsir_select([1.0], 1)
     with pytest.raises(ValueError, match="-1"):
         bucket_distribution(hash_ngrams([]), 5, smoothing=-1)
-    with pytest.raises(ValueError, match="3 shares"):
-        dsir_select_for_targets(np.zeros((2, 4)), [1, 1, 1], 2, np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"\[0, 0\]"):
-        dsir_select_for_targets(np.zeros((2, 4)), [0, 0], 2, np.random.default_rng(0))
     with pytest.raises(ValueError, match="clip"):
         inverse_probability_weights([1.0], clip=0)
     with pytest.raises(ValueError, match=r"-0\.5"):

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from dsel_trl.functional.text.edge import edge_scores, edge_weights, guideline_effect, mean_turn_nll
+from dsel_trl.functional.text.edge import edge_scores, guideline_effect, mean_turn_nll
 
 
 def test_mean_turn_nll():
-    means, counts = mean_turn_nll([[1.0, 3.0], [], [5.0]])
+    means, counts = mean_turn_nll([1.0, 5.0, 3.0], [0, 2, 0], 3)
     np.testing.assert_allclose(means, [2.0, np.nan, 5.0])
     assert counts.tolist() == [2, 0, 1]
-    assert mean_turn_nll([])[0].tolist() == []
+    assert mean_turn_nll([], [], 0)[0].tolist() == []
 
 
 def test_effect_by_hand():
@@ -31,15 +31,6 @@ def test_aggregates():
     np.testing.assert_allclose(token_mean, [1.5, np.nan, 2.0])
 
 
-def test_weights():
-    weights = edge_weights([1.0, 2.0, np.nan])
-    assert weights[0] / weights[1] == pytest.approx(np.e)
-    assert weights[:2].mean() == pytest.approx(1)
-    assert weights[2] == 1
-    assert np.isfinite(edge_weights([1.0, 1e9], temperature=1e-3)).all()
-    assert edge_weights([np.nan]).tolist() == [1.0]
-
-
 def test_errors_name_the_value():
     with pytest.raises(ValueError, match="product"):
         guideline_effect([1.0], [1.0], "product")
@@ -49,5 +40,3 @@ def test_errors_name_the_value():
         edge_scores([1.0], [0], 1, aggregate="max_turn")
     with pytest.raises(ValueError, match="num_tokens"):
         edge_scores([1.0], [0], 1, aggregate="mean_token")
-    with pytest.raises(ValueError, match=r"0\.0"):
-        edge_weights([1.0], 0.0)

@@ -3,14 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from dsel_trl.functional.text.ifd import (
-    ifd_from_perplexities,
-    ifd_loss_ratio,
-    ifd_perplexity_ratio,
-    pre_experienced_ids,
-    select_cherry,
-    select_superfiltering,
-)
+from dsel_trl.functional.ranking import top_k
+from dsel_trl.functional.text.ifd import drop_misled, ifd_from_perplexities, ifd_loss_ratio, pre_experienced_ids
 
 CONDITIONED = np.array([1.0, 2.0, 3.0, np.nan, 0.5])
 DIRECT = np.array([2.0, 2.0, 2.0, 1.0, 0.0])
@@ -28,27 +22,29 @@ def test_loss_ratio_does_not_depend_on_the_unit():
 
 def test_perplexity_ratio_by_hand():
     expected = [math.exp(-1), 1.0, math.exp(1), np.nan, math.exp(0.5)]
-    np.testing.assert_allclose(ifd_perplexity_ratio(CONDITIONED, DIRECT), expected)
     np.testing.assert_allclose(ifd_from_perplexities(np.exp(CONDITIONED), np.exp(DIRECT)), expected)
 
 
 def test_an_instruction_that_changes_nothing_gives_one():
     losses = np.array([0.3, 5.0])
     assert ifd_loss_ratio(losses, losses).tolist() == [1, 1]
-    assert ifd_perplexity_ratio(losses, losses).tolist() == [1, 1]
+    assert ifd_from_perplexities(np.exp(losses), np.exp(losses)).tolist() == [1, 1]
 
 
 def test_failed_forward():
     assert math.isnan(ifd_from_perplexities([0.0], [0.0])[0])
     assert ifd_from_perplexities([0.0], [0.0], failed=0.0).tolist() == [0.0]
+    assert np.isnan(ifd_from_perplexities([2.0, math.inf, math.inf], [math.inf, 2.0, math.inf])).all()
 
 
 def test_selection_and_thresholds():
     ifd = np.array([0.2, 1.0, 0.9, np.nan, 1.2, 0.9])
-    assert select_superfiltering(ifd, 3).tolist() == [2, 5, 0]
-    assert select_superfiltering(ifd, 10).tolist() == [2, 5, 0]
-    assert select_cherry(ifd, 3).tolist() == [1, 2, 5]
-    assert select_superfiltering([np.nan, 2.0], 1).tolist() == []
+    dropped = -math.inf
+    assert drop_misled(ifd).tolist() == [0.2, dropped, 0.9, dropped, dropped, 0.9]
+    assert drop_misled(ifd, at_threshold=True).tolist() == [0.2, 1.0, 0.9, dropped, dropped, 0.9]
+    assert drop_misled(ifd, 0.5).tolist() == [0.2, *[dropped] * 5]
+    assert top_k(drop_misled(ifd), 10).tolist() == [2, 5, 0]
+    assert top_k(drop_misled([np.nan, 2.0]), 1).tolist() == []
 
 
 def test_pre_experienced_covers_every_cluster():

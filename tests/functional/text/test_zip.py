@@ -4,7 +4,7 @@ import zlib
 import numpy as np
 import pytest
 
-from dsel_trl.functional.text.zip import BURNT, canonical_example, compression_ratio, serialize, zip_rounds, zip_select
+from dsel_trl.functional.text.zip import BURNT, canonical_example, serialize, zip_rounds, zip_select
 from dsel_trl.functional.text.zip_engine import CompressionEngine
 from dsel_trl.functional.text.zip_worker import Anchor, Frame
 
@@ -20,6 +20,12 @@ def text(n, rng):
 def plain_ratio(examples):
     raw = str(examples).encode()
     return len(raw) / len(zlib.compress(raw, 9))
+
+
+def engine_ratio(examples, serializer="repr"):
+    pieces, frame = serialize(examples, serializer)
+    with CompressionEngine(pieces, frame) as engine:
+        return float(engine.ratios("all", list(range(len(pieces) - 1)), [len(pieces) - 1])[0])
 
 
 def plain_zip(data, budget, k1, k2, k3):
@@ -85,11 +91,10 @@ def test_anchor_is_rebuilt_when_it_does_not_continue():
 
 def test_ratio():
     data = pool_of(5)
-    assert compression_ratio(data) == plain_ratio(data)
+    assert engine_ratio(data) == plain_ratio(data)
     joined = "\n".join(["ä", "", "b"]).encode()
-    assert compression_ratio(["ä", "", "b"], "text") == len(joined) / len(zlib.compress(joined, 9))
-    assert compression_ratio([{"a": "x"}], lambda example: example["a"]) == 1 / len(zlib.compress(b"x", 9))
-    assert compression_ratio([]) == 0
+    assert engine_ratio(["ä", "", "b"], "text") == len(joined) / len(zlib.compress(joined, 9))
+    assert engine_ratio([{"a": "x"}], lambda example: example["a"]) == 1 / len(zlib.compress(b"x", 9))
 
 
 def test_no_example_twice_and_rejects_never_return():
@@ -101,14 +106,16 @@ def test_no_example_twice_and_rejects_never_return():
     assert len(set(finalists.tolist())) == len(finalists)
     assert (rounds[-1].state[finalists] == BURNT).all()
     assert len(zip_select(data, 10, k1=40, k2=8, k3=3)) == 10
-    assert len(zip_select(data, 10, k1=40, k2=8, k3=3, truncate=False)) == 12
+    watched = []
+    assert len(zip_select(data, 10, k1=40, k2=8, k3=3, truncate=False, watch=watched.append)) == 12
+    assert [step.chosen.tolist() for step in watched] == [step.chosen.tolist() for step in rounds]
 
 
 def test_restored_rejects_can_be_chosen_later():
     data = pool_of(12)
     with pytest.warns(UserWarning, match="ran empty"):
         assert len(zip_select(data, 12, k2=6, k3=2)) < 12
-    assert sorted(zip_select(data, 12, k2=6, k3=2, rejected="restore").tolist()) == list(range(12))
+    assert sorted(zip_select(data, 12, k2=6, k3=2, unchosen="restore").tolist()) == list(range(12))
 
 
 def test_avoids_near_duplicates():
@@ -116,14 +123,14 @@ def test_avoids_near_duplicates():
     distinct = [text(60, rng) for _ in range(20)]
     copies = [f"{distinct[i % 4]} {i}" for i in range(30)]
     data = distinct + copies
-    chosen = zip_select(data, 10, k1=50, k2=10, k3=2, rejected="restore", serializer="text")
-    mine = compression_ratio([data[i] for i in chosen], "text")
-    others = [compression_ratio([data[i] for i in rng.permutation(50)[:10]], "text") for _ in range(40)]
+    chosen = zip_select(data, 10, k1=50, k2=10, k3=2, unchosen="restore", serializer="text")
+    mine = engine_ratio([data[i] for i in chosen], "text")
+    others = [engine_ratio([data[i] for i in rng.permutation(50)[:10]], "text") for _ in range(40)]
     assert mine <= np.quantile(others, 0.1)
 
 
 def test_ties_go_to_the_lower_id():
-    assert zip_select(["same"] * 5, 3, k3=1, rejected="restore", serializer="text").tolist() == [0, 1, 2]
+    assert zip_select(["same"] * 5, 3, k3=1, unchosen="restore", serializer="text").tolist() == [0, 1, 2]
 
 
 def test_anchor_counts_as_selected():
@@ -135,7 +142,7 @@ def test_anchor_counts_as_selected():
 
 def test_odd_texts():
     data = ["", "", "\ud800", "日本語" * 30, "e\u0301", "'\"\n"]
-    assert sorted(zip_select(data, 6, k3=2, rejected="restore").tolist()) == list(range(6))
+    assert sorted(zip_select(data, 6, k3=2, unchosen="restore").tolist()) == list(range(6))
     assert zip_select(data, 6, serializer="text", k2=6, k3=6).shape == (6,)
     with pytest.warns(UserWarning, match="ran empty"):
         assert zip_select([], 3).tolist() == []
@@ -171,6 +178,6 @@ def test_errors_name_the_value():
     with pytest.raises(ValueError, match="k2=0"):
         zip_select(["a"], 1, k2=0)
     with pytest.raises(ValueError, match="forget"):
-        zip_select(["a"], 1, rejected="forget")
+        zip_select(["a"], 1, unchosen="forget")
     with pytest.raises(ValueError, match="json"):
         zip_select(["a"], 1, serializer="json")

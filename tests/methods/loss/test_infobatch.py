@@ -1,16 +1,15 @@
 """InfoBatch: both schedules, exact weights, and an annealing that always resets."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from dsel_trl import create_method
 from dsel_trl.core.ledger import Ledger
-from dsel_trl.core.run import Run, Step
+from dsel_trl.core.run import Step
 from dsel_trl.functional.loss.infobatch import infobatch_prune
 from tests import tiny
 from tests.methods import live
+from tests.runs import make_run
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +38,14 @@ def test_candidates_are_decided_by_the_mean_of_all():
 
 
 @pytest.mark.parametrize("delta", [0.5, 0.6])
-@pytest.mark.parametrize("period", [None, 2])
-def test_the_last_part_of_the_run_has_weight_one(make_trainer, period, delta):
+@pytest.mark.parametrize("refresh", ["epoch", 2])
+def test_the_last_part_of_the_run_has_weight_one(make_trainer, refresh, delta):
     """Also where delta times the epochs is no whole number, which the published code forgets."""
-    _, witness = trained(make_trainer, delta=delta, period=period, prune_ratio=0.5)
+    _, witness = trained(make_trainer, delta=delta, refresh=refresh, keep_learned=0.5)
     weights = [step.values["weight"] for step in witness.steps]
     assert max(w.max() for w in weights) == 2.0
     # What was planned just before the end of the pruning may still be on its way for some steps.
-    late = weights[int(delta * len(weights)) + (10 if period is None else 4) :]
+    late = weights[int(delta * len(weights)) + (10 if refresh == "epoch" else 4) :]
     assert late
     assert all((w == 1.0).all() for w in late)
 
@@ -56,8 +55,8 @@ def planner(**parameters):
     size = 64
     ledger = Ledger(size)
     ledger.write("loss", None, np.linspace(0.1, 2.0, size) ** 2, 1)
-    arguments = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1)
-    run = Run(trainer="sft", size=size, ledger=ledger, epochs=1e9, arguments=arguments)
+    run = make_run(size, trainer="sft", ledger=ledger, epochs=1e9)
+    run.arguments.per_device_train_batch_size = 4
     method = create_method("infobatch", **parameters)
     method.setup(run)
     return run, method
@@ -73,11 +72,11 @@ def one_pass(run, method):
     return plans
 
 
-@pytest.mark.parametrize("period", [None, 1, 3])
-def test_expected_weight_of_every_example_is_one(period):
+@pytest.mark.parametrize("refresh", ["epoch", 1, 3])
+def test_expected_weight_of_every_example_is_one(refresh):
     """Over many passes over fixed losses, the weights of an example sum to the number of passes."""
     passes = 3000
-    run, method = planner(period=period, delta=1.0, exact_weight=True)
+    run, method = planner(refresh=refresh, delta=1.0, exact_weight=True)
     total = np.zeros(run.size)
     for _ in range(passes):
         for ids in one_pass(run, method):
@@ -85,9 +84,9 @@ def test_expected_weight_of_every_example_is_one(period):
     np.testing.assert_allclose(total / passes, 1.0, atol=0.1)
 
 
-@pytest.mark.parametrize("period", [None, 1, 3])
-def test_every_example_is_decided_on_once_per_pass(period):
-    run, method = planner(period=period, delta=1.0)
+@pytest.mark.parametrize("refresh", ["epoch", 1, 3])
+def test_every_example_is_decided_on_once_per_pass(refresh):
+    run, method = planner(refresh=refresh, delta=1.0)
     for _ in range(3):
         ids = np.concatenate(one_pass(run, method))
         assert len(ids) == len(set(ids.tolist())) < run.size
@@ -102,7 +101,7 @@ def test_prescoring_prunes_the_first_pass(make_trainer):
     assert np.isfinite(one.selection.ledger["loss"]).all()
 
 
-@pytest.mark.parametrize("parameters", [{}, {"period": 2, "prescore": True}])
+@pytest.mark.parametrize("parameters", [{}, {"refresh": 2, "prescore": True}])
 def test_resumes_bit_for_bit(make_trainer, tmp_path, parameters):
     config = {"num_train_epochs": 3, "max_steps": -1, "save_steps": 3}
     (whole, trace), (resumed, resumed_trace) = live.resumed_state(
@@ -113,7 +112,9 @@ def test_resumes_bit_for_bit(make_trainer, tmp_path, parameters):
     resumed_trace.assert_ends_as(trace)
 
 
-@pytest.mark.parametrize(("period", "message"), [(0, "period=0"), (1.5, "period=1.5")])
-def test_wrong_parameters(period, message):
+@pytest.mark.parametrize(
+    ("refresh", "message"), [(0, "refresh=0"), (1.5, "refresh=1.5"), ("never", "refresh='never'")]
+)
+def test_wrong_parameters(refresh, message):
     with pytest.raises(ValueError, match=message):
-        create_method("infobatch", period=period)
+        create_method("infobatch", refresh=refresh)

@@ -8,12 +8,11 @@ import pytest
 from datasets import Dataset
 
 from dsel_trl import SelectionCallback, create_method
-from dsel_trl.core.ledger import Ledger
-from dsel_trl.core.run import Run
 from dsel_trl.data.build.documents import cut_documents, document_tokens
 from dsel_trl.functional.order.dataset_decomposition import even_buckets
 from dsel_trl.methods.order.dataset_decomposition import CURRICULA, fill_up
 from tests import tiny
+from tests.runs import make_run
 
 LENGTHS = np.random.default_rng(0).lognormal(4.5, 0.9, size=6000).astype(np.int64).clip(1, 1024)
 BUCKETS = {"min_log2": 5, "max_log2": 10}
@@ -26,7 +25,7 @@ def planned(*, lengths=LENGTHS, world=1, accumulation=1, batch_size=2, plans_mad
         per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation, max_length=1024
     )
     dataset = Dataset.from_dict({"input_ids": [[0] * n for n in lengths]})
-    run = Run(trainer, len(lengths), Ledger(1), world=world, arguments=arguments, dataset=dataset)
+    run = make_run(len(lengths), trainer=trainer, world=world, arguments=arguments, dataset=dataset)
     run.plans_made = plans_made
     method.check(run)
     batches = method.batch(run, np.arange(len(lengths)))

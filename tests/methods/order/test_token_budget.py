@@ -1,15 +1,12 @@
 """Token budget in a trainer: budgets kept, orders followed, other methods served."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from dsel_trl import SelectionCallback, create_method
-from dsel_trl.core.ledger import Ledger
-from dsel_trl.core.run import Run
 from dsel_trl.functional.order.token_budget import padded_tokens
 from tests import tiny
+from tests.runs import make_run
 
 LENGTHS = np.random.default_rng(0).lognormal(4, 1, size=5000).astype(np.int64) + 1
 
@@ -18,8 +15,8 @@ def planned(lengths=LENGTHS, ids=None, *, rows=1, world=1, batch_size=8, plans_m
     """The method, its run, and a plan."""
     method = method or create_method("token_budget", **parameters)
     method._lengths, method._rows = lengths, rows
-    arguments = SimpleNamespace(per_device_train_batch_size=batch_size, gradient_accumulation_steps=1)
-    run = Run("sft", len(lengths), Ledger(1), epochs=4, world=world, arguments=arguments, plans_made=plans_made)
+    run = make_run(len(lengths), trainer="sft", epochs=4, world=world, plans_made=plans_made)
+    run.arguments.per_device_train_batch_size = batch_size
     run.ordered = ids is not None
     return method, run, method.batch(run, np.arange(len(lengths)) if ids is None else ids)
 

@@ -83,9 +83,9 @@ def test_as_a_weight(make_trainer):
         np.testing.assert_allclose(step.values["weight"], weights, rtol=1e-5)
 
 
-def test_a_number_of_pairs_instead_of_a_share(make_trainer):
+def test_the_share_is_of_all_pairs(make_trainer):
     trainer = make_trainer("dpo", max_steps=1)
-    callback = SelectionCallback(trainer, "bees", sources=["explicit"], num=7)
+    callback = SelectionCallback(trainer, "bees", sources=["explicit"], keep=7 / 40)
     trainer.train()
     assert (~callback.ledger.dropped).sum() == 7
 

@@ -16,7 +16,7 @@ def _no_picture(no_picture):
 
 
 def test_the_gradient_is_that_of_the_kept_pairs_with_the_batch_beta(make_trainer):
-    trainer, method, gradient, batches = live.one_step(make_trainer, "beta_dpo", filter_ratio=0.3, a=5.0)
+    trainer, method, gradient, batches = live.one_step(make_trainer, "beta_dpo", keep=0.7, a=5.0)
     (batch,) = batches
     margins = batch.log_ratio_margin
     kept = method.weigh(batch) > 0
@@ -34,7 +34,7 @@ def test_the_gradient_is_that_of_the_kept_pairs_with_the_batch_beta(make_trainer
 
 def test_it_adjusts_other_losses_too(make_trainer):
     config = {"loss_type": "hinge", "beta": 1.0}
-    trainer, _, gradient, batches = live.one_step(make_trainer, "beta_dpo", filter_ratio=0.0, a=2.0, config=config)
+    trainer, _, gradient, batches = live.one_step(make_trainer, "beta_dpo", keep=1.0, a=2.0, config=config)
     used = trainer.state.log_history[0]["selection/beta_dpo_beta"]
 
     def loss(logps, _):
@@ -68,7 +68,7 @@ def test_dropped_pairs_are_the_unusual_ones(make_trainer):
     """Over many draws the pairs that are left out lie further from the mean than those that are kept."""
     trainer = make_trainer("dpo", per_device_train_batch_size=8, num_train_epochs=3, learning_rate=2e-2)
     tiny.stir(trainer, scale=0.2)
-    witness = tiny.attach(trainer, "beta_dpo", filter_ratio=0.5)
+    witness = tiny.attach(trainer, "beta_dpo", keep=0.5)
     trainer.train()
     near, far = [], []
     for step in witness.steps:

@@ -10,7 +10,7 @@ from dsel_trl import SelectionCallback, create_method
 from dsel_trl.functional.facility_location import facility_location
 from dsel_trl.functional.kmeans import kmeans
 from dsel_trl.functional.text.ifd import pre_experienced_ids
-from dsel_trl.trainer.helper_run import train_proxy
+from dsel_trl.trainer.helper_run import train_helper
 from tests import tiny
 from tests.methods import live
 
@@ -49,9 +49,9 @@ def test_the_helper_trains_on_some_of_every_cluster(make_trainer, monkeypatch, k
 
     def spy(trainer, train_ids, score_ids, measure, **how):
         asked.update(ids=train_ids, **how)
-        return train_proxy(trainer, train_ids, score_ids, measure, **how)
+        return train_helper(trainer, train_ids, score_ids, measure, **how)
 
-    monkeypatch.setattr("dsel_trl.trainer.helper_run.train_proxy", spy)
+    monkeypatch.setattr("dsel_trl.callback.train_helper", spy)
     rate = {"helper_learning_rate": 0.01, "helper_epochs": 2.0}
     trainer, _ = run(make_trainer, kind, config={"data_seed": 3}, **WARM, **rate)
     vectors, perplexity = zip(*(instruction(trainer, row) for row in trainer.train_dataset), strict=True)
@@ -104,7 +104,7 @@ def test_the_warm_up_leaves_the_generators_alone(make_trainer, tmp_path):
 def test_a_resumed_run_warms_nothing_up(make_trainer, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "dsel_trl.trainer.helper_run.train_proxy", lambda *args, **how: calls.append(1) or train_proxy(*args, **how)
+        "dsel_trl.callback.train_helper", lambda *args, **how: calls.append(1) or train_helper(*args, **how)
     )
     make = lambda kind, **config: make_trainer("sft", **config)  # noqa: E731
     (_, trace), (_, resumed) = live.resumed_state(make, "ifd", tmp_path, {"max_steps": 5}, **{**WARM, "keep": 0.8})
@@ -155,7 +155,7 @@ def test_the_best_are_thinned_for_diversity(make_trainer, form):
 
 def test_diversity_of_the_policys_own_states_is_renewed(make_trainer):
     config = {"max_steps": -1, "num_train_epochs": 2, "learning_rate": 5e-3}
-    trainer, callback = run(make_trainer, config=config, **SPREAD, renew=1)
+    trainer, callback = run(make_trainer, config=config, **SPREAD, refresh="epoch")
     assert (callback.ledger.steps("ifd") == trainer.state.max_steps // 2).all()
     assert np.isfinite(callback.ledger["ifd"]).sum() == 8
 
@@ -196,7 +196,7 @@ def test_other_vectors_are_not_taken_for_the_old_ones(make_trainer, tmp_path, na
     [
         ({"warm_up": 10}, "form='superfiltering'"),
         ({"form": "cherry", "warm_up": 10, "model": "gpt2"}, "model='gpt2'"),
-        ({"form": "cherry", "warm_up": 10, "renew": 1}, "renew=1"),
+        ({"form": "cherry", "warm_up": 10, "refresh": "epoch"}, "refresh='epoch'"),
         ({"form": "cherry", "warm_up": 1.5}, "warm_up=1.5"),
         ({"form": "cherry", "warm_up": True}, "warm_up=True"),
         ({"warm_up_clusters": 0}, "warm_up_clusters=0"),

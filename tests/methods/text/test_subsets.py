@@ -95,14 +95,14 @@ def test_d4_with_faiss_is_its_formula(make_trainer, twins, seed):
 def test_semdedup_with_faiss_resumes_bit_for_bit(make_trainer, tmp_path):
     config = {"num_train_epochs": 2, "max_steps": -1, "save_steps": 3}
     (_, trace), (_, resumed) = live.resumed_state(
-        make_trainer, "semdedup", tmp_path, config, keep=0.5, clusters=2, renew=1, backend="faiss"
+        make_trainer, "semdedup", tmp_path, config, keep=0.5, clusters=2, refresh="epoch", backend="faiss"
     )
     resumed.assert_ends_as(trace)
 
 
 def test_the_policys_embeddings_are_clustered_anew_each_epoch(make_trainer):
     trainer = make_trainer("sft", num_train_epochs=2)
-    callback = SelectionCallback(trainer, "semdedup", keep=0.5, clusters=2, renew=1)
+    callback = SelectionCallback(trainer, "semdedup", keep=0.5, clusters=2, refresh="epoch")
     trainer.train()
     assert (callback.ledger.steps("semdedup_similarity") == trainer.state.max_steps // 2).all()
 
@@ -110,7 +110,7 @@ def test_the_policys_embeddings_are_clustered_anew_each_epoch(make_trainer):
 def test_semdedup_resumes_bit_for_bit(make_trainer, tmp_path):
     config = {"num_train_epochs": 2, "max_steps": -1, "save_steps": 3}
     (_, trace), (_, resumed) = live.resumed_state(
-        make_trainer, "semdedup", tmp_path, config, keep=0.5, clusters=2, renew=1
+        make_trainer, "semdedup", tmp_path, config, keep=0.5, clusters=2, refresh="epoch"
     )
     resumed.assert_ends_as(trace)
 
@@ -148,7 +148,7 @@ def test_dsir_by_a_file_and_its_draws(make_trainer, tmp_path):
     for refresh in ("never", "epoch"):
         trainer = make_trainer("lm", dataset=two_domains(), num_train_epochs=2)
         witness = tiny.attach(
-            trainer, "dsir", target_file=str(tmp_path / "target.txt"), keep=0.3, refresh=refresh, temperature=1e6
+            trainer, "dsir", target=str(tmp_path / "target.txt"), keep=0.3, refresh=refresh, temperature=1e6
         )
         trainer.train()
         picked.append([set(part.tolist()) for part in np.array_split(np.concatenate(witness.ids), 2)])
@@ -171,11 +171,11 @@ def test_dsir_of_the_data_itself_is_uniform(make_trainer):
     [
         ("semdedup", {"eps": -1}, "eps=-1"),
         ("semdedup", {"prefer": "soft"}, "prefer='soft'"),
-        ("semdedup", {"renew": 1, "embedding": "column:x"}, "renew=1"),
+        ("semdedup", {"refresh": "epoch", "embedding": "column:x"}, "refresh='epoch'"),
         ("d4", {"keep": 0.5}, "dedup"),
         ("d4", {"diversify": 0}, "diversify=0"),
         ("dsir", {}, "give exactly one"),
-        ("dsir", {"target_file": "none.txt"}, "no such file"),
+        ("dsir", {"target": "none.txt"}, "no such file"),
         ("dsir", {"target_column": "x", "buckets": 0}, "buckets=0"),
     ],
 )

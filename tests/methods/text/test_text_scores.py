@@ -85,7 +85,7 @@ def test_perplexity_bands(make_trainer, band):
 
 def test_perplexity_is_measured_anew_each_epoch(make_trainer):
     config = {"max_steps": -1, "num_train_epochs": 2, "learning_rate": 5e-3}
-    trainer, callback, _ = run(make_trainer, "sft", "perplexity", config, keep=0.5, band="high", renew=1)
+    trainer, callback, _ = run(make_trainer, "sft", "perplexity", config, keep=0.5, band="high", refresh="epoch")
     assert (callback.ledger.steps("perplexity") == trainer.state.max_steps // 2).all()
 
 
@@ -144,7 +144,7 @@ def test_edge_takes_a_guideline_per_row(make_trainer):
         ("edge", {}, "guideline=None"),
         ("edge", {"guideline": "w1", "form": "quotient"}, "form='quotient'"),
         ("ifd", {"form": "cherrry"}, "cherry"),
-        ("ifd", {"renew": 1, "model": "gpt2"}, "renew=1"),
+        ("ifd", {"refresh": "epoch", "model": "gpt2"}, "refresh='epoch'"),
         ("perplexity", {"band": "middle"}, "band='middle'"),
         ("perplexity", {"action": "keep_top"}, "action='keep_top'"),
     ],

@@ -2,8 +2,8 @@
 
 import torch
 
-from dsel_trl.functional.margins import log_ratio_margin
-from dsel_trl.functional.preference.beta_dpo import batch_beta, beta_dpo_loss, keep_weights, kept_pairs
+from dsel_trl.functional.margins import dpo_loss, log_ratio_margin
+from dsel_trl.functional.preference.beta_dpo import batch_beta, kept_mean_weights, kept_pairs, log_keep_weights
 from dsel_trl.functional.running import EmaMoments, ema_update
 
 
@@ -20,17 +20,17 @@ def evaluate(oracle):
         mask = torch.tensor(batch.get("mask", wanted["mask"]))
         state = ema_update(state, margin, inputs["ema_gamma"], init="zero")
         beta_used = batch_beta(margin, mask, state.mean, state.std, inputs["beta"], inputs["a"])
-        loss, losses = beta_dpo_loss(margin, mask, beta_used)
+        losses = dpo_loss(beta_used * margin)
         got = {
             "gap": margin,
             "ema_mean": state.mean,
             "ema_std": state.std,
-            "weights": keep_weights(margin, state.mean, state.std),
+            "weights": log_keep_weights(margin, state.mean, state.std).exp(),
             "mask": mask,
             "n_kept": kept_pairs(len(margin), inputs["filter_ratio"]),
             "beta_used": beta_used,
             "losses": losses,
-            "loss": loss,
+            "loss": (kept_mean_weights(mask) * losses).mean(),
         }
         steps.append({name: got[name] for name in wanted})
     for name, value in expected.items():

@@ -1,9 +1,9 @@
 """Reads the Curry-DPO oracle."""
 
 from dsel_trl.functional.preference.curry_dpo import (
+    by_falling_gap,
     curriculum_pairs,
     curriculum_stages,
-    global_curriculum,
     rank_responses,
 )
 
@@ -11,6 +11,7 @@ from dsel_trl.functional.preference.curry_dpo import (
 def evaluate(oracle):
     prompts, expected = oracle["inputs"]["prompts"], oracle["expected"]
     pairs = [curriculum_pairs(prompt["scores"]) for prompt in prompts]
+    together = [(position, pair) for position, found in enumerate(pairs) for pair in found]
 
     def named(items):
         return [{"id": prompts[position]["id"], **pair._asdict()} for position, pair in items]
@@ -28,7 +29,7 @@ def evaluate(oracle):
             if found or prompt["id"] in listed
         ],
         "stages_easy_to_hard": [named(stage) for stage in curriculum_stages(pairs)],
-        "global_order": named(global_curriculum(pairs)),
+        "global_order": named(together[i] for i in by_falling_gap([pair.gap for _, pair in together])),
     }
     for name, value in expected.items():
         yield name, got[name], value

@@ -3,6 +3,7 @@
 import warnings
 
 import numpy as np
+import torch
 
 from dsel_trl.functional.kmeans import unit_rows
 from dsel_trl.functional.ranking import rank_order
@@ -25,7 +26,10 @@ def evaluate(oracle):
         logprobs = {int(token): value for token, value in case["logprobs_by_token_id"].items()}
         # The file does not name the tokenizer: it is the one whose digits occur.
         ids = max(DIGIT_IDS.values(), key=lambda digits: len(set(digits) & set(logprobs)))
-        yield f"scorer_vllm[{i}]", expected_digit(digit_logits(logprobs, ids)), case["expected_score"]
+        # Only the likeliest tokens are listed: of the others nothing is known.
+        values = torch.full((max(*logprobs, *ids) + 1,), torch.nan, dtype=torch.float64)
+        values[list(logprobs)] = torch.tensor(list(logprobs.values()), dtype=torch.float64)
+        yield f"scorer_vllm[{i}]", expected_digit(digit_logits(values, ids)), case["expected_score"]
     for name, digits in oracle.get("token_ids", {}).items():
         got = {str(token): str(digit) for digit, token in enumerate(DIGIT_IDS[name], start=1)}
         yield f"token_ids.{name}", got, digits

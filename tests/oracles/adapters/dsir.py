@@ -5,14 +5,18 @@ import re
 import numpy as np
 
 from dsel_trl.functional.text.dsir import (
+    bucket_counts,
     bucket_distribution,
     dsir_select,
     hash_bucket,
     hash_ngrams,
     log_importance_weights,
-    ngram_counts,
     tokenize_words,
 )
+
+
+def features(hashed, buckets):
+    return [bucket_counts(text, buckets) for text in np.split(hashed.buckets, hashed.offsets[1:-1])]
 
 
 def evaluate(oracle):
@@ -23,8 +27,8 @@ def evaluate(oracle):
         "tokenized_raw": [tokenize_words(text) for text in oracle["raw"]],
         "tokenized_target": [tokenize_words(text) for text in oracle["target"]],
         "hash_examples": {gram: hash_bucket(gram, buckets) for gram in oracle.get("hash_examples", {})},
-        "features_raw": ngram_counts(raw, buckets),
-        "features_target": ngram_counts(target, buckets),
+        "features_raw": features(raw, buckets),
+        "features_target": features(target, buckets),
         "length_metadata": raw.num_words,
     }
     for key, value in got.items():

@@ -10,8 +10,13 @@ def evaluate(oracle):
     samples = oracle["samples"]
     turns = [turn for sample in samples for turn in sample["turns"]]
     owner = np.repeat(np.arange(len(samples)), [len(sample["turns"]) for sample in samples])
-    without, _ = mean_turn_nll([turn["nll_without_guideline"] for turn in turns])
-    guided, _ = mean_turn_nll([turn["nll_with_guideline"] for turn in turns])
+
+    def mean_nll(key):
+        losses = [np.asarray(turn[key], dtype=np.float64) for turn in turns]
+        token_turn = np.repeat(np.arange(len(turns)), [len(row) for row in losses])
+        return mean_turn_nll(np.concatenate(losses), token_turn, len(turns))[0]
+
+    without, guided = mean_nll("nll_without_guideline"), mean_nll("nll_with_guideline")
     ids = [sample["id"] for sample in samples]
     for form in ("ratio", "diff"):
         effect = guideline_effect(without, guided, form)

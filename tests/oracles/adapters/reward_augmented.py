@@ -15,8 +15,7 @@ def evaluate(oracle):
     def rows(side, **options):
         return [
             goal_rows(
-                example["chosen"],
-                example["rejected"],
+                {name: example[name] for name in ("chosen", "rejected")},
                 example["overall_score_chosen"],
                 example["overall_score_rejected"],
                 inputs["goal_template"],

@@ -45,10 +45,10 @@ def evaluate(oracle):
     for i, case in enumerate(oracle["cases"]):
         sizes = {key: case[key] for key in ("budget", "k1", "k2", "k3")}
         yield from evaluate_reference(f"cases[{i}].reference", data, sizes, case)
-        for rejected in ("burn", "restore"):
-            expected = case.get(f"independent_{rejected}_rejected")
+        for unchosen in ("burn", "restore"):
+            expected = case.get(f"independent_{unchosen}_rejected")
             if expected:
-                yield from evaluate_independent(f"cases[{i}].{rejected}", data, sizes, rejected, expected)
+                yield from evaluate_independent(f"cases[{i}].{unchosen}", data, sizes, unchosen, expected)
 
 
 def run(function, *args, **kwargs):
@@ -77,9 +77,9 @@ def evaluate_reference(label, data, sizes, case):
         yield f"{label}.has_duplicates", repeated, reference["has_duplicates"]
 
 
-def evaluate_independent(label, data, sizes, rejected, expected):
-    rounds = rounds_of(data, rejected=rejected, **sizes)
-    selected = run(zip_select, data, rejected=rejected, truncate=False, **sizes)
+def evaluate_independent(label, data, sizes, unchosen, expected):
+    rounds = rounds_of(data, unchosen=unchosen, **sizes)
+    selected = run(zip_select, data, unchosen=unchosen, truncate=False, **sizes)
     yield f"{label}.selected_indices", selected, expected["selected_indices"]
     listed = expected.get("rounds")
     if listed is not None:

@@ -1,0 +1,113 @@
+"""Serving the methods' plans through the trainer's own loader."""
+
+from typing import Any
+
+import numpy as np
+
+from ..core.composition import Composition
+from ..core.metrics import Metrics
+from ..core.run import Run
+from ..sampling.batch_sampler import BatchPlanSampler
+from ..sampling.plan_sampler import PlanSampler
+from .checkpoints import SavedSelection
+
+
+class Serving:
+    """
+    Which examples come next: plans of the methods, through the sampler that the training iterates.
+
+    A loader may be made at any time, by a callback that only asks for its length too: each gets a sampler of its own,
+    and only that of the training's loader serves.
+
+    Args:
+        trainer:
+            The re-typed trainer.
+        methods ([`Composition`]):
+            The methods of the run.
+        run ([`Run`]):
+            The run they see.
+        metrics ([`Metrics`]):
+            Is told of every plan.
+        saved ([`~dsel_trl.trainer.checkpoints.SavedSelection`], *optional*):
+            The checkpoint that is continued.
+    """
+
+    def __init__(
+        self, trainer: Any, methods: Composition, run: Run, metrics: Metrics, saved: SavedSelection | None
+    ) -> None:
+        self.trainer, self.methods, self.run, self.metrics, self.saved = trainer, methods, run, metrics, saved
+        self.sampler: PlanSampler | BatchPlanSampler | None = None
+        # Of the run that is continued: measured anew, live scores would give another length.
+        self._length = (
+            None if saved is None or "sampler" not in saved.values else int(saved.values["sampler"]["length"])
+        )
+
+    @property
+    def batch_examples(self) -> int:
+        """Examples of one micro-batch over all ranks, candidates included."""
+        return self.trainer._train_batch_size * self.trainer.args.world_size * self.methods.candidates
+
+    @property
+    def served(self) -> int:
+        """Examples handed out in this epoch, prefetched ones included."""
+        return 0 if self.sampler is None else len(self.sampler.history)
+
+    def make_sampler(self) -> PlanSampler | BatchPlanSampler | None:
+        """A sampler of the methods' plans, or `None` where no method plans."""
+        if not self.methods.plans:
+            return None
+        sampler = self._batch_sampler() if self.methods.using("batch") else self._id_sampler()
+        if self.saved is not None:
+            sampler.load_state_dict(
+                self.saved.part("sampler"), self.saved.values["sampler"], replay=not self.trainer.args.ignore_data_skip
+            )
+        return sampler
+
+    def serve(self, loader: Any) -> None:
+        """The loader that the training iterates: its sampler is the one that counts."""
+        self.sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
+
+    def step_done(self) -> None:
+        """After an optimizer step: asks for a new plan where one is due."""
+        if self.sampler is not None and self.methods.due(self.run):
+            self.sampler.due = True
+
+    def _batch_sampler(self) -> BatchPlanSampler:
+        if self._length is None:
+            # The epoch is as long as its first plan, or its share of it where a method says that it will need less.
+            with self.run.costs.clock():
+                batches = self.methods.plan_batches(self.run)[0]
+            planned, wanted = sum(map(len, batches)), self.methods.epoch_size(self.run)
+            self._length = -(-len(batches) * min(wanted, planned) // (planned * self.run.world))
+        return BatchPlanSampler(
+            self._plan_batches,
+            self._length,
+            self.trainer.accelerator.process_index,
+            self.run.world,
+            self.trainer.args.gradient_accumulation_steps,
+        )
+
+    def _id_sampler(self) -> PlanSampler:
+        if self._length is None:
+            with self.run.costs.clock():
+                self._length = self.methods.epoch_size(self.run)
+        if self._length < self.batch_examples:
+            raise ValueError(
+                f"Only {self._length} of {self.run.size} examples would be kept per epoch, fewer than one batch of "
+                f"{self.batch_examples}. Keep more, or use a smaller batch."
+            )
+        return PlanSampler(self._plan, self._length, self.batch_examples, self.methods.carry_over)
+
+    def _plan(self, served: np.ndarray, plans_made: int) -> np.ndarray:
+        self.run.served, self.run.plans_made = served, plans_made
+        with self.run.costs.clock():
+            ids, kept = self.methods.plan(self.run)
+        self.metrics.planned(kept, self.run.lengths)
+        return ids
+
+    def _plan_batches(self, served: np.ndarray, plans_made: int) -> list[np.ndarray]:
+        self.run.served, self.run.plans_made = served, plans_made
+        with self.run.costs.clock():
+            batches, kept = self.methods.plan_batches(self.run)
+        self.metrics.planned(kept, self.run.lengths)
+        return batches
