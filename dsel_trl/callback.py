@@ -142,6 +142,7 @@ class SelectionCallback(TrainerCallback):
             seed=args.seed if args.data_seed is None else args.data_seed,
             epochs=args.num_train_epochs,
             world=accelerator.num_processes,
+            sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
             ordered=bool(self.methods.using("order", "plan")),
         )
         self.steps = OptimizerStep(trainer, self.methods, self.run, self.tap)
@@ -199,6 +200,11 @@ class SelectionCallback(TrainerCallback):
         if self.run.resumed and self.run.epoch > self._saved_epoch:
             # The checkpoint is from the end of an epoch: the dataset of the next one is built of the policy it holds.
             self._rebuild_next()
+        # FSDP may have put the model into another one.
+        self.run.model = self.trainer.model
+        with self.costs.clock():
+            for method in self.methods.using("begin"):
+                method.begin(self.run)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.epoch += 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.method import Method, Run
 from ..core.parameters import REFRESHES, check_choice, check_range, check_refresh
-from ..functional.pacing import competence, pacing_size
+from ..functional.pacing import competence, difficulty_cdf, eligible_by_competence, pacing_size
 from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
 from ..signals.batch import Batch
 
@@ -24,22 +24,25 @@ def known_scores(run: Run, name: str) -> np.ndarray:
     return run.ledger[name]
 
 
-def with_unseen(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def with_unseen(scores: np.ndarray, rng: np.random.Generator, seen: np.ndarray | None = None) -> np.ndarray:
     """
     Live scores with the unknown ones filled in: an example not seen yet counts as a random seen one.
 
     So it is kept as often as the examples known so far, and neither crowds them out nor is shut out. Before anything
     is known (or while all known scores are equal, as the margins of an untrained policy are) the order is random.
+    An example that is `seen` (`(N,)` bool) and has no score all the same stays unknown, unless nothing else is left.
+    Infinite scores are decisions (never selectable), not gaps.
     """
     known = selectable(scores)
     values = scores[known]
+    unseen = np.isnan(scores)
+    if seen is not None and (known | (unseen & ~seen)).any():
+        unseen &= ~seen
     if not len(values) or np.ptp(values.astype(np.float64)) < 1e-6:
-        return rng.random(len(scores), dtype=np.float32)
+        return np.where(known | unseen, rng.random(len(scores), dtype=np.float32), scores)
     if known.all():
         return scores
     filled = scores.copy()
-    # Infinite scores are decisions (never selectable), not gaps.
-    unseen = np.isnan(scores)
     filled[unseen] = rng.choice(values, size=int(unseen.sum()))
     return filled
 
@@ -75,6 +78,7 @@ def paced(
     epoch_length: int,
     rng: np.random.Generator,
     blocks: int = 100,
+    ties_together: bool = False,
 ) -> np.ndarray:
     """
     `ids` so that at progress p of the epoch only the best `fraction(p)` of it has been drawn from, in random order.
@@ -92,11 +96,17 @@ def paced(
             Examples per epoch.
         blocks (`int`, *optional*, defaults to `100`):
             How often per epoch the open share is looked at.
+        ties_together (`bool`, *optional*, defaults to `False`):
+            Whether examples of equal score open together, once all of them are within the share; else by id.
     """
     ranked = in_order(scores, ids)
     size = max(1, -(-epoch_length // blocks))
     starts = np.arange(0, len(ranked), size)
     opened = np.array([fraction((served + start) / epoch_length) * epoch_length for start in starts]) - served
+    if ties_together:
+        ordered = scores[ranked]
+        cdf, known = difficulty_cdf(-ordered), max(1, int(selectable(ordered).sum()))
+        opened = np.array([len(eligible_by_competence(cdf, share / known, at_least_one=False)) for share in opened])
     # A block can never be served from fewer examples than it has.
     limits = np.clip(np.maximum(np.ceil(opened).astype(np.int64), starts + size), 0, len(ranked))
     pool, waiting, reached, planned = np.empty_like(ranked), 0, 0, []
@@ -182,7 +192,7 @@ class ByScore(Method):
 
     def filled_scores(self, run: Run) -> np.ndarray:
         """The scores with the unknown ones drawn from the known: the same however often one plan asks."""
-        return with_unseen(self.scores(run), run.plan_rng(f"{self.name}/unseen"))
+        return with_unseen(self.scores(run), run.plan_rng(f"{self.name}/unseen"), run.ledger.visits > 0)
 
     @property
     def keep_share(self) -> float:
@@ -211,7 +221,9 @@ class ByScore(Method):
         if self.action == "band":
             mask = keep_band(scores, self.low, self.high)
         else:
-            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share)
+            # The share is one of all that may be chosen, those without a score included: an epoch stays as long.
+            size = self.share_of(run, scores)
+            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share, size)
         self._mask = mask
         return mask
 
@@ -221,11 +233,16 @@ class ByScore(Method):
             scores = -scores
         if self.action == "sample":
             left = self.share_of(run, scores) - len(run.served)
-            return ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
+            drawn = ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
+            # What has no score although it was seen comes when nothing else is left.
+            return np.concatenate([drawn, ids[np.isnan(scores[ids])]])[: max(left, 1)]
         if self.pacing == "none":
             return in_order(scores, ids)
         length = self.share_of(run, scores)
-        return paced(scores, ids, self.open_share, served=len(run.served), epoch_length=length, rng=rng)
+        # Competence is a share of the difficulties (hf.co/papers/1903.09848, Algorithm 1), a pacing one of the ranks.
+        together = self.pacing == "competence"
+        served = len(run.served)
+        return paced(scores, ids, self.open_share, served=served, epoch_length=length, rng=rng, ties_together=together)
 
     def open_share(self, progress: float) -> float:
         """Share of the epoch's examples that the curriculum has opened at `progress` of the epoch."""

@@ -13,6 +13,7 @@ from .run import Run, Step
 HOOKS = (
     "rebuild",
     "setup",
+    "begin",
     "select",
     "order",
     "plan",
@@ -143,7 +144,16 @@ class Method:
         return None
 
     def setup(self, run: Run) -> None:
-        """Once, before the first step; may make passes over the data."""
+        """Once, before the model is in place; may make passes over the data where it is not sharded."""
+
+    def begin(self, run: Run) -> None:
+        """
+        When training begins and the model is in place, sharded too: passes made here work everywhere.
+
+        Called after `setup`, and on a resume after `load_state_dict`; all ranks call it and must make the same passes.
+        Every plan that is served is made after it. `epoch_size` (for a method that gives none, `select`; for one that
+        batches, a first plan that is thrown away) is asked before it: it must not hang on what is measured here.
+        """
 
     def select(self, run: Run) -> np.ndarray | None:
         """Which examples may be trained on, `(N,)` bool, at epoch start and every `refresh` steps."""

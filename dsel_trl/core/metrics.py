@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..functional.evidence import selected_fraction
 from ..functional.weighting import effective_sample_size
 from .ledger import Ledger
 from .run import Run, Step
@@ -104,11 +105,14 @@ class Metrics:
 
     def summary(self, ledger: Ledger) -> dict[str, Any]:
         """What `summary.json` says of the whole run."""
+        visited = int((ledger.visits[: len(ledger)] > 0).sum())
         return {
             "kept_fraction": self.kept_fraction,
             "examples": len(ledger),
             "examples_trained": self.trained,
-            "examples_visited": int((ledger.visits[: len(ledger)] > 0).sum()),
+            "examples_visited": visited,
+            # Of a stream nothing may have come.
+            "selected_fraction": selected_fraction(visited, len(ledger)) if len(ledger) else 0.0,
             "examples_dropped": int(ledger.dropped.sum()),
             "examples_skipped": self.examples_skipped,
             "tokens_skipped": self.tokens_skipped,

@@ -80,6 +80,8 @@ class Run:
             Whether this run continues a checkpoint: what `setup` once computed is in the ledger already.
         world (`int`):
             Number of processes.
+        sharded (`bool`):
+            Whether FSDP or DeepSpeed holds the model: it is in place only when training begins (`begin`).
         ordered (`bool`):
             Whether a method orders the examples: batches must then keep to that order at large.
     """
@@ -107,6 +109,7 @@ class Run:
     served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     resumed: bool = False
     world: int = 1
+    sharded: bool = False
     ordered: bool = False
 
     @property

@@ -46,7 +46,7 @@ def check_embeddings(run: Run, source: str) -> None:
         _file_rows(run, rest)
     if kind == "model":
         _sentence_transformer(rest, "cpu", load=False)
-    if kind == "policy" and (getattr(run.arguments, "fsdp", None) or getattr(run.arguments, "deepspeed", None)):
+    if kind == "policy" and run.sharded:
         raise ValueError(
             "embedding='policy' needs the whole model before training, which FSDP and DeepSpeed do not have in place "
             "then: use 'file:', 'column:' or 'model:'."

@@ -35,6 +35,30 @@ def test_while_nothing_tells_examples_apart_the_order_is_random(scores):
     assert len(orders) == 5
 
 
+def test_what_was_seen_without_a_score_stays_unknown():
+    scores, seen = np.float32([1.0, NAN, 3.0, NAN, -INF]), np.array([True, True, True, False, False])
+    filled = with_unseen(scores, rng(), seen)
+    assert np.isnan(filled[1])
+    assert filled[3] in (1.0, 3.0)
+    assert filled[4] == -INF
+
+
+@pytest.mark.parametrize("value", [NAN, 2.0])
+def test_a_random_order_is_not_for_what_is_never_chosen(value):
+    scores = np.float32([value, value, NAN, -INF])
+    seen = np.array([False, False, True, False])
+    filled = with_unseen(scores, rng(), seen)
+    assert np.isfinite(filled[:2]).all()
+    assert np.isnan(filled[2])
+    assert filled[3] == -INF
+
+
+def test_where_nothing_has_a_score_all_are_alike():
+    filled = with_unseen(np.float32([NAN, NAN, INF]), rng(), np.ones(3, dtype=bool))
+    assert np.isfinite(filled[:2]).all()
+    assert filled[2] == INF
+
+
 def test_known_scores_are_passed_through():
     scores = np.float32([3.0, 1.0, 2.0])
     assert with_unseen(scores, rng()) is scores
@@ -155,6 +179,26 @@ def test_actions_that_keep(parameters, kept):
     mask = method.select(run_of(SCORES))
     assert np.flatnonzero(mask).tolist() == kept
     assert method.epoch_size(run_of(SCORES)) == len(kept)
+
+
+def half_unknown():
+    """Four examples with a score and four that were seen and have none."""
+    run = run_of(np.where(np.arange(8) % 2 == 0, SCORES, NAN))
+    run.ledger.visit(np.arange(8))
+    return run
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0.25, [4, 6]), (0.5, [0, 2, 4, 6]), (1.0, [0, 2, 4, 6])])
+def test_seen_examples_without_a_score_are_not_kept(keep, kept):
+    assert np.flatnonzero(Scored(keep=keep).select(half_unknown())).tolist() == kept
+
+
+@pytest.mark.parametrize("action", ["sample", "curriculum"])
+def test_seen_examples_without_a_score_come_last(action):
+    method = Scored(action=action, pacing="none")
+    ids = method.order(half_unknown(), np.arange(8))
+    assert sorted(ids[:4]) == [0, 2, 4, 6]
+    assert sorted(ids[4:]) == [1, 3, 5, 7]
 
 
 def test_weights_follow_the_score():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.metrics import Metrics
 from dsel_trl.core.run import Step
 from tests.runs import make_run
@@ -120,4 +121,6 @@ def test_summary_counts_the_ledger(run):
     summary = metrics.summary(run.ledger)
     assert summary["examples"] == 6
     assert summary["examples_visited"] == 2
+    assert summary["selected_fraction"] == pytest.approx(2 / 6)
+    assert Metrics().summary(Ledger())["selected_fraction"] == 0.0
     assert summary["examples_dropped"] == 1

@@ -117,6 +117,28 @@ def test_packing_with_a_method_that_needs_single_examples(make_trainer):
         SelectionCallback(trainer, "weight_column")
 
 
+def test_mean_weights_over_an_accumulated_deepspeed_step(make_trainer, monkeypatch):
+    """DeepSpeed steps inside the backward pass of the last micro-batch: too early for the mean over all of them."""
+    trainer = make_trainer_on_old_output(make_trainer, gradient_accumulation_steps=2)
+    stock = type(trainer)
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    with pytest.raises(ValueError, match=r"\['weight_column'\] average.*gradient_accumulation_steps=2 micro-batches"):
+        SelectionCallback(trainer, "weight_column")
+    assert type(trainer) is stock
+    assert_untouched(trainer)
+    SelectionCallback(trainer, "weight_column", normalize="none")
+
+
+def test_embeddings_of_a_policy_that_is_not_in_place(make_trainer, monkeypatch):
+    """Neither the trainer's arguments nor its model need tell: `accelerate launch` alone decides it."""
+    trainer = make_trainer_on_old_output(make_trainer)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    trainer.add_callback(SelectionCallback(trainer, "semdedup", embedding="policy"))
+    with pytest.raises(ValueError, match="embedding='policy' needs the whole model before training"):
+        trainer.train()
+    assert_untouched(trainer)
+
+
 def test_pairs_only(make_trainer):
     with pytest.raises(ValueError, match=r"'dr_dpo' works with \['dpo', 'kto', 'reward'\], not with SFTTrainer"):
         SelectionCallback(make_trainer("sft"), "dr_dpo")

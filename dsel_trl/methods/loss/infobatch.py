@@ -12,7 +12,7 @@ from ...core.charges import Charge
 from ...core.method import Method, Run, Step
 from ...core.parameters import check_range, check_refresh
 from ...core.registry import register
-from ...functional.loss.infobatch import infobatch_prune, is_pruned_epoch
+from ...functional.loss.infobatch import infobatch_epoch, is_pruned_epoch
 from ...signals.batch import Batch, Signal
 
 
@@ -100,17 +100,15 @@ class InfoBatch(Method):
         pruning = run.progress < self.delta
         if isinstance(self.refresh, str):
             pruning = pruning and is_pruned_epoch(run.plans_made, run.epochs, self.delta)
-        if pruning and self.keep_learned < 1:
-            ids, weights = infobatch_prune(
-                known_scores(run, "loss"),
-                rng,
-                prune_ratio=1 - self.keep_learned,
-                exact_weight=self.exact_weight,
-                min_keep=self.min_keep,
-                candidates=asked,
-            )
-        else:
-            ids, weights = rng.permutation(asked), np.ones(run.size, dtype=np.float32)
+        ids, weights = infobatch_epoch(
+            known_scores(run, "loss"),
+            rng,
+            pruned=pruning and self.keep_learned < 1,
+            prune_ratio=1 - self.keep_learned,
+            exact_weight=self.exact_weight,
+            min_keep=self.min_keep,
+            candidates=asked,
+        )
         self._left_out[asked] = True
         self._left_out[ids] = False
         run.ledger.drop(self._left_out, self.name)

@@ -13,7 +13,7 @@ from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import check_range
 from ...core.registry import register
-from ...functional.loss.jest import jest_select, learnability, separable_select, similarity_penalty_matrix
+from ...functional.loss.jest import chunk_size, jest_select, learnability, separable_select, similarity_penalty_matrix
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
 from ...signals.batch import Batch, Signal
 
@@ -106,7 +106,7 @@ class Jest(SecondModel):
             logits = scores[known] / max(self.temperature, 1e-6)
             matrix = similarity_penalty_matrix(logits, self._vectors[ids[known]], self.diversity)
             chunks = min(CHUNKS, count)
-            picked = known[jest_select(matrix, chunks, -(-count // chunks), rng)[:count]]
+            picked = known[jest_select(matrix, chunks, chunk_size(count, chunks), rng)[:count]]
         # Where too few candidates have a known score, the batch is filled with the others.
         rest = np.setdiff1d(np.arange(len(ids)), picked)
         return torch.as_tensor(np.concatenate([picked, rest])[:count])

@@ -79,13 +79,19 @@ class S2L(Method):
         if run.resumed:
             return
         rng = run.rng("s2l/choice", self.seed)
-        trajectories = loss_trajectories(self._trajectories(run))
-        labels = np.zeros(run.size, dtype=np.int64)
+        losses = self._trajectories(run)
+        trajectories = loss_trajectories(losses)
+        # Without a single loss there is no trajectory, and nothing to be chosen by.
+        known = np.isfinite(losses).any(axis=1)
+        if not known.any():
+            raise ValueError(f"{self.name!r} found no example with a loss: nothing can be clustered.")
+        labels = np.full(run.size, -1, dtype=np.int64)
         sources = self._sources(run)
-        for source in np.unique(sources):
-            members = np.flatnonzero(sources == source)
+        for source in np.unique(sources[known]):
+            members = np.flatnonzero(known & (sources == source))
             labels[members] = cluster_trajectories(trajectories[members], rng, self.clusters)
-        ids = s2l_select(labels, keep_count(self.keep, run.size), rng, sources)
+        budget = keep_count(self.keep, run.size)
+        ids = np.flatnonzero(known)[s2l_select(labels[known], budget, rng, sources[known])]
         self._mask = np.zeros(run.size, dtype=bool)
         self._mask[ids] = True
         run.ledger.write(f"{self.name}_cluster", None, labels, step=0)

@@ -30,7 +30,8 @@ class Curriculum(ByScore):
     What: difficulty is the trained tokens (`length`, `total_length` with prompts), the rarity of the tokens
     (minus their summed log unigram probability), the loss at the last visit, or a `column`. With `action: curriculum`
     only the easiest `pacing(progress)` share is open (hf.co/papers/2012.03107); `pacing: competence` is the
-    square-root competence of hf.co/papers/1903.09848 with `start` as c0 (0.01 there) and `full_at` as its end;
+    square-root competence of hf.co/papers/1903.09848 with `start` as c0 (0.01 there) and `full_at` as its end, where
+    equally hard examples open together;
     `pacing_over: run` stretches it over all epochs instead of each. `reverse` starts with the hard ones
     (anti-curriculum); `random_order` opens a random pool that grows alike, the control that a curriculum has to beat.
     With `action: sample` examples are drawn without replacement from softmax(-difficulty / temperature), hard ones

@@ -43,7 +43,8 @@ class Bees(ExplicitMargin, ByScore):
     probability p; the sources are fused by `prod p / (prod p + prod (1 - p))` (hf.co/papers/2502.14560). Sources:
     `explicit` (two score columns, `reward` or `reward_model`), `helper` (log-ratio margin of a helper model trained by
     DPO on `seed_pairs` random pairs, as in the paper), `implicit` (that of the run's own policy, by a pass over the
-    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others.
+    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others, and
+    comes last if none knows it.
     `refresh: never` chooses once; with `epoch` or a number of steps the policy's margins are measured and the bounds
     set anew, which is the iterative form for data that is collected in rounds. `action: weight` weighs by p.
     When: large, noisy preference sets; 5 to 25% of the pairs often suffice.
@@ -168,6 +169,8 @@ class Bees(ExplicitMargin, ByScore):
         else:
             fused = fuse_margins(margins, self.fusion)
         run.ledger.write(self.name, None, fused, run.step)
+        # A pair that no source knows is not one of even chances: it has no weight and is not drawn.
+        fused = np.where(np.isfinite(margins).any(axis=0), fused, -np.inf)
         self._fused = fused.astype(np.float32)
         return fused, unclipped_evidence(margins, self.lower, uppers)
 
@@ -181,7 +184,10 @@ class Bees(ExplicitMargin, ByScore):
             return self._mask
         fused, evidence = self._fuse(run)
         self._mask = np.zeros(run.size, dtype=bool)
-        self._mask[select_fused(fused, self.epoch_size(run) or run.size, evidence)] = True
+        size = self.epoch_size(run) or run.size
+        chosen = select_fused(fused, size, evidence)
+        self._mask[chosen] = True
+        self._mask[np.flatnonzero(np.isinf(fused))[: size - len(chosen)]] = True
         return self._mask
 
     def scores(self, run: Run) -> np.ndarray:

@@ -197,11 +197,16 @@ class SelectiveDpo(Method):
         # Before the policy has moved every loss is log 2: that says nothing of difficulty.
         if np.nanstd(margins) <= 1e-6:
             return
-        losses = np.logaddexp(0.0, -margins)
+        losses = np.full_like(margins, np.nan)
+        finite = np.isfinite(margins)
+        losses[finite] = np.logaddexp(0.0, -margins[finite])
         known = known_scores(run, self.name)[unseen]
         counts = self._counts[unseen]
         mean = np.where(counts > 0, (-known * counts + losses) / (counts + 1), losses)
         good = np.isfinite(mean)
+        # A pair that has been measured in vain is not an unseen one: it is never trained on.
+        vain = unseen[~good & (counts == 0)]
+        run.ledger.write(self.name, vain, np.full(len(vain), -np.inf), run.step)
         self._counts[unseen[good]] += 1
         run.ledger.write(self.name, unseen[good], -mean[good], run.step)
 

@@ -90,6 +90,15 @@ def test_the_share_is_of_all_pairs(make_trainer):
     assert (~callback.ledger.dropped).sum() == 7
 
 
+def test_pairs_that_no_source_knows_are_left_out(make_trainer):
+    """Known pairs of the lowest margins come before those of which nothing is known."""
+    margins = np.where(np.arange(40) % 4 == 0, np.nan, np.linspace(-3.0, 3.0, 40))
+    trainer = make_trainer("dpo", dataset=with_column("other", margins), max_steps=1)
+    callback = SelectionCallback(trainer, "bees", sources=["column:other"], keep=0.75)
+    trainer.train()
+    assert (~callback.ledger.dropped).tolist() == np.isfinite(margins).tolist()
+
+
 def test_missing_scores_leave_a_source_out(make_trainer):
     other = np.full(40, np.nan)
     other[:5] = 50.0
