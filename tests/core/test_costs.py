@@ -162,6 +162,19 @@ def test_tokens_are_those_of_the_rows_without_padding(make_trainer):
     assert counts["forward_tokens"] == counts["reference_forward_tokens"] == tokens
 
 
+@pytest.mark.parametrize("action", ["band", "weight"])
+@pytest.mark.parametrize(("refresh", "times"), [("never", 1), ("epoch", 2), (7, 3), (5, 4)])
+def test_scores_measured_again_cost_what_the_card_says(make_trainer, no_picture, refresh, times, action):
+    # Two epochs of 10 steps. After the last one weights are measured all the same, but no plan is made.
+    trainer = make_trainer("sft", dataset=tiny.completions(20), max_steps=20)
+    tiny.attach(trainer, "perplexity", refresh=refresh, action=action, keep=None if action == "weight" else 1.0)
+    trainer.train()
+    selection = trainer.selection
+    times += action == "weight" and refresh == 5
+    assert selection.methods.methods[0].expected_cost(selection.run) == {"forwards": (20 * times, 20 * times)}
+    assert selection.costs.counts["forwards"] == 20 * times
+
+
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("kind", ["dpo", "sft"])
 def test_a_helper_counts_its_training_and_its_measuring(make_trainer, no_picture, kind, lora):
