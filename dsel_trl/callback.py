@@ -76,6 +76,7 @@ class SelectionCallback(TrainerCallback):
 
         # What the run keeps
         self.costs = Costs()
+        self._attempted, self._checkpoint = False, None  # type: bool, str | None
         self.kind = trainer_kind(trainer)
         self.streaming = not is_map_style(trainer)
         self.training = None if self.streaming else TrainingRows(trainer, self.methods)
@@ -110,7 +111,8 @@ class SelectionCallback(TrainerCallback):
         if self.training is not None:
             self.training.give_back()
         part(self.trainer)
-        self.trainer.remove_callback(self)
+        if self in self.trainer.callback_handler.callbacks:
+            self.trainer.remove_callback(self)
 
     def _new_run(self, saved: SavedSelection | None) -> None:
         trainer, args, accelerator = self.trainer, self.trainer.args, self.trainer.accelerator
@@ -149,10 +151,21 @@ class SelectionCallback(TrainerCallback):
         self.serving = Serving(trainer, self.methods, self.run, self.metrics_window, saved)
         self._fingerprint: dict[str, Any] | None = None
 
+    def begin_attempt(self) -> None:
+        """Called when the training loop is entered: a further time, a failed attempt is forgotten."""
+        if self._attempted:
+            self.begin_run(self._checkpoint)
+        self._attempted = True
+
     def begin_run(self, checkpoint: str | None) -> None:
         """Sets the methods up, or takes up the checkpoint; called by `train` before anything else happens."""
+        self._attempted, self._checkpoint = False, checkpoint
         if self not in self.trainer.callback_handler.callbacks:
             self.trainer.add_callback(self)
+        # The dataset may be another one than when the callback was made.
+        check_run(self.trainer, self.kind, self.methods, self.training)
+        for method in self.methods.methods:
+            method.reset()
         saved = None if checkpoint is None else read_selection(checkpoint)
         self.costs.reset()
         self._saved_epoch = 0 if saved is None else int(saved.values["epoch"])

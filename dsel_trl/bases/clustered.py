@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..core.charges import Charge
-from ..core.parameters import REFRESHES, check_choice, check_range
+from ..core.parameters import REFRESHES, Reads, check_choice, check_whole, when
 from ..core.run import Run
 from ..functional.kmeans import BACKENDS, require_backend
 from ..scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
@@ -39,11 +39,12 @@ class Clustered(Prescored):
     )
     refreshes = REFRESHES
     chooses = True
+    reads: ClassVar[Reads] = {"pooling": (when("embedding", "policy"),)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.clusters is not None:
-            check_range("clusters", self.clusters, 1, 2**31)
+            check_whole("clusters", self.clusters, 1)
         check_choice("backend", self.backend, tuple(BACKENDS))
         check_source(self.embedding, self.pooling, self.refresh)
 

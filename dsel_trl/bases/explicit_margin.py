@@ -9,9 +9,21 @@ from torch import Tensor
 
 from ..core.charges import Charge
 from ..core.method import Method, Run
+from ..core.parameters import Reads, When, without
 from ..functional.margins import explicit_margin
 from ..scorers.rewards import dataset_rewards, load_reward
 from ..signals.batch import Batch
+
+
+def score_reads(*conditions: When) -> dict[str, tuple[When, ...]]:
+    """When the parameters of [`ExplicitMargin`] are read, where scores are needed under `conditions` only."""
+    columns = (*conditions, without("reward"), without("reward_model"))
+    return {
+        "score_chosen_column": columns,
+        "score_rejected_column": columns,
+        "reward": conditions,
+        "reward_model": conditions,
+    }
 
 
 @dataclass
@@ -33,6 +45,7 @@ class ExplicitMargin(Method):
 
     charges: ClassVar[tuple[Charge, ...]] = (Charge("rewards", "2", when="reward or reward_model"),)
     cost = "no extra forward"
+    reads: ClassVar[Reads] = score_reads()
 
     @property
     def explicit(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.cache import cached
+from ..core.parameters import Reads
 from ..core.run import Run, Step
 from ..data.fingerprints import dataset_fingerprint
 from ..functional.ranking import band as rank_band
@@ -35,6 +36,8 @@ class Prescored(ByScore):
 
     # Scores that cannot change while training goes on are measured once.
     refreshes: ClassVar[tuple[str, ...]] = ("never",)
+    live: ClassVar[bool] = False
+    reads: ClassVar[Reads] = {"refresh": ()}
     renamed: ClassVar[dict[str, str]] = {"renew": "refresh ('epoch', 'never', or a number of optimizer steps)"}
     # Whether `measure` itself chooses what to keep: then everything with a finite score is.
     chooses: ClassVar[bool] = False

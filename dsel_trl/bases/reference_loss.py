@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.charges import Charge
 from ..core.method import Method
-from ..core.parameters import check_range
+from ..core.parameters import Reads, check_range, given
 from ..core.run import Run
 from ..data.tokens import Sequences
 from ..scorers.language_model import LanguageModel
@@ -43,6 +43,10 @@ class SecondModel(Method):
         Charge("helper_trainings", "helper_epochs", per="clean row", when="clean_column", reference=True),
         Charge("helper_forwards", when="clean_column", reference=True),
     )
+    reads: ClassVar[Reads] = {
+        name: (given("clean_column"),)
+        for name in ("clean_above", "helper_epochs", "helper_learning_rate", "helper_lora")
+    }
     renamed: ClassVar[dict[str, str]] = {"reference": "model"}
 
     @property

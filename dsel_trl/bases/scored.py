@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.method import Method, Run
-from ..core.parameters import REFRESHES, check_choice, check_range, check_refresh
+from ..core.parameters import REFRESHES, Reads, check_choice, check_range, check_refresh, unless, when
 from ..functional.pacing import competence, difficulty_cdf, eligible_by_competence, pacing_size
 from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
 from ..signals.batch import Batch
@@ -169,6 +169,19 @@ class ByScore(Method):
 
     actions: ClassVar[tuple[str, ...]] = ACTIONS
     default_keep: ClassVar[float] = 0.5
+    # Whether an order follows scores that change: such an order cannot be made once for all.
+    live: ClassVar[bool] = True
+    reads: ClassVar[Reads] = {
+        "keep": (when("action", "keep_top", "keep_bottom", "sample", "curriculum"),),
+        "low": (when("action", "band"),),
+        "high": (when("action", "band"),),
+        "temperature": (when("action", "weight", "sample"),),
+        "pacing": (when("action", "curriculum"),),
+        "start": (when("action", "curriculum"), unless("pacing", "none")),
+        "full_at": (when("action", "curriculum"), unless("pacing", "none")),
+        "reverse": (when("action", "curriculum", "sample"),),
+        "refresh": (when("action", "keep_top", "keep_bottom", "band", "sample", "curriculum"),),
+    }
     refreshes: ClassVar[tuple[str, ...]] = REFRESHES
 
     def __post_init__(self) -> None:
@@ -184,6 +197,10 @@ class ByScore(Method):
         check_range("start", self.start, 0, 1, open_low=True)
         check_range("full_at", self.full_at, 0, 1)
         check_refresh(self.refresh, self.refreshes)
+        if self.refresh == "never" and self.live and self.action in ("sample", "curriculum"):
+            raise ValueError(
+                f"refresh='never': action={self.action!r} orders each epoch anew. Set 'epoch' or a number of steps."
+            )
         self._mask: np.ndarray | None = None
 
     def scores(self, run: Run) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..signals.batch import Batch, Signal
 from .charges import Charge, charged, described
+from .parameters import Reads
 from .run import Run, Step
 
 HOOKS = (
@@ -43,6 +44,8 @@ class Method:
         packed_rows (`bool`): whether a packed row can stand for an example.
         carry_over (`bool`): whether an unfinished plan continues in the next epoch.
         own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
+        reads (`Reads`): conditions under which parameters are read ([`~dsel_trl.core.parameters.when`]); one that is
+            set but not read is an error. Those of base classes count as well.
         renamed (`dict[str, str]`): earlier names of parameters, each with the present one and, where the meaning is
             another, how the one follows from the other in brackets; those of base classes count as well.
         paper, family, criterion, selector: entries of the card.
@@ -63,6 +66,7 @@ class Method:
     charges: ClassVar[tuple[Charge, ...]] = ()
     cost: ClassVar[str] = "no extra forward"
     state: ClassVar[str] = "its score column (8 bytes per example)"
+    reads: ClassVar[Reads] = {}
     renamed: ClassVar[dict[str, str]] = {}
 
     normalize: str = "mean1"
@@ -75,6 +79,9 @@ class Method:
         if cls.__dict__.keys() & {"charges", "cost"}:
             cls.cost = described(cls.charges, cls.__dict__.get("cost", ""))
 
+    def __post_init__(self) -> None:
+        """Checks the parameters; [`register`] adds what all methods have in common."""
+
     @property
     def hooks(self) -> frozenset[str]:
         """The hooks this object uses: those its class overrides, less those its parameters switch off."""
@@ -86,7 +93,7 @@ class Method:
         return ()
 
     @property
-    def reads(self) -> bool:
+    def reads_batches(self) -> bool:
         """Whether the method looks at the batches at all; what reads nothing never fails."""
         return True
 
@@ -126,6 +133,20 @@ class Method:
         """
         has_reference = run.trainer in ("dpo", "kto") and not getattr(run.arguments, "precompute_ref_log_probs", False)
         return charged(self.charges, self, {**self.units(run), **known}, has_reference)
+
+    def reset(self) -> None:
+        """Called when a run begins: forgets what an earlier run of the same trainer, or a failed attempt, has left."""
+        if not dataclasses.is_dataclass(self):
+            return
+        for f in dataclasses.fields(self):
+            if f.init:
+                continue
+            if f.default is not dataclasses.MISSING:
+                setattr(self, f.name, f.default)
+            elif f.default_factory is not dataclasses.MISSING:
+                setattr(self, f.name, f.default_factory())
+        if hasattr(self, "__post_init__"):
+            self.__post_init__()
 
     def check(self, run: Run) -> None:
         """Called when the run is about to start: raises `ValueError` for what this dataset or trainer cannot serve."""

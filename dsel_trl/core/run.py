@@ -81,7 +81,8 @@ class Run:
         world (`int`):
             Number of processes.
         sharded (`bool`):
-            Whether FSDP or DeepSpeed holds the model: it is in place only when training begins (`begin`).
+            Whether FSDP or DeepSpeed holds the model: it is in place only when training begins (`begin`); before that
+            it may lie on the CPU, whatever the training device is.
         ordered (`bool`):
             Whether a method orders the examples: batches must then keep to that order at large.
     """

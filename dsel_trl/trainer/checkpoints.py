@@ -50,6 +50,13 @@ def check_finished(folder: str | os.PathLike) -> None:
         raise ValueError(f"{folder} is incomplete: {state.name} cannot be read ({error}).") from error
 
 
+def saved_batch_size(folder: str | os.PathLike) -> int | None:
+    """Examples per device and micro-batch of the run that saved a checkpoint, if it says so."""
+    check_finished(folder)
+    state = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
+    return state.get("train_batch_size")
+
+
 @dataclass
 class SavedSelection:
     """The selection's part of a checkpoint, as it was read."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..signals.batch import ROW_LENGTHS
-from .checkpoints import last_complete_checkpoint
+from .checkpoints import last_complete_checkpoint, saved_batch_size
 from .kinds import COLUMNS, EXAMPLE_ID
 from .rows import ExampleCollator, IndexedRows, PlannedBatches, collator_of
 
@@ -39,8 +39,16 @@ class SelectionMixin(_Trainer):
         if self.selection is not None:
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint and self.args.auto_find_batch_size:
+                # The size that was found, which the trainer takes up again as well.
+                self._train_batch_size = saved_batch_size(resume_from_checkpoint) or self._train_batch_size
             self.selection.begin_run(resume_from_checkpoint or None)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if self.selection is not None:
+            self.selection.begin_attempt()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         dataset = super()._remove_unused_columns(dataset, description=description)

@@ -71,7 +71,7 @@ class OptimizerStep:
             `ValueError`: if one does, but the batch has come without its ids.
         """
         self._listening = None
-        reading = [method.name for method in self.methods.methods if method.reads]
+        reading = [method.name for method in self.methods.methods if method.reads_batches]
         if ids is None and reading:
             raise ValueError(
                 f"A training batch came without the ids of its examples, so {reading} cannot act on it. Something "
@@ -210,7 +210,7 @@ class OptimizerStep:
 
     def _batch(self, listening: Listening) -> Batch:
         if listening.reading.policy is None:
-            names = [method.name for method in self.methods.methods if method.reads]
+            names = [method.name for method in self.methods.methods if method.reads_batches]
             raise ValueError(
                 f"{names} measure the examples of a batch, but no forward of the model on this batch was seen: "
                 f"{type(self.trainer).__name__} runs it on other rows, or calls its `forward` past its hooks."

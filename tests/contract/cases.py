@@ -70,7 +70,7 @@ CASES: dict[str, Case] = {
     "zip": Case({"keep": 0.6, "k1": 12, "k2": 4, "k3": 2, "workers": 1, "refresh": "epoch", "unchosen": "restore"}),
     "deita": Case({"complexity_column": "difficulty", "quality_column": "weight", "keep": 0.6, "threshold": 0.99}),
     "ifd": Case({"keep": 0.7, "limit": 2.0, "refresh": "epoch"}),
-    "perplexity": Case({"keep": 0.6, "refresh": "epoch"}),
+    "perplexity": Case({"keep": 0.6, "refresh": 2}),
     "rho1": Case(
         {"clean_column": "difficulty", "clean_above": 0.3, "helper_lora": False},
         {"clean_column": "one", "keep": 1.0},
@@ -90,7 +90,7 @@ FURTHER: dict[str, Case] = {
         {"form": "cherry", "warm_up": 2, "warm_up_clusters": 2, "helper_lora": False, "limit": 5.0, "keep": 0.7}
     ),
     "ifd:diverse": Case({"keep": 0.9, "limit": 5.0, "diverse": 0.6, "refresh": "epoch"}),
-    "edge:weight": Case({"guideline": "w1 w2", "action": "weight"}),
+    "edge:weight": Case({"guideline": "w1 w2", "action": "weight", "refresh": 2}),
     "jest:diverse": Case(
         {"loss_column": "difficulty", "factor": 2, "diversity": 1.0},
         repeats=False,

@@ -29,5 +29,5 @@ class Uniform(Method):
     selector = "all"
 
     @property
-    def reads(self) -> bool:
+    def reads_batches(self) -> bool:
         return self.measure

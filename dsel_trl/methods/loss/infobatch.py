@@ -10,7 +10,7 @@ from torch import Tensor
 from ...bases.scored import known_scores
 from ...core.charges import Charge
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_range, check_refresh
+from ...core.parameters import check_range, check_refresh, check_whole
 from ...core.registry import register
 from ...functional.loss.infobatch import infobatch_epoch, is_pruned_epoch
 from ...signals.batch import Batch, Signal
@@ -64,7 +64,7 @@ class InfoBatch(Method):
     def __post_init__(self) -> None:
         check_range("keep_learned", self.keep_learned, 0, 1, open_low=True)
         check_range("delta", self.delta, 0, 1)
-        check_range("min_keep", self.min_keep, 0, 2**31)
+        check_whole("min_keep", self.min_keep, 0)
         check_refresh(self.refresh, ("epoch", "steps"))
         self._weights = np.empty(0, dtype=np.float32)
         self._next = np.empty(0, dtype=np.float32)

@@ -11,7 +11,7 @@ from ...bases.reference_loss import SecondModel
 from ...core.cache import cached
 from ...core.charges import Charge
 from ...core.method import Run
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_range, check_whole, given, when
 from ...core.registry import register
 from ...functional.loss.jest import chunk_size, jest_select, learnability, separable_select, similarity_penalty_matrix
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
@@ -47,6 +47,10 @@ class Jest(SecondModel):
 
     signals = (Signal.LOSS,)
     paper = "hf.co/papers/2406.17711"
+    reads: ClassVar[Reads] = {
+        "embedding": (given("diversity"),),
+        "pooling": (given("diversity"), when("embedding", "policy")),
+    }
     family = "indicator"
     renamed: ClassVar[dict[str, str]] = {"reference_column": "loss_column"}
     criterion = "external_continuous"
@@ -61,9 +65,7 @@ class Jest(SecondModel):
     state = "the second model's losses (8 bytes per example); with diversity 4 d bytes per example"
 
     def __post_init__(self) -> None:
-        check_range("factor", self.factor, 2, 1024)
-        if not isinstance(self.factor, int):
-            raise ValueError(f"factor={self.factor!r} is not a whole number.")
+        check_whole("factor", self.factor, 2, 1024)
         check_range("temperature", self.temperature, 0, float("inf"))
         check_range("diversity", self.diversity, 0, float("inf"))
         check_source(self.embedding, self.pooling)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +10,7 @@ import pyarrow as pa
 from ...core.cache import cached
 from ...core.charges import Charge
 from ...core.method import Method, Run
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_range, check_whole, without
 from ...core.registry import register
 from ...data.columns import refuse_truth
 from ...functional.loss.s2l import cluster_trajectories, loss_trajectories, s2l_select
@@ -50,6 +50,10 @@ class S2L(Method):
 
     signals = (Signal.LOSS,)
     paper = "hf.co/papers/2403.07384"
+    reads: ClassVar[Reads] = {
+        name: (without("trajectory_column"),)
+        for name in ("checkpoints", "helper_model", "helper_lora", "helper_epochs", "helper_learning_rate")
+    }
     family = "reduction"
     selector = "random, balanced over clusters"
     charges = (
@@ -60,8 +64,9 @@ class S2L(Method):
 
     def __post_init__(self) -> None:
         check_range("keep", self.keep, 0, 1, open_low=True)
-        check_range("clusters", self.clusters, 1, 2**24)
-        check_range("checkpoints", self.checkpoints, 1, 10_000)
+        check_whole("clusters", self.clusters, 1, 2**24)
+        check_whole("checkpoints", self.checkpoints, 1, 10_000)
+        check_whole("seed", self.seed, 0, 2**63)
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
         self._mask: np.ndarray | None = None
 

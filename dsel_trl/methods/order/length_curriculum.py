@@ -56,11 +56,8 @@ class LengthCurriculum(ByScore):
         arguments = run.arguments
         step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * run.world
         ids = np.sort(ids)
-        return ids[
-            length_grouped_order(
-                -self.scores(run)[ids], step, run.plan_rng("length_curriculum/ties").permutation(len(ids))
-            )
-        ]
+        ties = run.plan_rng("length_curriculum/ties").permutation(len(ids))
+        return ids[length_grouped_order(-self.scores(run)[ids], step, ties)]
 
     def scores(self, run: Run) -> np.ndarray:
         lengths = run.completion_lengths if self.by == "completion" else run.lengths

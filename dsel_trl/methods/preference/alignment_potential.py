@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.explicit_margin import ExplicitMargin
+from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...bases.scored import ByScore, keep_top, known_scores
 from ...core.charges import Charge
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, check_whole, either, given, unless, without
 from ...core.registry import register
 from ...data.build.self_play import build
 from ...data.columns import refuse_truth
@@ -62,6 +62,15 @@ class AlignmentPotential(ExplicitMargin, ByScore):
     signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
     trainers = ("dpo",)
     paper = "hf.co/papers/2503.01864"
+    reads: ClassVar[Reads] = {
+        **score_reads(without("all_scores_column")),
+        "reward": (either(without("all_scores_column"), given("self_play")),),
+        "reward_model": (either(without("all_scores_column"), given("self_play")),),
+        "normalize_margins": (unless("action", "weight"),),
+        "prescore": (unless("action", "weight"),),
+        "evolve": (given("self_play"),),
+        "max_new_tokens": (given("self_play"),),
+    }
     criterion = "external_continuous and internal"
     selector = "top_k"
     charges = (
@@ -81,7 +90,8 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         check_choice("normalize_margins", self.normalize_margins, ("zscore", "none"))
         check_range("weight", self.weight, 0, float("inf"))
         self.check_reward()
-        check_range("self_play", self.self_play, 0, 1024)
+        check_whole("self_play", self.self_play, 0, 1024)
+        check_whole("max_new_tokens", self.max_new_tokens, 1, 2**20)
         check_range("evolve", self.evolve, 0, 1)
         if self.self_play and (not self.scores_itself or self.self_play < 2 or self.action != "keep_top"):
             raise ValueError(

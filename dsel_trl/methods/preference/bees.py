@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.explicit_margin import ExplicitMargin
+from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...bases.scored import ByScore, known_scores
 from ...core.cache import cached
 from ...core.charges import Charge
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, among, check_choice, check_range, check_whole, either, when
 from ...core.registry import register
 from ...functional.preference.bees import (
     EXTERNAL_DIVISOR,
@@ -71,6 +71,15 @@ class Bees(ExplicitMargin, ByScore):
     signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.14560"
+    reads: ClassVar[Reads] = {
+        **score_reads(among("sources", "explicit")),
+        "lower": (either(when("fusion", "product"), when("action", "keep_top")),),
+        "temperature": (when("action", "sample"),),
+        **{
+            name: (among("sources", "helper"),)
+            for name in ("seed_pairs", "helper_model", "helper_lora", "helper_epochs", "helper_learning_rate")
+        },
+    }
     criterion = "external_continuous and internal"
     renamed: ClassVar[dict[str, str]] = {"num": "keep (the share of all pairs)"}
     selector = "top_k, weight, sample"
@@ -80,6 +89,7 @@ class Bees(ExplicitMargin, ByScore):
         Charge("forwards", per="example and plan", when="sources: implicit", reference=True, at_most=True),
         *ExplicitMargin.charges,
     )
+    live = False
     state = "its score column and one per measured source (8 bytes per example each)"
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "weight", "sample")
 
@@ -92,7 +102,7 @@ class Bees(ExplicitMargin, ByScore):
             if not source.startswith("column:"):
                 check_choice("sources", source, (*OWN_SOURCES, "column:<name>"))
         check_choice("fusion", self.fusion, FUSIONS)
-        check_range("seed_pairs", self.seed_pairs, 1, 2**31)
+        check_whole("seed_pairs", self.seed_pairs, 1)
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
         self.check_reward()
         self._fused: np.ndarray | None = None

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 
-from ...bases.explicit_margin import ExplicitMargin
+from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...core.method import Run, Step
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_whole, given, without
 from ...core.registry import register
 from ...data.columns import refuse_truth
 from ...data.responses import as_response, prompts_of, unprepared
@@ -46,12 +46,17 @@ class CurryDpo(ExplicitMargin):
     signals = (Signal.EXPLICIT_MARGIN,)
     trainers = ("dpo",)
     paper = "hf.co/papers/2403.07230"
+    reads: ClassVar[Reads] = {
+        **score_reads(without("responses_column")),
+        "scores_column": (given("responses_column"),),
+        "stages": (without("responses_column"),),
+    }
     criterion = "external_continuous"
     selector = "curriculum"
     state = "the stage of each pair (8 bytes)"
 
     def __post_init__(self) -> None:
-        check_range("stages", self.stages, 1, 1000)
+        check_whole("stages", self.stages, 1, 1000)
         self.check_reward()
         self._stage = np.empty(0, dtype=np.int32)
         self._epoch, self._trained, self._reference = 0, 0, ""

@@ -11,7 +11,7 @@ from ...bases.scored import in_order, keep_top, known_scores, paced, with_unseen
 from ...core.cache import cached
 from ...core.charges import Charge
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_choice, check_range, check_refresh
+from ...core.parameters import Reads, check_choice, check_range, check_refresh, check_whole, unless, when
 from ...core.registry import register
 from ...data.difficulty_table import DIFFICULTY, read_table, write_table
 from ...functional.preference.selective_dpo import (
@@ -87,6 +87,25 @@ class SelectiveDpo(Method):
         Charge("helper_forwards", "helpers * evaluations / 2", when="source: cross_fit", reference=True),
         Charge("forwards", per="unseen pair and scoring", when="source: online", reference=True),
     )
+    reads: ClassVar[Reads] = {
+        **{
+            name: (when("source", "cross_fit"),)
+            for name in (
+                "helpers",
+                "helper_model",
+                "helper_lora",
+                "helper_learning_rate",
+                "helper_epochs",
+                "evaluations",
+            )
+        },
+        "criterion_by": (when("source", "cross_fit", "table"),),
+        "column": (when("source", "column"),),
+        "table": (when("source", "table"),),
+        "refresh": (when("source", "online"),),
+        "pool": (when("source", "online"),),
+        "length_buckets": (unless("source", "online"),),
+    }
     renamed: ClassVar[dict[str, str]] = {"refreshes": "refresh (optimizer steps from one scoring to the next)"}
     state = "its score column (8 bytes per example), online also a count"
     LEARNED_STEP: ClassVar[str] = "selective_dpo_learned_step"
@@ -95,11 +114,15 @@ class SelectiveDpo(Method):
         check_choice("source", self.source, SOURCES)
         check_range("keep", self.keep, 0, 1, open_low=True)
         check_choice("order_mode", self.order_mode, ORDERS)
+        check_whole("helpers", self.helpers, min(HELPER_RUNS), max(HELPER_RUNS))
         check_choice("helpers", self.helpers, HELPER_RUNS)
         check_choice("criterion_by", self.criterion_by, tuple(CRITERIA))
         if self.refresh is not None:
             check_refresh(self.refresh, ("steps",))
-        check_range("evaluations", self.evaluations, 1, 1000)
+        check_whole("evaluations", self.evaluations, 1, 1000)
+        check_whole("length_buckets", self.length_buckets, 0)
+        if self.pool is not None:
+            check_whole("pool", self.pool, 1)
         if (self.source == "table") != (self.table is not None):
             raise ValueError(f"source={self.source!r} with table={self.table!r}: give both or neither.")
         self._counts = np.empty(0, dtype=np.int32)
