@@ -50,6 +50,15 @@ class Prescored(ByScore):
         """What is known of all examples, by ledger column; may make passes."""
         raise NotImplementedError
 
+    def units(self, run: Run) -> dict[str, float]:
+        again = 0
+        if self.refresh == "epoch":
+            again = int(np.ceil(run.epochs)) - 1
+        elif isinstance(self.refresh, int):
+            # What is only read by the next plan is not measured after the last step.
+            again = (run.max_steps if self.action == "weight" else run.max_steps - 1) // self.refresh
+        return {**super().units(run), "example and measurement": run.size * (1 + max(again, 0))}
+
     def depends_on(self, run: Run) -> list[Any]:
         """What the scores depend on beside tokens, numeric `columns`, policy and parameters: JSON values."""
         return []

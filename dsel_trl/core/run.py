@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data.rows import Rows, UnreadableError
+from .costs import Costs
 from .data_passes import Passes
 from .ledger import Ledger
 from .randomness import stream, stream_seed
@@ -61,6 +62,8 @@ class Run:
         refer (`Callable[[Path, bool], None]`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
+        costs ([`Costs`]):
+            What selection has added to the run so far.
         log (`Callable[[dict[str, float]], None]`):
             Adds values to the next row the trainer logs, as `selection/<name>`.
         tell (`Callable[[str, str, int], None]`):
@@ -98,6 +101,7 @@ class Run:
     train_helper: Callable[..., Any]
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
+    costs: Costs
     log: Callable[[dict[str, float]], None]
     tell: Callable[[str, str, int], None]
     seed: int = 0

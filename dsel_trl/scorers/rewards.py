@@ -91,6 +91,7 @@ class RewardModel:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.tokenizer.truncation_side = "left"
         self.max_length = max_length
+        self.tokens = 0
 
     def text(self, prompt: Prompt, response: str) -> str:
         """What the model reads: through its chat template if it has one, else prompt and response in a row."""
@@ -112,6 +113,7 @@ class RewardModel:
             return_tensors="pt",
         )
         batch.pop("token_type_ids", None)
+        self.tokens += int(batch["attention_mask"].sum())
         return self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist()
 
 
@@ -169,6 +171,23 @@ def reward_of(spec: Any, model_path: str | None, device: Any = None) -> Reward:
     return load_reward(spec) if model_path is None else RewardModel(model_path, device)
 
 
+def counted(run: Any, reward: Reward) -> Reward:
+    """The same reward, whose calls are counted among the run's costs: for what every process scores whole."""
+
+    def scored(prompts: list[Prompt], responses: list[str]) -> Sequence[float]:
+        before = tokens_read(reward)
+        values = reward(prompts, responses)
+        run.costs.add("rewards", len(responses), tokens_read(reward) - before)
+        return values
+
+    return scored
+
+
+def tokens_read(reward: Reward) -> int:
+    """Tokens that a reward model has read so far; a function reads none."""
+    return reward.tokens if isinstance(reward, RewardModel) else 0
+
+
 def dataset_rewards(run: Any, sides: Sequence[str], spec: Any, model_path: str | None) -> dict[str, np.ndarray]:
     """
     Rewards of the responses in the columns `sides` of the run's dataset, each `(N,)` float32.
@@ -191,6 +210,7 @@ def dataset_rewards(run: Any, sides: Sequence[str], spec: Any, model_path: str |
             if file.is_file():
                 found[side] = load_file(file)["values"]
                 continue
+        before = tokens_read(reward)
         values = score_responses(
             reward,
             [prompts[i] for i in own],
@@ -201,8 +221,11 @@ def dataset_rewards(run: Any, sides: Sequence[str], spec: Any, model_path: str |
         )
         everything = np.zeros(run.size, dtype=np.float64)
         everything[own] = values
+        tokens = tokens_read(reward) - before
         if world > 1:
             everything = run.passes.total(torch.from_numpy(everything)).cpu().numpy()
+            tokens = int(run.passes.total(torch.tensor([tokens])))
+        run.costs.add("rewards", run.size, tokens)
         found[side] = everything.astype(np.float32)
         if file is not None and rank == 0:
             save_arrays(file, {"values": found[side]})

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...bases.scored import ByScore, known_scores, tell_ties, tie_rng, untied
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import Reads, among, check_choice, check_range, check_whole, either, when
 from ...core.registry import register
@@ -81,7 +82,12 @@ class Bees(ExplicitMargin, ByScore):
     criterion = "external_continuous and internal"
     renamed: ClassVar[dict[str, str]] = {"num": "keep (the share of all pairs)"}
     selector = "top_k, weight, sample"
-    cost = "helper: its training and two forwards a pair once; implicit: two forwards a pair at each refresh"
+    charges = (
+        Charge("helper_trainings", "helper_epochs", per="seed pair", when="sources: helper", reference=True),
+        Charge("helper_forwards", when="sources: helper", reference=True),
+        Charge("forwards", per="example and plan", when="sources: implicit", reference=True, at_most=True),
+        *ExplicitMargin.charges,
+    )
     live = False
     state = "its score column and one per measured source (8 bytes per example each)"
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "weight", "sample")
@@ -122,9 +128,20 @@ class Bees(ExplicitMargin, ByScore):
         if self.action == "weight":
             self._fuse(run)
 
+    def _seed_size(self, run: Run) -> int:
+        return min(self.seed_pairs, max(1, run.size // 2))
+
+    def units(self, run: Run) -> dict[str, float]:
+        starts = {0}
+        if self.action != "weight" and self.refresh != "never":
+            starts |= set(range(0, run.max_steps, max(1, round(run.max_steps / max(run.epochs, 1)))))
+            if isinstance(self.refresh, int):
+                starts |= set(range(0, run.max_steps, self.refresh))
+        return {**super().units(run), "seed pair": self._seed_size(run), "example and plan": run.size * len(starts)}
+
     def _helper_margins(self, run: Run) -> np.ndarray:
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
-        size = min(self.seed_pairs, max(1, run.size // 2))
+        size = self._seed_size(run)
         values = run.train_helper(
             run.rng("bees/seed_pairs").choice(run.size, size, replace=False),
             np.arange(run.size),
