@@ -176,6 +176,7 @@ class SelectionCallback(TrainerCallback):
             output_dir=args.output_dir,
             processing_class=trainer.processing_class,
             model=trainer.model,
+            reference=getattr(trainer, "ref_model", None),
             passes=Passes(
                 rows=lambda: self.run.rows,
                 forward=lambda inputs, ids, **how: self.steps.score_rows(inputs, ids, **how),

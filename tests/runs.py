@@ -65,6 +65,7 @@ def make_run(
         "output_dir": "",
         "processing_class": None,
         "model": None,
+        "reference": None,
         "passes": Passes(lambda: rows, not_here, costs=costs),
         "costs": costs,
         "log": lambda logged: None,

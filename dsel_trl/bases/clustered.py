@@ -56,6 +56,10 @@ class Clustered(Prescored):
     def depends_on(self, run: Run) -> list[Any]:
         return [contents(run, self.embedding)]
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("policy", "seed") if self.embedding == "policy" else ("seed",)
+
     def vectors(self, run: Run) -> np.ndarray:
         """One vector per example, `(N, d)` float32; once training has begun, those of the policy as it is."""
         return embeddings(run, self.embedding, self.pooling, live=run.step > 0)

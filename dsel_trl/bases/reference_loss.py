@@ -1,6 +1,5 @@
 """A second opinion on each example: losses under a model that knows better, measured once and kept."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from ..data.tokens import Sequences
 from ..scorers.language_model import LanguageModel
 from ..signals.batch import Batch, Forward
 from ..signals.tap import label_log_probs
+from .helper_model import helper_settings
 
 
 @dataclass
@@ -77,7 +77,17 @@ class SecondModel(Method):
     @property
     def second_parts(self) -> list[Any]:
         """What the second model's losses depend on beside the run: JSON values."""
-        return [getattr(self, f.name) for f in dataclasses.fields(SecondModel) if f.init]
+        return [self.model, self.clean_column, self.clean_above]
+
+    def second_key(self, run: Run) -> dict[str, Any]:
+        """What of the run the second model's losses depend on, as [`~dsel_trl.core.cache.cached`] takes it."""
+        if self.model is None:
+            return {"columns": self.columns, "uses": (), "helpers": [self._helper_settings(run)]}
+        # A pair's loss is that of the run, with the second model in the policy's place.
+        return {"columns": self.columns, "uses": () if run.trainer == "sft" else ("loss",)}
+
+    def _helper_settings(self, run: Run) -> dict[str, Any]:
+        return helper_settings(self, run.stream_seed(f"{self.name}/reference"))
 
     def second_losses(self, run: Run) -> np.ndarray:
         """Loss of every example under the second model, `(N,)` float32: mean token loss, or the loss of the pair."""
@@ -124,11 +134,8 @@ class SecondModel(Method):
             np.arange(run.size),
             _loss,
             evaluations=1,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            seed=run.stream_seed(f"{self.name}/reference"),
             description="Helper model, evaluation",
+            **self._helper_settings(run),
             **how,
         )
 

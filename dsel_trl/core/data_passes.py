@@ -1,5 +1,6 @@
 """Extra passes over the data: length-sorted, token-budgeted, sharded over the ranks, with a progress bar."""
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +14,9 @@ from tqdm.auto import tqdm
 from ..data.rows import Rows
 from ..signals.batch import Batch
 from .costs import Costs
+
+# Bytes of one exchange.
+PIECE = 2**26
 
 
 class Passes:
@@ -180,6 +184,57 @@ class Passes:
         """What the first process computes on its own, `(size,)` float64, on all of them."""
         values = np.asarray(compute(), dtype=np.float64) if self.rank == 0 else np.zeros(size)
         return self._summed(values)
+
+    def everywhere(self, read: Callable[[], dict[str, np.ndarray] | None]) -> dict[str, np.ndarray] | None:
+        """
+        What `read` gives on the first process, arrays by name or `None`, on all of them, bit for bit.
+
+        Only the first process calls it; if it fails there, it fails everywhere.
+        """
+        if self.world == 1:
+            return read()
+        arrays: dict[str, np.ndarray] | None = None
+        header: dict[str, Any] = {}
+        failure: Exception | None = None
+        if self.rank == 0:
+            try:
+                arrays = read()
+                if arrays is not None:
+                    header["arrays"] = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
+            except Exception as error:
+                failure, header = error, {"error": f"{type(error).__name__}: {error}"}
+        # How long the header is, what it says, and then the arrays one after the other.
+        text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+        length = int(self.total(torch.tensor([len(text) if self.rank == 0 else 0])).item())
+        header = json.loads(self._from_first(text, length).tobytes())
+        if failure is not None:
+            raise failure
+        if "error" in header:
+            raise RuntimeError(f"The first process failed: {header['error']}")
+        if "arrays" not in header:
+            return None
+        result = {}
+        for name, dtype, shape in header["arrays"]:
+            own = np.empty(0, dtype=np.uint8) if arrays is None else _as_bytes(arrays[name])
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            result[name] = self._from_first(own, size).view(dtype).reshape(shape)
+        return result
+
+    def _from_first(self, values: np.ndarray, size: int) -> np.ndarray:
+        """The bytes `values` of the first process, `(size,)` uint8, on all of them."""
+        result = np.zeros(size, dtype=np.uint8)
+        if self.rank == 0:
+            result[:] = values
+        # In pieces: an exchange may go by way of the accelerator's memory.
+        for start in range(0, size, PIECE):
+            piece = slice(start, start + PIECE)
+            # Zeros are added everywhere but on the first process, so no sum exceeds a byte.
+            result[piece] = self.total(torch.from_numpy(result[piece])).cpu().numpy()
+        return result
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def cut_by_tokens(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

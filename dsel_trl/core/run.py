@@ -50,6 +50,8 @@ class Run:
             The trainer's tokenizer or processor.
         model:
             The policy, to read only.
+        reference:
+            The separate reference model of the trainer, to read only; `None` where it has none.
         passes ([`Passes`]):
             Extra forwards over rows.
         prepare (`Callable[[Dataset, str], Rows]`):
@@ -96,6 +98,7 @@ class Run:
     output_dir: str
     processing_class: Any
     model: Any
+    reference: Any
     passes: Passes
     prepare: Callable[[Any, str], Rows]
     train_helper: Callable[..., Any]
@@ -170,6 +173,18 @@ class Run:
     def column(self, name: str) -> np.ndarray:
         """A numeric dataset column, `(N,)` float64, NaN where null. Columns with the truth of a test are refused."""
         return self.rows.column(name)
+
+    def values(self, name: str, reader: str = "") -> Any:
+        """
+        A dataset column of any type, as the dataset gives it. Columns with the truth of a test are refused.
+
+        Args:
+            name (`str`):
+                The column.
+            reader (`str`, *optional*):
+                Who asks, such as the parameter that named it: the beginning of an error.
+        """
+        return self.rows.values(name, reader)
 
     @property
     def completion_lengths(self) -> np.ndarray:

@@ -71,12 +71,15 @@ class InfoBatch(Method):
         self._in_flight = np.empty(0, dtype=bool)
         self._left_out = np.empty(0, dtype=bool)
         self._undecided = np.empty(0, dtype=np.int64)
+        self._planned: tuple[tuple[int, int], np.ndarray] | None = None
 
     def setup(self, run: Run) -> None:
         self._weights = np.ones(run.size, dtype=np.float32)
         self._next = np.full(run.size, np.nan, dtype=np.float32)
         self._in_flight = np.zeros(run.size, dtype=bool)
         self._left_out = np.zeros(run.size, dtype=bool)
+        self._undecided = np.empty(0, dtype=np.int64)
+        self._planned = None
         if self.prescore and not run.resumed:
             losses = run.passes.measure(lambda batch: batch.loss, description="Losses before training")
             run.ledger.write("loss", None, losses, step=0)
@@ -95,6 +98,13 @@ class InfoBatch(Method):
         return False
 
     def plan(self, run: Run, epoch: int) -> np.ndarray:
+        plan = (run.epoch, run.plans_made)
+        if self._planned is None or self._planned[0] != plan:
+            self._planned = plan, self._decide(run)
+        return self._planned[1]
+
+    def _decide(self, run: Run) -> np.ndarray:
+        """Ids of the plan being made: once for each, as those it keeps are on their way from then on."""
         rng = run.plan_rng("infobatch/prune")
         asked = self._asked(run, rng)
         pruning = run.progress < self.delta

@@ -90,7 +90,8 @@ class Jest(SecondModel):
             if self.loss_column is not None:
                 losses = run.column(self.loss_column)
             else:
-                losses = cached(run, "jest", self.second_parts, lambda: {"losses": self.second_losses(run)})["losses"]
+                measure = lambda: {"losses": self.second_losses(run)}  # noqa: E731
+                losses = cached(run, "jest", self.second_parts, measure, **self.second_key(run))["losses"]
             run.ledger.write("jest_second_loss", None, losses, step=0)
         self._second_losses = run.ledger["jest_second_loss"]
         if self.diversity:

@@ -15,7 +15,6 @@ from ...core.method import Run
 from ...core.parameters import Reads, check_choice, check_range, check_whole, either, given, unless, without
 from ...core.registry import register
 from ...data.build.self_play import build
-from ...data.columns import refuse_truth
 from ...functional.margins import average_logps, simpo_margin
 from ...functional.preference.alignment_potential import alignment_potential, reward_spread
 from ...functional.ranking import keep_count, top_k
@@ -111,11 +110,9 @@ class AlignmentPotential(ExplicitMargin, ByScore):
     def check(self, run: Run) -> None:
         if self.all_scores_column is None:
             return
-        refuse_truth(self.all_scores_column)
-        present = run.dataset.column_names if run.size else []
-        if self.all_scores_column not in present:
-            raise ValueError(f"all_scores_column={self.all_scores_column!r} is none of the columns {sorted(present)}.")
-        scores = run.dataset[self.all_scores_column]
+        if not run.size:
+            raise ValueError(f"all_scores_column={self.all_scores_column!r} cannot be read whole from a stream.")
+        scores = run.values(self.all_scores_column, f"all_scores_column={self.all_scores_column!r}")
         if not all(isinstance(row, list) for row in scores):
             raise ValueError(f"Column {self.all_scores_column!r} must hold a list of scores per row.")
         self._spread = reward_spread([[np.nan if v is None else v for v in row] for row in scores])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin, score_reads
+from ...bases.helper_model import helper_settings
 from ...bases.scored import ByScore, known_scores, tell_ties, tie_rng, untied
 from ...core.cache import cached
 from ...core.charges import Charge
@@ -122,8 +123,9 @@ class Bees(ExplicitMargin, ByScore):
         super().setup(run)
         run.ledger.add(self.name)
         if "helper" in self.sources and not run.resumed:
-            parts = {key: value for key, value in self.describe().items() if key.startswith(("helper", "seed"))}
-            found = cached(run, "bees-helper", parts, lambda: {"margin": self._helper_margins(run)})
+            helper = helper_settings(self, run.stream_seed("bees/helper"))
+            measure = lambda: {"margin": self._helper_margins(run, helper)}  # noqa: E731
+            found = cached(run, "bees-helper", [self.seed_pairs], measure, uses=("seed",), helpers=[helper])
             run.ledger.write(f"{self.name}_helper", None, found["margin"], step=0)
         if self.action == "weight":
             self._fuse(run)
@@ -139,7 +141,7 @@ class Bees(ExplicitMargin, ByScore):
                 starts |= set(range(0, run.max_steps, self.refresh))
         return {**super().units(run), "seed pair": self._seed_size(run), "example and plan": run.size * len(starts)}
 
-    def _helper_margins(self, run: Run) -> np.ndarray:
+    def _helper_margins(self, run: Run, helper: dict[str, Any]) -> np.ndarray:
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
         size = self._seed_size(run)
         values = run.train_helper(
@@ -147,12 +149,8 @@ class Bees(ExplicitMargin, ByScore):
             np.arange(run.size),
             log_ratio_margin,
             evaluations=1,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            seed=run.stream_seed("bees/helper"),
-            model=self.helper_model,
             description="Helper model, evaluation",
+            **helper,
         )
         return values[-1]
 

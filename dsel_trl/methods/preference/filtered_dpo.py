@@ -76,9 +76,13 @@ class FilteredDpo(Method):
         epochs = max(int(np.ceil(run.epochs)) - self.start_epoch, 0)
         return {**super().units(run), "example and epoch": run.size * epochs}
 
+    def setup(self, run: Run) -> None:
+        self._left, self._filtered = None, -1
+
     def select(self, run: Run) -> np.ndarray:
         if self._left is None:
             self._left = np.ones(run.size, dtype=bool)
+        # Once an epoch, however often its plan is asked for: what is generated is dear.
         if run.epoch > self._filtered and run.epoch >= self.start_epoch:
             self._filter(run)
             self._filtered = run.epoch
@@ -86,8 +90,8 @@ class FilteredDpo(Method):
 
     def _filter(self, run: Run) -> None:
         assert self._left is not None
-        ids = np.flatnonzero(self._left)
-        prompts = [prompts_of(run.dataset)[i] for i in ids]
+        ids, everyone = np.flatnonzero(self._left), prompts_of(run.dataset)
+        prompts = [everyone[i] for i in ids]
         samples = run.generate(
             prompts,
             max_new_tokens=self.max_new_tokens,
@@ -102,7 +106,7 @@ class FilteredDpo(Method):
         name = f"{self.name}_chosen"
         if name not in run.ledger:
             responses = responses_of(run.dataset, "chosen", getattr(run.processing_class, "eos_token", None))
-            run.ledger.write(name, None, self._rewards(run, prompts_of(run.dataset), responses), run.step)
+            run.ledger.write(name, None, self._rewards(run, everyone, responses), run.step)
         chosen = run.ledger[name][ids]
         left = surviving_ids(ids, teaches(generated, chosen, self.threshold))
         self._left = np.zeros(run.size, dtype=bool)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from ...bases.helper_model import helper_settings
 from ...bases.scored import in_order, keep_top, known_scores, paced, tell_ties, tie_rng, untied, with_unseen
 from ...core.cache import cached
 from ...core.charges import Charge
@@ -30,7 +31,6 @@ ORDERS = ("strict", "random", "hard_first", "linear_pacing")
 HELPER_RUNS = (1, 2, 6, 10)
 # What a pair is ranked by, and its column in the table of difficulty.
 CRITERIA = {"loss": DIFFICULTY, "learned_step": "learned_step"}
-FIRST_SEED = 41
 # Online: how often unseen pairs are scored in the first epoch, where `refresh` does not say.
 SCORINGS = 5
 
@@ -161,9 +161,11 @@ class SelectiveDpo(Method):
 
     def _cross_fit(self, run: Run) -> np.ndarray:
         """Mean held-out loss of each pair over helper models and evaluations, `(N,)`."""
-        parts = {k: v for k, v in self.describe().items() if k.startswith("helper") or k == "evaluations"}
-        found = cached(run, "difficulty", parts, lambda: self._helper_margins(run))
-        margins, seeds = found["margins"], [FIRST_SEED + helper // 2 for helper in range(self.helpers)]
+        # Two helper models share a seed: each of them scores the half that the other trains on.
+        seeds = [run.stream_seed("selective_dpo/helper", helper // 2) for helper in range(self.helpers)]
+        helpers = [helper_settings(self, seed) for seed in seeds]
+        measure = lambda: {"margins": self._helper_margins(run, helpers)}  # noqa: E731
+        margins = cached(run, "difficulty", [self.evaluations], measure, uses=(), helpers=helpers)["margins"]
         losses = np.full_like(margins, np.nan)
         held_out = np.isfinite(margins)
         losses[held_out] = np.logaddexp(0.0, -margins[held_out])
@@ -182,26 +184,22 @@ class SelectiveDpo(Method):
             write_table(Path(run.output_dir) / "selection" / "difficulty.csv", run.dataset, table)
         return table[CRITERIA[self.criterion_by]]
 
-    def _helper_margins(self, run: Run) -> dict[str, np.ndarray]:
+    def _helper_margins(self, run: Run, helpers: list[dict[str, Any]]) -> np.ndarray:
         """Margins of the pairs each helper has not seen, `(helpers, evaluations, N)`, NaN elsewhere."""
         margins = np.full((self.helpers, self.evaluations, run.size), np.nan, dtype=np.float32)
-        for helper in range(self.helpers):
-            split = half_split(run.size, FIRST_SEED + helper // 2)
-            first = helper % 2 == 0
+        for number, helper in enumerate(helpers):
+            split = half_split(run.size, helper["seed"])
+            first = number % 2 == 0
             score_ids = split.first_eval if first else split.second_eval
-            margins[helper][:, score_ids] = run.train_helper(
+            margins[number][:, score_ids] = run.train_helper(
                 split.first_train if first else split.second_train,
                 score_ids,
                 _margin,
                 evaluations=self.evaluations,
-                epochs=self.helper_epochs,
-                learning_rate=self.helper_learning_rate,
-                lora=self.helper_lora,
-                model=self.helper_model,
-                seed=FIRST_SEED + helper // 2,
-                description=f"Helper model {helper + 1}/{self.helpers}, evaluation",
+                description=f"Helper model {number + 1}/{self.helpers}, evaluation",
+                **helper,
             )
-        return {"margins": margins}
+        return margins
 
     # ---- Online: pairs the run has not trained on yet are held out by construction. ----
 

@@ -12,6 +12,7 @@ from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import REFRESHES, check_choice
 from ...core.registry import register
+from ...data.columns import without_truth
 from ...data.tokens import IGNORED, Sequences
 from ...functional.text.edge import AGGREGATES, FORMS, edge_scores, guideline_effect, mean_turn_nll
 from ...scorers.rewards import load_reward
@@ -75,7 +76,7 @@ class Edge(Prescored):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        text = self._write_guideline(run.dataset[0])
+        text = self._write_guideline(without_truth(run.dataset[0]))
         if not isinstance(text, str):
             raise ValueError(f"guideline={self.guideline!r} gave {type(text).__name__} for the first row, not a text.")
         longest = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
@@ -90,6 +91,10 @@ class Edge(Prescored):
     def _tokens(run: Run, text: str) -> list[int]:
         return run.processing_class(text + "\n", add_special_tokens=False)["input_ids"]
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("policy",)
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         sequences, write = Sequences(run.rows.side("chosen")), self._write_guideline
         lengths, trained = sequences.scan()
@@ -97,7 +102,7 @@ class Edge(Prescored):
             common = self._tokens(run, self.guideline)
             guide, sizes = (lambda i: common), np.full(run.size, len(common))
         else:
-            guides = [self._tokens(run, write(row)) for row in run.dataset]
+            guides = [self._tokens(run, write(without_truth(row))) for row in run.dataset]
             guide, sizes = (lambda i: guides[i]), np.array([len(tokens) for tokens in guides])
         first = run.processing_class.bos_token_id
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...bases.helper_model import helper_settings
 from ...bases.offline import Prescored
 from ...core.charges import Charge
 from ...core.method import Run
@@ -173,6 +174,14 @@ class Ifd(Prescored):
     def depends_on(self, run: Run) -> list[Any]:
         return [] if self.diverse is None else [contents(run, self.embedding)]
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        policy = self.model is None or (self.diverse is not None and self.embedding == "policy")
+        return (*(("policy",) if policy else ()), *(("seed",) if self.warm_up else ()))
+
+    def helpers(self, run: Run) -> list[dict[str, Any]]:
+        return [helper_settings(self, run.stream_seed("ifd/helper"))] if self.warm_up else []
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         if self.model is not None:
             conditioned, alone = self._with_model(run)
@@ -222,11 +231,8 @@ class Ifd(Prescored):
             np.arange(run.size),
             attrgetter("loss"),
             evaluations=1,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            seed=run.stream_seed("ifd/helper"),
             evaluate=partial(self._with_policy, run),
+            **self.helpers(run)[0],
         )[-1]
 
     def _pre_experienced(self, run: Run) -> np.ndarray:

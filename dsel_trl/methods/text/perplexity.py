@@ -75,6 +75,10 @@ class Perplexity(Prescored):
         if self.model is not None:
             text_columns(run.rows)
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("policy",) if self.model is None else ()
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         if self.model is not None:
             model = LanguageModel(self.model, run.model.device)
