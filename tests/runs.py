@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dsel_trl.core.costs import Costs
 from dsel_trl.core.data_passes import Passes
 from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.run import Run
@@ -25,6 +26,10 @@ class NumberedRows(Rows):
 
     def __len__(self) -> int:
         return self._size
+
+    @property
+    def tokenized(self) -> bool:
+        return self._given is not None or (self.dataset is not None and super().tokenized)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -50,6 +55,7 @@ def make_run(
 ) -> Run:
     """A run of `size` examples; `values` are fields of [`Run`]."""
     arguments = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1, max_length=None)
+    costs = Costs()
     rows = NumberedRows(size, LAYOUTS[trainer], columns or {}, lengths, dataset)
     fields: dict[str, Any] = {
         "trainer": trainer,
@@ -60,8 +66,10 @@ def make_run(
         "processing_class": None,
         "model": None,
         "reference": None,
-        "passes": Passes(lambda: rows, not_here),
+        "passes": Passes(lambda: rows, not_here, costs=costs),
+        "costs": costs,
         "log": lambda logged: None,
+        "tell": lambda key, text, level: None,
         **dict.fromkeys(("prepare", "train_helper", "generate", "refer"), not_here),
     }
     return Run(**{**fields, **values})

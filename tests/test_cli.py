@@ -152,7 +152,7 @@ def test_mistakes_in_the_file(capsys, tmp_path, text, said):
         ({"trust_remote_code": True}, ["trust_remote_code"]),
         ({"datasets": [{"path": "parquet"}]}, ["Both `dataset_name` and `datasets`"]),
         ({"dataset_name": ..., "datasets": [{"pth": "parquet"}]}, ["pth"]),
-        ({"per_device_train_batch_size": 64}, ["fewer than one batch of 64"]),
+        ({"per_device_train_batch_size": 64, "dataloader_drop_last": True}, ["fewer than one batch of 64", "no step"]),
     ],
 )
 def test_mistakes_in_a_recipe_write_nothing(capsys, recipe, tmp_path, changes, said):
@@ -370,7 +370,9 @@ def test_comparison_takes_the_same_steps_and_counts_what_was_dropped(capsys, rec
     assert {run["efficiency_rank"] for run in runs.values()} <= {1, 2, 3}
     table = capsys.readouterr().out
     assert "held-out accuracy" in table
+    assert "added forwards" in table
     assert str(tmp_path / "out" / "selection" / "selection" / "ledger.parquet") in table
+    assert all(runs[run]["cost"]["forwards"] == 0 for run in ("selection", "random"))
 
 
 def test_what_the_selection_cannot_work_with_shows_before_the_first_run(capsys, recipe, tmp_path, pairs):

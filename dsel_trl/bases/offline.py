@@ -15,7 +15,7 @@ from ..core.run import Run, Step
 from ..functional.ranking import band as rank_band
 from ..functional.ranking import keep_count, top_k
 from ..signals.batch import Batch
-from .scored import ByScore
+from .scored import ByScore, tell_ties, tie_rng, untied
 
 
 @dataclass
@@ -49,6 +49,15 @@ class Prescored(ByScore):
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         """What is known of all examples, by ledger column; may make passes."""
         raise NotImplementedError
+
+    def units(self, run: Run) -> dict[str, float]:
+        again = 0
+        if self.refresh == "epoch":
+            again = int(np.ceil(run.epochs)) - 1
+        elif isinstance(self.refresh, int):
+            # What is only read by the next plan is not measured after the last step.
+            again = (run.max_steps if self.action == "weight" else run.max_steps - 1) // self.refresh
+        return {**super().units(run), "example and measurement": run.size * (1 + max(again, 0))}
 
     def depends_on(self, run: Run) -> list[Any]:
         """What the scores depend on beside tokens, numeric `columns`, parameters and what `uses` says: JSON values."""
@@ -122,7 +131,11 @@ class Prescored(ByScore):
         valid = np.isfinite(scores)
         if not self.action.startswith("keep"):
             return np.flatnonzero(valid)
-        return top_k(scores if self.action == "keep_top" else -scores, keep_count(self.keep_share, int(valid.sum())))
+        size = keep_count(self.keep_share, int(valid.sum()))
+        if size < valid.sum():
+            tell_ties(run, self.name, scores)
+        scores = untied(scores, tie_rng(run, self.name))
+        return top_k(scores if self.action == "keep_top" else -scores, size)
 
     def select(self, run: Run) -> np.ndarray:
         self.renew(run)

@@ -1,6 +1,5 @@
 """A second opinion on each example: losses under a model that knows better, measured once and kept."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.charges import Charge
 from ..core.method import Method
 from ..core.parameters import Reads, check_range, given
 from ..core.run import Run
@@ -38,6 +38,11 @@ class SecondModel(Method):
     helper_learning_rate: float | None = field(default=None, metadata={"help": "of the helper; default the run's own"})
     helper_lora: bool = field(default=True, metadata={"help": "LoRA (r 16) or a full helper model"})
 
+    charges: ClassVar[tuple[Charge, ...]] = (
+        Charge("scorer_forwards", when="model", reference=True),
+        Charge("helper_trainings", "helper_epochs", per="clean row", when="clean_column", reference=True),
+        Charge("helper_forwards", when="clean_column", reference=True),
+    )
     reads: ClassVar[Reads] = {
         name: (given("clean_column"),)
         for name in ("clean_above", "helper_epochs", "helper_learning_rate", "helper_lora")
@@ -64,6 +69,10 @@ class SecondModel(Method):
                 f"clean_column={self.clean_column!r} marks no row as clean: none exceeds "
                 f"clean_above={self.clean_above!r}."
             )
+
+    def units(self, run: Run) -> dict[str, float]:
+        clean = 0 if self.clean_column is None else int((run.column(self.clean_column) > self.clean_above).sum())
+        return {**super().units(run), "clean row": clean}
 
     @property
     def second_parts(self) -> list[Any]:
@@ -138,7 +147,7 @@ def _loss(batch: Batch) -> Tensor:
 @torch.no_grad()
 def _pair_forward(run: Run, model: LanguageModel, inputs: dict[str, Any], ids: Tensor) -> Batch:
     """Pairs with the second model in the policy's place: their loss, had the policy been trained to it."""
-    batch = run.passes.forward(inputs, ids)
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
     output = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-    return dataclasses.replace(batch, policy=Forward(label_log_probs(output.logits, labels)))
+    run.costs.ran("scorer_forwards", ids.numel(), int(inputs["attention_mask"].sum()))
+    return run.passes.forward(inputs, ids, policy=Forward(label_log_probs(output.logits, labels)))

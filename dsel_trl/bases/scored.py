@@ -1,5 +1,6 @@
 """What to do about a score: keep, weigh, sample or order by it. Written once, shared by all methods."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -33,18 +34,74 @@ def with_unseen(scores: np.ndarray, rng: np.random.Generator, seen: np.ndarray |
     An example that is `seen` (`(N,)` bool) and has no score all the same stays unknown, unless nothing else is left.
     Infinite scores are decisions (never selectable), not gaps.
     """
-    known = selectable(scores)
+    known, unseen = selectable(scores), np.isnan(scores)
     values = scores[known]
-    unseen = np.isnan(scores)
     if seen is not None and (known | (unseen & ~seen)).any():
         unseen &= ~seen
-    if not len(values) or np.ptp(values.astype(np.float64)) < 1e-6:
+    if not len(values) or is_constant(values):
         return np.where(known | unseen, rng.random(len(scores), dtype=np.float32), scores)
     if known.all():
         return scores
     filled = scores.copy()
     filled[unseen] = rng.choice(values, size=int(unseen.sum()))
     return filled
+
+
+def is_constant(values: np.ndarray) -> bool:
+    """Whether scores tell no two examples apart: they differ by no more than rounding."""
+    return len(values) > 0 and bool(np.ptp(values.astype(np.float64)) < 1e-6)
+
+
+def untied(scores: np.ndarray, rng: np.random.Generator, second: np.ndarray | None = None) -> np.ndarray:
+    """
+    Scores of which no two are equal: those that are follow a `second` score, and then a draw.
+
+    Without ties they are given back as they are; else as places in their order, lowest first (infinite and unknown
+    ones stay what they are). The order of the file decides nothing.
+    """
+    known = selectable(scores)
+    values = scores[known]
+    if len(np.unique(values)) == len(values):
+        return scores
+    keys = [rng.random(len(scores))[known]]
+    if second is not None:
+        keys.append(np.nan_to_num(second[known].astype(np.float64), nan=-np.inf))
+    places = np.empty(len(values))
+    places[np.lexsort([*keys, values])] = np.arange(len(values))
+    result = scores.astype(np.float64)
+    result[known] = places
+    return result
+
+
+def tie_rng(run: Run, name: str) -> np.random.Generator:
+    """The generator that decides between equal scores: the same for every plan, so that a choice does not flicker."""
+    return run.rng(f"{name}/ties")
+
+
+def tell_ties(run: Run, name: str, scores: np.ndarray, second: str | None = None) -> None:
+    """Says that scores do not tell examples apart: all of them (a warning), or some."""
+    values = scores[selectable(scores)]
+    if len(values) < 2:
+        return
+    if second is None and is_constant(values):
+        run.tell(
+            f"{name}:constant",
+            f"{name!r}: all {len(values)} known scores are {values[0]:g}, so they say nothing of which example to "
+            f"prefer: it is drawn at random (seed {run.seed}).",
+            logging.WARNING,
+        )
+        return
+    _, counts = np.unique(values, return_counts=True)
+    tied = int(counts[counts > 1].sum())
+    run.log({f"{name}_tied": tied})
+    if tied:
+        decides = f"a draw (seed {run.seed})" if second is None else f"{second}, then a draw (seed {run.seed}),"
+        run.tell(
+            f"{name}:ties",
+            f"{name!r}: {tied} of {len(values)} known scores are shared by several examples: {decides} decides "
+            "between equal ones.",
+            logging.INFO,
+        )
 
 
 def keep_top(scores: np.ndarray, fraction: float, count: int | None = None) -> np.ndarray:
@@ -234,7 +291,9 @@ class ByScore(Method):
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:
             return self._mask
-        scores = self.filled_scores(run)
+        if self.keep_share < 1:
+            tell_ties(run, self.name, self.scores(run))
+        scores = untied(self.filled_scores(run), tie_rng(run, self.name))
         if self.action == "band":
             mask = keep_band(scores, self.low, self.high)
         else:
@@ -245,6 +304,7 @@ class ByScore(Method):
         return mask
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
+        tell_ties(run, self.name, self.scores(run))
         rng, scores = run.plan_rng(f"{self.name}/order"), self.filled_scores(run)
         if self.reverse:
             scores = -scores
@@ -253,6 +313,7 @@ class ByScore(Method):
             drawn = ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
             # What has no score although it was seen comes when nothing else is left.
             return np.concatenate([drawn, ids[np.isnan(scores[ids])]])[: max(left, 1)]
+        scores = untied(scores, tie_rng(run, self.name))
         if self.pacing == "none":
             return in_order(scores, ids)
         length = self.share_of(run, scores)

@@ -140,7 +140,7 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
             peft_config=get_peft_config(model),
         )
         if selection:
-            attach(trainer, selection)
+            attach(trainer, selection, log_by=job.arguments.log_by, identical=job.arguments.identical)
     if job.arguments.script.ignore_bias_buffers:
         ignore_bias_buffers(trainer)
     return trainer
@@ -159,9 +159,9 @@ def _no_empty_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def attach(trainer: Any, selection: list[dict[str, Any]]) -> SelectionCallback:
-    """Adds the methods of a block `selection:` to a trainer."""
-    callback = SelectionCallback(trainer, make_methods(selection))
+def attach(trainer: Any, selection: list[dict[str, Any]], **settings: Any) -> SelectionCallback:
+    """Adds the methods of a block `selection:` to a trainer; `settings` are parameters of the callback."""
+    callback = SelectionCallback(trainer, make_methods(selection), **settings)
     trainer.add_callback(callback)
     return callback
 

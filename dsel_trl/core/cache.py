@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ..data.fingerprints import dataset_fingerprint
 from .helper_settings import COMPUTING, LORA, LOSS, PRECISION, ROWS, helper_arguments
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ def run_fingerprint(
     arguments = run.arguments
     content: dict[str, Any] = {
         "parts": parts,
-        "rows": [dataset_fingerprint(run.dataset, columns), _taken(arguments, ROWS)],
+        "rows": [run.rows.fingerprint(columns), _taken(arguments, ROWS)],
         "helpers": [_helper(run, helper) for helper in helpers],
     }
     if "policy" in uses:
@@ -76,7 +75,7 @@ def run_fingerprint(
     if "loss" in uses:
         precomputed = [name for name in REFERENCE_COLUMNS if name in run.dataset.column_names]
         reference = None if run.reference is None else model_fingerprint(run.reference)
-        content["loss"] = [_taken(arguments, LOSS), reference, dataset_fingerprint(run.dataset, precomputed)]
+        content["loss"] = [_taken(arguments, LOSS), reference, run.rows.fingerprint(precomputed)]
     if "seed" in uses:
         content["seed"] = run.seed
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.rows import Rows
+from ..data.rows import Rows, UnreadableError
+from .costs import Costs
 from .data_passes import Passes
 from .ledger import Ledger
 from .randomness import stream, stream_seed
@@ -63,8 +64,12 @@ class Run:
         refer (`Callable[[Path, bool], None]`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
+        costs ([`Costs`]):
+            What selection has added to the run so far.
         log (`Callable[[dict[str, float]], None]`):
             Adds values to the next row the trainer logs, as `selection/<name>`.
+        tell (`Callable[[str, str, int], None]`):
+            Says something once, under a key and at a level of `logging`; it is also written to `summary.json`.
         seed (`int`):
             Seed of every draw (TRL's `data_seed`, else `seed`).
         epoch, step, max_steps (`int`):
@@ -99,7 +104,9 @@ class Run:
     train_helper: Callable[..., Any]
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
+    costs: Costs
     log: Callable[[dict[str, float]], None]
+    tell: Callable[[str, str, int], None]
     seed: int = 0
     epoch: int = 0
     epochs: float = 1.0
@@ -123,11 +130,11 @@ class Run:
         The training set.
 
         Raises:
-            `ValueError`: for a stream, which cannot be read ahead.
+            `UnreadableError`: for a stream, which cannot be read ahead.
         """
         if self.training_rows is None:
-            raise ValueError(
-                "The dataset is a stream: its examples, columns, texts and lengths are not known before they come. "
+            raise UnreadableError(
+                "the dataset is a stream: its examples, columns, texts and lengths are not known before they come. "
                 "Load it without streaming."
             )
         return self.training_rows

@@ -28,9 +28,9 @@ def check_column(dataset: Dataset, name: str, reader: str = "") -> None:
 
 
 def column_values(dataset: Dataset, name: str, reader: str = "") -> Any:
-    """A column as the dataset gives it, for any method; for errors see [`check_column`]."""
+    """A column as the user stored it, for any method; for errors see [`check_column`]."""
     check_column(dataset, name, reader)
-    return dataset[name]
+    return plain_column(dataset, name)
 
 
 def without_truth(row: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +63,35 @@ def numeric_column(dataset: Dataset, name: str) -> np.ndarray:
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
         raise ValueError(f"Column {name!r} holds {column.type}, but numbers are needed.")
     return pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def text_codes(dataset: Dataset, name: str) -> tuple[list[str], np.ndarray]:
+    """
+    The values of a column of texts (or whole numbers, or booleans), sorted, and each row's position among them.
+
+    A null counts as the value `null`.
+
+    Raises:
+        `ValueError`: if the column holds something else.
+    """
+    column = _arrow_column(dataset, name).combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (textual or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+        raise ValueError(f"Column {name!r} holds {kind}, but texts are needed.")
+    encoded = pc.fill_null(column.cast(pa.large_string()), "null").dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    order = np.argsort(np.array(values, dtype=object), kind="stable")
+    places = np.empty(len(values), dtype=np.int32)
+    places[order] = np.arange(len(values))
+    return [values[i] for i in order], places[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def plain_column(dataset: Dataset, name: str) -> list[Any]:
+    """A column as the user stored it: texts and messages, whatever the format or transform of the dataset makes."""
+    return list(dataset.select_columns([name]).with_format(None)[name])
 
 
 def codes(dataset: Dataset, name: str) -> np.ndarray:

@@ -136,6 +136,7 @@ def _hidden_states(run: Run, pooling: str) -> Callable[[dict[str, Any], Tensor],
                 states = backbone(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False)[0].float()
         finally:
             run.model.train(training)
+        run.costs.ran("forwards", len(states), int(mask.sum()))
         if pooling == "mean":
             return (states * mask.unsqueeze(2)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         return states[torch.arange(len(states), device=states.device), (mask.sum(dim=1) - 1).clamp(min=0)]

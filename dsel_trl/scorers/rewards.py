@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..core.cache import kept, model_fingerprint
 from ..data.files import save_arrays
-from ..data.responses import Prompt, prompts_of, responses_of
+from ..data.responses import Prompt, prompt_text, prompts_of, responses_of
 
 Reward = Callable[[list[Prompt], list[str]], Sequence[float]]
 
@@ -93,11 +93,12 @@ class RewardModel:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.tokenizer.truncation_side = "left"
         self.max_length = max_length
+        self.tokens = 0
 
     def text(self, prompt: Prompt, response: str) -> str:
         """What the model reads: through its chat template if it has one, else prompt and response in a row."""
         if self.tokenizer.chat_template is None:
-            return (prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)) + response
+            return prompt_text(prompt) + response
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         answered = [*messages, {"role": "assistant", "content": response}]
         return str(self.tokenizer.apply_chat_template(answered, tokenize=False))
@@ -114,6 +115,7 @@ class RewardModel:
             return_tensors="pt",
         )
         batch.pop("token_type_ids", None)
+        self.tokens += int(batch["attention_mask"].sum())
         return self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist()
 
 
@@ -171,6 +173,23 @@ def reward_of(spec: Any, model_path: str | None, device: Any = None) -> Reward:
     return load_reward(spec) if model_path is None else RewardModel(model_path, device)
 
 
+def counted(run: Any, reward: Reward) -> Reward:
+    """The same reward, whose calls are counted among the run's costs: for what every process scores whole."""
+
+    def scored(prompts: list[Prompt], responses: list[str]) -> Sequence[float]:
+        before = tokens_read(reward)
+        values = reward(prompts, responses)
+        run.costs.add("rewards", len(responses), tokens_read(reward) - before)
+        return values
+
+    return scored
+
+
+def tokens_read(reward: Reward) -> int:
+    """Tokens that a reward model has read so far; a function reads none."""
+    return reward.tokens if isinstance(reward, RewardModel) else 0
+
+
 def dataset_rewards(run: Any, sides: Sequence[str], spec: Any, model_path: str | None) -> dict[str, np.ndarray]:
     """
     Rewards of the responses in the columns `sides` of the run's dataset, each `(N,)` float32.
@@ -210,7 +229,7 @@ def _scored(
 ) -> np.ndarray:
     """Rewards of all responses, `(N,)` float32, of which each process scores its share."""
     rank, world = run.passes.rank, run.world
-    own = np.arange(rank, run.size, world)
+    own, before = np.arange(rank, run.size, world), tokens_read(reward)
     values = score_responses(
         reward,
         [prompts[i] for i in own],
@@ -221,6 +240,9 @@ def _scored(
     )
     everything = np.zeros(run.size, dtype=np.float64)
     everything[own] = values
+    tokens = tokens_read(reward) - before
     if world > 1:
         everything = run.passes.total(torch.from_numpy(everything)).cpu().numpy()
+        tokens = int(run.passes.total(torch.tensor([tokens])))
+    run.costs.add("rewards", run.size, tokens)
     return everything.astype(np.float32)

@@ -15,7 +15,7 @@ from ..core.method import Method
 from ..core.metrics import Metrics
 from ..core.run import Run
 from ..core.sidecar import part, read_sidecar, versions, write_sidecar
-from ..data.fingerprints import dataset_fingerprint
+from ..data.rows import Rows
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..sampling.plan_sampler import PlanSampler
 
@@ -70,11 +70,12 @@ class SavedSelection:
         return part(self.arrays, name)
 
     def restore(self, run: Run, ledger: Ledger, metrics: Metrics) -> None:
-        """Puts ledger, counters and the place in the run back."""
+        """Puts ledger, counters, costs and the place in the run back."""
         ledger.load_state_dict(self.part("ledger"), self.values["ledger"])
         run.resumed = True
         run.step, run.epoch = self.values["step"], self.values["epoch"]
         metrics.load_state_dict(self.values["metrics"])
+        run.costs.load_state_dict(self.values["costs"])
 
     def restore_methods(self, methods: Sequence[Method]) -> None:
         """Puts the methods' own state back."""
@@ -110,6 +111,7 @@ def write_selection(
         "kl": kl,
         "ledger": ledger_values,
         "metrics": metrics.state_dict(),
+        "costs": run.costs.state_dict(),
         "methods": [],
     }
     if sampler is not None:
@@ -125,12 +127,12 @@ def write_selection(
 
 
 def selection_fingerprint(
-    run: Run, methods: Sequence[Method], columns: Sequence[str], user_dataset: Any, batch_examples: int
+    run: Run, methods: Sequence[Method], columns: Sequence[str], user_rows: Rows | None, batch_examples: int
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued."""
-    dataset = "stream" if run.streaming else dataset_fingerprint(run.dataset, columns)
-    if user_dataset is not None:
-        dataset = f"{dataset} of {dataset_fingerprint(user_dataset, columns)}"
+    dataset = "stream" if run.streaming else run.rows.fingerprint(columns)
+    if user_rows is not None:
+        dataset = f"{dataset} of {user_rows.fingerprint(columns)}"
     return {
         "dataset": dataset,
         "methods": [method.describe() for method in methods],

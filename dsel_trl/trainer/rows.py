@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import numbers
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -91,9 +92,18 @@ class ExampleCollator:
         ids = [items[i][0] if numbered else content_id(rows[i]) for i in positions]
         batch[EXAMPLE_ID] = torch.tensor(ids, dtype=torch.int64)
         for name in self.columns or ():
-            values = [float("nan") if rows[i].get(name) is None else float(rows[i][name]) for i in positions]
+            values = [_number(rows[i].get(name), name) for i in positions]
             batch[f"{COLUMNS}.{name}"] = torch.tensor(values, dtype=torch.float32)
         return batch
+
+
+def _number(value: Any, name: str) -> float:
+    """A value of a stream's column, NaN where null; what a column of numbers cannot hold is an error."""
+    if value is None:
+        return float("nan")
+    if isinstance(value, numbers.Real | np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return float(value)
+    raise ValueError(f"Column {name!r} of the stream holds {value!r}, but numbers are needed.")
 
 
 def collated(collator: Collator, rows: list[dict[str, Any]], layout: Layout) -> tuple[dict[str, Any], list[int]]:
@@ -169,9 +179,18 @@ def make_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
         max_length=getattr(args, "max_length", None),
         truncation=getattr(args, "truncation_mode", "keep_start"),
         text_field=getattr(args, "dataset_text_field", "text"),
+        collated=_collated_columns(trainer, dataset),
         device=trainer.accelerator.device,
         kept=trainer_kind(trainer).kept,
     )
+
+
+def _collated_columns(trainer: Any, dataset: Dataset) -> tuple[str, ...]:
+    """The columns that the trainer leaves to its collator; all of them where a transform makes what it is given."""
+    trainer._set_signature_columns_if_needed()
+    names = tuple(dataset.column_names)
+    used = tuple(name for name in names if name in trainer._signature_columns)
+    return used if used and trainer.args.remove_unused_columns else names
 
 
 def prepare_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
@@ -182,14 +201,22 @@ def prepare_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
 def prepared(trainer: Any, dataset: Any, name: str) -> Any:
     """A dataset as the trainer prepares its own: tokenized, with reference log-probabilities where it keeps them."""
     kind = trainer_kind(trainer)
-    if "prompt_ids" not in dataset.column_names and "input_ids" not in dataset.column_names:
+    as_it_is = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
+    if not as_it_is and "prompt_ids" not in dataset.column_names and "input_ids" not in dataset.column_names:
         arguments = [dataset, trainer.processing_class, trainer.args, *kind.prepare_arguments(trainer)]
         dataset = trainer._prepare_dataset(*arguments, name)
     wanted = getattr(trainer.args, "precompute_ref_log_probs", False)
     if wanted and not set(kind.references) & set(dataset.column_names):
         batch_size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_train_batch_size
         dataset = trainer._precompute_ref_logps(dataset, name, batch_size)
+        _count_references(trainer, make_rows(trainer, dataset, name))
     return dataset
+
+
+def _count_references(trainer: Any, rows: Rows) -> None:
+    """Rows that selection prepared went through the reference beside those that the trainer prepared itself."""
+    forwards = 1 + int(trainer_kind(trainer).kl(trainer))
+    trainer.selection.costs.add("reference_forwards", forwards * len(rows), forwards * int(rows.lengths.sum()))
 
 
 class TrainingRows:
@@ -217,6 +244,11 @@ class TrainingRows:
         if self._rows.dataset is not self.trainer.train_dataset:
             self._rows = make_rows(self.trainer, self.trainer.train_dataset, "train")
         return self._rows
+
+    @property
+    def user_rows(self) -> Rows | None:
+        """The user's own rows, where a method has built others of them."""
+        return None if self.user_dataset is None else make_rows(self.trainer, self.user_dataset, "train")
 
     def serve(self, loader: Any) -> None:
         """The loader that the training iterates: its rows are replaced when others are built."""

@@ -70,8 +70,8 @@ def test_what_is_kept_and_skipped(run):
 
 def test_what_is_picked(run):
     metrics = Metrics()
-    metrics.picked(8, 2)
-    metrics.picked(8, 2)
+    metrics.picked(np.arange(8), np.arange(2))
+    metrics.picked(np.arange(8), np.arange(2))
     assert metrics.row(run.ledger, run)["selection/kept_fraction"] == 0.25
     assert metrics.summary(run.ledger)["candidates_scored"] == 16
     assert metrics.summary(run.ledger)["examples_skipped"] == 12
@@ -101,7 +101,7 @@ def test_a_methods_own_values_are_averaged(run):
 
 def test_state_survives_json(run):
     metrics = Metrics()
-    metrics.picked(4, 2)
+    metrics.picked(np.arange(4), np.arange(2))
     metrics.step(step([0], loss=[1.0]), served=2)
     metrics.row(run.ledger, run)
     state = json.loads(json.dumps(metrics.state_dict()))

@@ -51,14 +51,14 @@ BAD = {
     "aot": ({"loss_type": ["aot"]}, ("weight_column", {}), r"\['aot'\] sorts the batch.*weight_column"),
     "aot_in_a_mix": ({"loss_type": ["sigmoid", "aot_unpaired"]}, ("dr_dpo", {}), r"aot_unpaired"),
     "too_small": (
-        {"dataset": tiny.preferences(3), "per_device_train_batch_size": 4},
+        {"dataset": tiny.preferences(3), "per_device_train_batch_size": 4, "dataloader_drop_last": True},
         ("uniform", {}),
-        r"3 examples, fewer than one batch of 4 \(4 x 1 processes x 1 candidates\)",
+        r"3 examples, fewer than one batch of 4 \(4 x 1 processes x 1 candidates\), and dataloader_drop_last=True",
     ),
     "too_few_candidates": (
-        {"dataset": tiny.preferences(3)},
+        {"dataset": tiny.preferences(3), "dataloader_drop_last": True},
         (PickLongest, {}),
-        r"3 examples, fewer than one batch of 4 \(2 x 1 processes x 2 candidates\)",
+        r"3 examples, fewer than one batch of 4 \(2 x 1 processes x 2 candidates\).*an epoch has no step",
     ),
     "sampling": ({"train_sampling_strategy": "sequential"}, ("random", {}), r"'sequential' orders.*\['random'\]"),
 }
@@ -96,9 +96,10 @@ def test_the_error_names_the_culprit_and_touches_nothing(make_trainer, bad):
 
 
 def test_what_only_a_plan_shows(make_trainer):
-    trainer = make_trainer_on_old_output(make_trainer, dataset=tiny.preferences(12))
+    trainer = make_trainer_on_old_output(make_trainer, dataset=tiny.preferences(12), dataloader_drop_last=True)
     SelectionCallback(trainer, "random", keep=0.1)
-    with pytest.raises(ValueError, match="Only 1 of 12 examples would be kept per epoch, fewer than one batch of 2"):
+    message = "Only 1 of 12 examples would be kept per epoch, fewer than one batch of 2, and dataloader_drop_last=True"
+    with pytest.raises(ValueError, match=message):
         trainer.train()
     assert_untouched(trainer)
 

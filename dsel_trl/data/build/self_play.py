@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ...functional.preference.inco_dpo import choose_pair
-from ..responses import Prompt, as_response, prompts_of, unprepared
+from ..responses import Prompt, as_response, message_text, prompts_of, unprepared
 
 REWRITES = (
     "Rewrite this request and add one constraint, in 10 to 20 more words: {prompt}",
@@ -29,7 +29,7 @@ def evolved(
     **drawn: Any,
 ) -> list[Prompt]:
     """The policy's rewrites of each prompt, five ways each, without those of very different length."""
-    texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    texts = [prompt if isinstance(prompt, str) else message_text(prompt[-1]) for prompt in prompts]
     asked: list[Prompt] = []
     for prompt, text in zip(prompts, texts, strict=True):
         requests = [rewrite.format(prompt=text) for rewrite in REWRITES]

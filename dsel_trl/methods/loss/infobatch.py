@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...bases.scored import known_scores
+from ...core.charges import Charge
 from ...core.method import Method, Run, Step
 from ...core.parameters import check_range, check_refresh, check_whole
 from ...core.registry import register
@@ -56,7 +57,8 @@ class InfoBatch(Method):
     carry_over = True
     normalize = "none"
     renamed: ClassVar[dict[str, str]] = {"prune_ratio": "keep_learned (1 - prune_ratio)", "period": "refresh"}
-    cost = "no extra forward; prescore: one per example, once"
+    charges = (Charge("forwards", when="prescore", reference=True),)
+    cost = "no extra forward"
     state = "the loss column and 10 bytes per example; with steps in refresh 8 more"
 
     def __post_init__(self) -> None:

@@ -44,7 +44,6 @@ class Rho1(SecondModel):
     selector = "top_k of tokens"
     normalize = "none"
     renamed: ClassVar[dict[str, str]] = {"select_ratio": "keep"}
-    cost = "one forward of the second model per example, once; with clean_column also the helper's training"
     state = "4 bytes per trained token (1.2 GB for 1,000,000 examples of 300), on disk and in memory"
 
     def __post_init__(self) -> None:

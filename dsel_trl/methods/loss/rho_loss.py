@@ -11,6 +11,7 @@ from torch import Tensor
 from ...bases.helper_model import helper_settings
 from ...bases.scored import known_scores
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Method, Run
 from ...core.parameters import Reads, check_choice, check_range, check_whole, unless, when
 from ...core.registry import register
@@ -63,7 +64,14 @@ class RhoLoss(Method):
         },
     }
     selector = "top_k of the candidates"
-    cost = "training of the helpers and one scoring of the data once; factor forwards per trained example"
+    charges = (
+        Charge("forwards", per="candidate", reference=True),
+        Charge("helper_trainings", "helper_epochs", when="source: cross_fit", reference=True),
+        Charge("helper_forwards", when="source: cross_fit", reference=True),
+        Charge("helper_trainings", "helper_epochs", per="held-out example", when="source: holdout", reference=True),
+        Charge("helper_forwards", per="other example", when="source: holdout", reference=True),
+    )
+    cost = "factor candidates per trained example"
     state = "the irreducible loss (8 bytes per example)"
 
     def __post_init__(self) -> None:
@@ -85,6 +93,10 @@ class RhoLoss(Method):
     @property
     def hooks(self) -> frozenset[str]:
         return super().hooks if self.source == "holdout" else super().hooks - {"select"}
+
+    def units(self, run: Run) -> dict[str, float]:
+        held_out = keep_count(self.holdout, run.size)
+        return {**super().units(run), "held-out example": held_out, "other example": run.size - held_out}
 
     # ---- The irreducible loss ----
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ...bases.helper_model import helper_settings
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Method, Run
 from ...core.parameters import Reads, check_range, check_whole, without
 from ...core.registry import register
@@ -55,7 +56,10 @@ class S2L(Method):
     }
     family = "reduction"
     selector = "random, balanced over clusters"
-    cost = "one training of the helper and `checkpoints` forwards per example, once"
+    charges = (
+        Charge("helper_trainings", "helper_epochs", when="no trajectory_column", reference=True),
+        Charge("helper_forwards", "checkpoints", when="no trajectory_column", reference=True),
+    )
     state = "the cluster and the choice of each example (9 bytes)"
 
     def __post_init__(self) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...bases.helper_model import helper_settings
-from ...bases.scored import ByScore, known_scores
+from ...bases.scored import ByScore, known_scores, tell_ties, tie_rng, untied
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import Reads, among, check_choice, check_range, check_whole, either, when
 from ...core.registry import register
@@ -25,7 +26,6 @@ from ...functional.preference.bees import (
     unclipped_evidence,
     upper_bound,
 )
-from ...functional.ranking import keep_count
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
 
@@ -83,7 +83,12 @@ class Bees(ExplicitMargin, ByScore):
     criterion = "external_continuous and internal"
     renamed: ClassVar[dict[str, str]] = {"num": "keep (the share of all pairs)"}
     selector = "top_k, weight, sample"
-    cost = "helper: its training and two forwards a pair once; implicit: two forwards a pair at each refresh"
+    charges = (
+        Charge("helper_trainings", "helper_epochs", per="seed pair", when="sources: helper", reference=True),
+        Charge("helper_forwards", when="sources: helper", reference=True),
+        Charge("forwards", per="example and plan", when="sources: implicit", reference=True, at_most=True),
+        *ExplicitMargin.charges,
+    )
     live = False
     state = "its score column and one per measured source (8 bytes per example each)"
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "weight", "sample")
@@ -125,9 +130,20 @@ class Bees(ExplicitMargin, ByScore):
         if self.action == "weight":
             self._fuse(run)
 
+    def _seed_size(self, run: Run) -> int:
+        return min(self.seed_pairs, max(1, run.size // 2))
+
+    def units(self, run: Run) -> dict[str, float]:
+        starts = {0}
+        if self.action != "weight" and self.refresh != "never":
+            starts |= set(range(0, run.max_steps, max(1, round(run.max_steps / max(run.epochs, 1)))))
+            if isinstance(self.refresh, int):
+                starts |= set(range(0, run.max_steps, self.refresh))
+        return {**super().units(run), "seed pair": self._seed_size(run), "example and plan": run.size * len(starts)}
+
     def _helper_margins(self, run: Run, helper: dict[str, Any]) -> np.ndarray:
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
-        size = min(self.seed_pairs, max(1, run.size // 2))
+        size = self._seed_size(run)
         values = run.train_helper(
             run.rng("bees/seed_pairs").choice(run.size, size, replace=False),
             np.arange(run.size),
@@ -159,6 +175,8 @@ class Bees(ExplicitMargin, ByScore):
             fused = fuse_probabilities([margin_probability(margin, self.lower, upper) for margin, upper in pairs])
         else:
             fused = fuse_margins(margins, self.fusion)
+        # A pair that no source knows would stand in the middle, before known ones.
+        fused = np.where(np.isfinite(margins).any(axis=0), fused, np.nan)
         run.ledger.write(self.name, None, fused, run.step)
         # A pair that no source knows is not one of even chances: it has no weight and is not drawn.
         fused = np.where(np.isfinite(margins).any(axis=0), fused, -np.inf)
@@ -168,12 +186,14 @@ class Bees(ExplicitMargin, ByScore):
     # ---- What is done about them ----
 
     def epoch_size(self, run: Run) -> int | None:
-        return None if self.action == "weight" else keep_count(self.keep_share, run.size)
+        return None if self.action == "weight" else self.share_of(run, self.scores(run))
 
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:
             return self._mask
         fused, evidence = self._fuse(run)
+        tell_ties(run, self.name, fused, "the evidence beyond the bounds")
+        evidence = untied(evidence, tie_rng(run, self.name))
         self._mask = np.zeros(run.size, dtype=bool)
         size = self.epoch_size(run) or run.size
         chosen = select_fused(fused, size, evidence)
@@ -185,7 +205,8 @@ class Bees(ExplicitMargin, ByScore):
         if self._fused is None or self.refresh != "never":
             self._fuse(run)
         assert self._fused is not None
-        return self._fused
+        # A pair without a value in any source is never chosen.
+        return np.where(np.isnan(self._fused), -np.inf, self._fused).astype(np.float32)
 
     def weigh(self, batch: Batch) -> Tensor | None:
         assert self._fused is not None

@@ -12,7 +12,7 @@ from ...core.method import Run, Step
 from ...core.parameters import Reads, check_whole, given, without
 from ...core.registry import register
 from ...data.columns import column_values
-from ...data.responses import as_response, prompts_of, unprepared
+from ...data.responses import as_response, plain_prompt, prompts_of, unprepared
 from ...functional.preference.curry_dpo import curriculum_pairs, curriculum_stages, split_stages
 from ...signals.batch import Signal
 
@@ -105,7 +105,7 @@ class CurryDpo(ExplicitMargin):
 
         def response(prompt: int, position: int) -> Any:
             value = responses[prompt][position]
-            return as_response(value, prompts[prompt]) if isinstance(value, str) else value
+            return as_response(value, prompts[prompt]) if isinstance(value, str) else plain_prompt(value)
 
         new: dict[str, list[Any]] = {
             "chosen": [response(prompt, pair.chosen) for _, prompt, pair in picked],

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ...core.charges import Charge
 from ...core.method import Method, Run
 from ...core.parameters import Reads, check_range, check_whole, given
 from ...core.registry import register
 from ...data.responses import prompts_of, responses_of
 from ...functional.preference.filtered_dpo import surviving_ids, teaches
-from ...scorers.rewards import load_reward, reward_of, score_responses
+from ...scorers.rewards import counted, load_reward, reward_of, score_responses
 from ...signals.batch import Signal
 
 
@@ -51,7 +52,11 @@ class FilteredDpo(Method):
     }
     criterion = "external_continuous"
     selector = "threshold"
-    cost = "one generated response and one reward per remaining pair and epoch"
+    charges = (
+        Charge("generated_responses", per="example and epoch", at_most=True),
+        Charge("rewards", per="example and epoch", at_most=True),
+        Charge("rewards"),
+    )
     state = "one byte per example, and two reward columns"
 
     def __post_init__(self) -> None:
@@ -66,6 +71,10 @@ class FilteredDpo(Method):
         check_whole("generation_batch_size", self.generation_batch_size, 1, 2**20)
         self._left: np.ndarray | None = None
         self._filtered = -1
+
+    def units(self, run: Run) -> dict[str, float]:
+        epochs = max(int(np.ceil(run.epochs)) - self.start_epoch, 0)
+        return {**super().units(run), "example and epoch": run.size * epochs}
 
     def select(self, run: Run) -> np.ndarray:
         if self._left is None:
@@ -105,7 +114,7 @@ class FilteredDpo(Method):
         values = np.zeros(len(responses))
         if run.passes.rank == 0:
             reward = reward_of(self.reward, self.reward_model, run.model.device)
-            values = score_responses(reward, prompts, responses).astype(np.float64)
+            values = score_responses(counted(run, reward), prompts, responses).astype(np.float64)
         return run.passes.total(torch.from_numpy(values)).cpu().numpy().astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:

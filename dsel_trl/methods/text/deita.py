@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...bases.offline import Prescored
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import REFRESHES, Reads, check_range, given, unless, when, without
 from ...core.registry import register
@@ -76,7 +77,12 @@ class Deita(Prescored):
     family = "indicator and reduction"
     criterion = "external_discrete"
     selector = "greedy_diverse"
-    cost = "one embedding forward per example; with scorers one forward of each per turn"
+    charges = (
+        Charge("forwards", per="example and measurement", when="embeds and embedding: policy"),
+        Charge("scorer_forwards", when="embeds and embedding: model"),
+        Charge("scorer_forwards", per="turn", when="complexity_model"),
+        Charge("scorer_forwards", per="turn", when="quality_model"),
+    )
     state = "its score column (8 bytes per example)"
     refreshes = REFRESHES
     chooses = True
@@ -112,6 +118,14 @@ class Deita(Prescored):
         ]
         hashes = [column_hash(run.dataset, name) for name in columns]
         return hashes if self.action == "weight" else [*hashes, contents(run, self.embedding)]
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the filter for diversity is used."""
+        return self.action != "weight"
+
+    def units(self, run: Run) -> dict[str, float]:
+        return {**super().units(run), "turn": sum(map(len, map(turns, example_messages(run.rows))))}
 
     @property
     def uses(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...bases.offline import Prescored
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import REFRESHES, check_choice
 from ...core.registry import register
@@ -52,7 +53,7 @@ class Edge(Prescored):
     family = "indicator"
     criterion = "internal"
     selector = "bottom_k"
-    cost = "two forwards per example before training and per renewal"
+    charges = (Charge("forwards", "2", per="example and measurement"),)
     state = "its score column (8 bytes per example)"
     refreshes = REFRESHES
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "keep_bottom", "band", "weight", "sample", "curriculum")

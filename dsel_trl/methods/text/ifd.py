@@ -10,6 +10,7 @@ import numpy as np
 
 from ...bases.helper_model import helper_settings
 from ...bases.offline import Prescored
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import REFRESHES, Reads, check_choice, check_range, check_whole, given, when, without
 from ...core.registry import register
@@ -96,7 +97,22 @@ class Ifd(Prescored):
     family = "indicator"
     criterion = "internal"
     selector = "threshold, top_k; diverse: greedy_diverse"
-    cost = "two forwards per example, once (or per renewal); warm_up: two more and the helper; diverse: one more"
+    charges = (
+        Charge("forwards", "2", per="example and measurement", when="no model and no warm_up"),
+        Charge("scorer_forwards", "2", when="model"),
+        Charge("forwards", "2", when="warm_up", at_most=True),
+        Charge(
+            "helper_trainings",
+            "warm_up * warm_up_clusters * helper_epochs",
+            per="run",
+            when="warm_up",
+            reference=True,
+            at_most=True,
+        ),
+        Charge("helper_forwards", "2", when="warm_up"),
+        Charge("forwards", per="example and measurement", when="diverse and embedding: policy"),
+        Charge("scorer_forwards", when="diverse and embedding: model"),
+    )
     state = "three columns (24 bytes per example)"
     refreshes = REFRESHES
 

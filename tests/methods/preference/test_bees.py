@@ -102,11 +102,24 @@ def test_pairs_that_no_source_knows_are_left_out(make_trainer):
 def test_missing_scores_leave_a_source_out(make_trainer):
     other = np.full(40, np.nan)
     other[:5] = 50.0
+    fused = []
+    for sources in (["explicit"], ["column:other", "explicit"]):
+        trainer = make_trainer("dpo", dataset=with_column("other", other), max_steps=1)
+        callback = SelectionCallback(trainer, "bees", sources=sources, keep=0.25)
+        trainer.train()
+        fused.append(callback.ledger["bees"])
+    np.testing.assert_allclose(fused[1][5:], fused[0][5:], rtol=1e-6)
+    assert (fused[1][:5] > fused[0][:5]).all()
+
+
+def test_a_pair_that_no_source_knows_is_not_trained(make_trainer):
+    other = np.full(40, np.nan)
+    other[:5] = np.arange(-2.0, 3.0)
     trainer = make_trainer("dpo", dataset=with_column("other", other), max_steps=1)
-    callback = SelectionCallback(trainer, "bees", sources=["column:other"], keep=0.25)
+    callback = SelectionCallback(trainer, "bees", sources=["column:other"], keep=1.0)
     trainer.train()
-    assert (~callback.ledger.dropped)[:5].all()
-    np.testing.assert_allclose(callback.ledger["bees"][5:], 0.5)
+    assert np.isnan(callback.ledger["bees"][5:]).all()
+    assert callback.ledger.dropped.tolist() == [False] * 5 + [True] * 35
 
 
 @pytest.mark.parametrize(
