@@ -211,7 +211,7 @@ class Rows:
         )
 
     @property
-    def costs(self) -> np.ndarray:
+    def pass_lengths(self) -> np.ndarray:
         """Tokens per row for cutting a pass into batches, `(N,)` int32; where they are not known, all are alike."""
         if self.tokenized:
             return self.lengths

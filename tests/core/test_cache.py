@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from dsel_trl import SelectionCallback, create_method
 from dsel_trl.core.cache import cached, kept, run_fingerprint
+from dsel_trl.core.costs import Costs
 from dsel_trl.core.data_passes import Passes
 from dsel_trl.core.helper_settings import COMPUTING, DECIDING
 from tests import tiny
@@ -281,7 +282,7 @@ def rewarded(run, rank, monkeypatch, calls):
 
     class Counting(rewards.RewardModel):
         def __init__(self, *args):
-            self.model, self.max_length = torch.nn.Linear(1, 1), 8
+            self.model, self.max_length, self.tokens = torch.nn.Linear(1, 1), 8, 0
             with torch.no_grad():
                 self.model.weight.fill_(1.0), self.model.bias.fill_(0.0)
 
@@ -291,6 +292,7 @@ def rewarded(run, rank, monkeypatch, calls):
 
     rows = {"prompt": ["a", "b", "c"], "chosen": ["x", "xx", "xxx"]}
     run.dataset, run.size, run.world = Dataset.from_dict(rows), 3, run.passes.world
+    run.costs = Costs()
     run.processing_class, run.model = None, SimpleNamespace(device="cpu")
     monkeypatch.setattr(rewards, "reward_of", lambda *args: Counting())
     return rewards.dataset_rewards(run, ["chosen"], None, "model")["chosen"].tolist()

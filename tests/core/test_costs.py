@@ -23,7 +23,7 @@ def passes_with(costs, rank=0, world=1, what="forwards"):
             costs.ran(what, len(ids), 0)
         return inputs
 
-    rows = SimpleNamespace(lengths=LENGTHS, collate=lambda ids: torch.from_numpy(ids.copy()))
+    rows = SimpleNamespace(pass_lengths=LENGTHS, collate=lambda ids: torch.from_numpy(ids.copy()))
     return Passes(lambda: rows, forward, rank, world, costs=costs)
 
 
