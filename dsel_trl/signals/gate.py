@@ -6,26 +6,31 @@ loss of a pair (or a conversation) reaches the parameters only through its own r
 gradient of the weighted loss, whatever the loss type.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Place = Callable[[Tensor], Tensor]
+
 
 class _WeightedIdentity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, gate: "Gate") -> Tensor:
-        ctx.gate = gate
+    def forward(ctx: Any, values: Tensor, gate: "Gate", place: Place | None) -> Tensor:
+        ctx.gate, ctx.place = gate, place
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
         weights = ctx.gate.weights
         if weights is None:
-            return grad, None
+            return grad, None, None
+        if ctx.place is not None:
+            weights = ctx.place(weights)
         weights = weights.to(device=grad.device, dtype=grad.dtype)
-        return grad * weights.reshape(weights.shape + (1,) * (grad.dim() - weights.dim())), None
+        return grad * weights.reshape(weights.shape + (1,) * (grad.dim() - weights.dim())), None, None
 
 
 class Gate:
@@ -48,9 +53,13 @@ class Gate:
     def __init__(self) -> None:
         self.weights: Tensor | None = None
 
-    def __call__(self, values: Tensor) -> Tensor:
-        """`values` `(rows, T, ...)`, unchanged; its gradient is multiplied by `weights` `(rows,)` or `(rows, T)`."""
-        return _WeightedIdentity.apply(values, self)
+    def __call__(self, values: Tensor, place: Place | None = None) -> Tensor:
+        """
+        `values` `(rows, T, ...)`, unchanged; its gradient is multiplied by `weights` `(rows,)` or `(rows, T)`.
+
+        `place` brings the weights into the layout of values that lie otherwise.
+        """
+        return _WeightedIdentity.apply(values, self, place)
 
 
 class WeightAverage:

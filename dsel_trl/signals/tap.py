@@ -1,8 +1,9 @@
 """Per-example signals out of the forwards a trainer makes anyway.
 
-TRL's trainers run the model through a fused LM head whose output carries per-token log-probabilities. A forward hook
-keeps them while a training step is open; `PairBatch`, `SequenceBatch` and [`~dsel_trl.signals.kto_batch.KTOBatch`]
-turn them into the quantities that methods ask for, computed only when asked.
+TRL's trainers run the model through a fused LM head whose output carries per-token log-probabilities; where they do
+not, up to TRL 1.14, these are computed from the logits. A forward hook keeps them while a training step is open;
+`PairBatch`, `SequenceBatch` and [`~dsel_trl.signals.kto_batch.KTOBatch`] turn them into the quantities that methods
+ask for, computed only when asked.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,9 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..functional.preference.wpo import log_sum_squared_probs, token_logps
+from ..functional.preference.wpo import token_logps
 from .batch import Forward
 from .gate import Gate
+from .logits import InnerLoss, beside_logits, read_logits
 
 
 @dataclass
@@ -22,6 +24,8 @@ class Reading:
     """What the tap saw while it was open: the last forward with gradient, and those without in their order."""
 
     labels: Tensor | None = None
+    # Labels of rows that are no examples (of KTO's KL term), which pass through the same models.
+    other_labels: Tensor | None = None
     gate: Gate | None = None
     policy: Forward | None = None
     without_gradient: list[Forward] = field(default_factory=list)
@@ -48,53 +52,102 @@ class Tap:
     """
 
     def __init__(self, policy: nn.Module, reference: nn.Module | None = None, outputs: tuple[str, ...] = ()) -> None:
-        self._outputs = outputs
+        self.outputs = outputs
         self._reading: Reading | None = None
-        modules = [policy] if reference is None else [policy, reference]
-        self._handles = [module.register_forward_hook(self._read) for module in modules]
+        self._inner: InnerLoss | None = None
+        self._handles = [
+            policy.register_forward_pre_hook(self._enter, with_kwargs=True),
+            policy.register_forward_hook(self._leave, always_call=True),
+        ]
+        for module in [policy] if reference is None else [policy, reference]:
+            self._handles.append(module.register_forward_hook(self._read, with_kwargs=True))
 
     def close(self) -> None:
         for handle in self._handles:
             handle.remove()
 
     @contextmanager
-    def open(self, labels: Tensor | None = None, gate: Gate | None = None) -> Iterator[Reading]:
-        """Collects the forwards of the `with` block; `gate`, if given, is put on those that carry gradient."""
-        self._reading = Reading(labels=labels, gate=gate)
+    def open(
+        self, labels: Tensor | None = None, gate: Gate | None = None, other_labels: Tensor | None = None
+    ) -> Iterator[Reading]:
+        """
+        Collects the forwards of the `with` block; `gate`, if given, is put on those that carry gradient.
+
+        The labels are those of the examples, and of other rows that pass through the models meanwhile.
+        """
+        self._reading = Reading(labels=labels, other_labels=other_labels, gate=gate)
         try:
             yield self._reading
         finally:
-            self._reading = None
+            self._reading = self._inner = None
 
-    def _read(self, module: nn.Module, args: Any, output: Any) -> None:
-        reading = self._reading
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Before a forward of the policy: a model with labels, but no fused head, computes its loss itself."""
+        reading, labels = self._reading, kwargs.get("labels")
+        self._inner = None
+        if reading is not None and labels is not None and not kwargs.get("fused_lm_head"):
+            self._inner = InnerLoss(labels, reading.gate, self.outputs)
+            self._inner.__enter__()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._inner is not None:
+            self._inner.__exit__(None, None, None)
+
+    def _read(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        reading, inner = self._reading, self._inner
+        self._inner = None
         if reading is None:
             return
-        log_probs, name = getattr(output, "log_probs", None), "log_probs"
-        if log_probs is None:
-            logits, name = getattr(output, "logits", None), "logits"
-            if logits is None or reading.labels is None:
-                return
-            # The head of a reward model gives one number per row.
-            log_probs = logits if logits.dim() == 2 else label_log_probs(logits.detach(), reading.labels)
-        forward = Forward(
-            log_probs.detach(),
-            *(
-                None if getattr(output, key, None) is None else getattr(output, key).detach()
-                for key in ("entropy", "is_top1", "log_sum_sq_probs")
-            ),
-        )
-        values = getattr(output, name)
-        if name == "logits" and values.dim() > 2 and "log_sum_sq_probs" in self._outputs:
-            forward.log_sum_sq_probs = log_sum_squared_probs(values.detach()[:, :-1])
-        if values.requires_grad:
+        read = None if inner is None else inner.forward()
+        if read is None:
+            read = self._read_output(reading, args, kwargs, output)
+        if read is None:
+            return
+        forward, carries_gradient = read
+        if carries_gradient:
             reading.policy = forward
-            if reading.gate is not None:
-                setattr(output, name, reading.gate(values))
         else:
             reading.without_gradient.append(forward)
         if reading.when_read is not None:
             reading.when_read()
+
+    def _read_output(
+        self, reading: Reading, args: Any, kwargs: dict[str, Any], output: Any
+    ) -> tuple[Forward, bool] | None:
+        """What a model's output says, and whether it carries gradient; the gate is put on it then."""
+        name = "log_probs" if getattr(output, "log_probs", None) is not None else "logits"
+        values = getattr(output, name, None)
+        if values is None:
+            return None
+        place = None
+        # The head of a reward model gives one number per row.
+        if name == "log_probs" or values.dim() == 2:
+            forward = Forward(
+                values.detach(),
+                *(
+                    None if getattr(output, key, None) is None else getattr(output, key).detach()
+                    for key in ("entropy", "is_top1", "log_sum_sq_probs")
+                ),
+            )
+        else:
+            labels = _labels_of(reading, args, kwargs)
+            if labels is None:
+                return None
+            forward, place = read_logits(values, labels, self.outputs), beside_logits
+        if values.requires_grad and reading.gate is not None:
+            setattr(output, name, reading.gate(values, place))
+        return forward, values.requires_grad
+
+
+def _labels_of(reading: Reading, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+    """Labels of the rows of a forward, told by the tokens where there are rows of two kinds."""
+    if reading.other_labels is None:
+        return reading.labels
+    ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+    for labels in (reading.labels, reading.other_labels):
+        if labels is not None and labels.shape == ids.shape and bool(((labels == -100) | (labels == ids)).all()):
+            return labels
+    return None
 
 
 def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:

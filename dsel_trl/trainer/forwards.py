@@ -3,16 +3,17 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor
-from trl.trainer.utils import add_fused_lm_head
 
 from ..data.files import replacing
 from ..signals.batch import Batch, Forward
-from ..signals.tap import Reading, label_log_probs
+from ..signals.logits import read_logits
+from ..signals.tap import Reading
 from .kinds import COLUMNS, NOT_FOR_THE_MODEL, batch_type, labels_of, trainer_kind
 
 
@@ -35,9 +36,26 @@ def make_batch(
     return cls(ids, inputs, reading.policy, reading.reference, settings=settings, **context)
 
 
+def fused_head() -> Callable[..., None] | None:
+    """What gives a model TRL's fused head; `None` in a TRL without one, whose models return logits."""
+    return getattr(_trl_utils(), "add_fused_lm_head", None)
+
+
+def _trl_utils() -> ModuleType:
+    from trl.trainer import utils
+
+    return utils
+
+
+def own_outputs(trainer: Any) -> tuple[str, ...]:
+    """Per-token fields that the trainer's own loss needs beside the log-probabilities."""
+    return ("log_sum_sq_probs",) if trainer_kind(trainer).settings(trainer).use_weighting else ()
+
+
 def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
     """Makes the fused head return more per-token fields; gives back what undoes it."""
-    if not names:
+    add_fused_lm_head = fused_head()
+    if not names or add_fused_lm_head is None:
         return lambda: None
     model = base_model(trainer)
     before = model.__dict__.get("forward")
@@ -51,6 +69,17 @@ def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
             model.forward = before
 
     return undo
+
+
+def read_tokens(model: Any, kwargs: dict[str, Any], labels: Tensor, outputs: tuple[str, ...] = ()) -> Forward:
+    """Per-token fields of a forward that is made only to look."""
+    kwargs = {**kwargs, "use_cache": False}
+    if fused_head() is None:
+        return read_logits(model(**kwargs).logits, labels, outputs)
+    output = model(**kwargs, labels=labels, fused_lm_head=True)
+    if output.log_probs is None:
+        return read_logits(output.logits, labels, outputs)
+    return Forward(output.log_probs, output.entropy, output.is_top1, output.log_sum_sq_probs)
 
 
 def base_model(trainer: Any) -> Any:
@@ -90,13 +119,9 @@ def score_rows(
             if kind.heads:
                 rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
                 return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
-            output = model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True)
-            policy = Forward(
-                output.log_probs if output.log_probs is not None else label_log_probs(output.logits, labels),
-                output.entropy,
-                output.is_top1,
-                output.log_sum_sq_probs,
-            )
+            selection = getattr(trainer, "selection", None)
+            outputs = own_outputs(trainer) if selection is None else selection.tap.outputs
+            policy = read_tokens(model, kwargs, labels, outputs)
             reading = Reading(policy=policy)
             if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
                 reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
@@ -106,18 +131,16 @@ def score_rows(
 
 
 def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor) -> Tensor:
-    from trl.trainer.utils import use_adapter
-
     if trainer.ref_model is not None:
-        return trainer.ref_model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+        return read_tokens(trainer.ref_model, kwargs, labels).log_probs
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not hasattr(model, "peft_config"):
         raise ValueError(
             "The reference model is gone (`precompute_ref_log_probs=True` without PEFT), so extra passes cannot "
             "measure margins of examples whose reference log-probabilities are not in the dataset."
         )
-    with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-        return trainer.model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+    with _trl_utils().use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+        return read_tokens(trainer.model, kwargs, labels).log_probs
 
 
 def refer(trainer: Any, file: Path, restore: bool) -> None:
