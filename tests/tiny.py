@@ -44,7 +44,7 @@ COMMON = {
     "num_train_epochs": 1,
     "learning_rate": 5e-3,
     "lr_scheduler_type": "constant",
-    "activation_checkpointing": False,
+    "gradient_checkpointing": False,
     "dataloader_pin_memory": False,
     "max_length": 64,
 }

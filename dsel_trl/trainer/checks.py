@@ -7,6 +7,7 @@ import numpy as np
 from ..core.composition import Composition
 from ..data.columns import column_names, refuse_truth
 from ..functional.dpo_losses import COUPLED_LOSSES
+from .internals import check_internals
 from .kinds import TrainerKind
 from .rows import TrainingRows
 
@@ -26,8 +27,10 @@ def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: T
             The rows it trains on; `None` for a stream.
 
     Raises:
+        `ImportError`: where the installed TRL lacks what is used of it.
         `ValueError`: naming the culprit and what would be right.
     """
+    check_internals(trainer, kind)
     args, dataset = trainer.args, trainer.train_dataset
     examples = trainer._train_batch_size * args.world_size * methods.candidates
     for method in methods.methods:

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,13 +37,11 @@ def make_batch(
 
 def fused_head() -> Callable[..., None] | None:
     """What gives a model TRL's fused head; `None` in a TRL without one, whose models return logits."""
-    return getattr(_trl_utils(), "add_fused_lm_head", None)
-
-
-def _trl_utils() -> ModuleType:
-    from trl.trainer import utils
-
-    return utils
+    try:
+        from trl.trainer.utils import add_fused_lm_head
+    except ImportError:
+        return None
+    return add_fused_lm_head
 
 
 def own_outputs(trainer: Any) -> tuple[str, ...]:
@@ -131,6 +128,8 @@ def score_rows(
 
 
 def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor) -> Tensor:
+    from trl.trainer.utils import use_adapter
+
     if trainer.ref_model is not None:
         return read_tokens(trainer.ref_model, kwargs, labels).log_probs
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -139,7 +138,7 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
             "The reference model is gone (`precompute_ref_log_probs=True` without PEFT), so extra passes cannot "
             "measure margins of examples whose reference log-probabilities are not in the dataset."
         )
-    with _trl_utils().use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+    with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
         return read_tokens(trainer.model, kwargs, labels).log_probs
 
 

@@ -141,7 +141,7 @@ def test_every_kto_loss(make_trainer, loss_type, precomputed, lora):
 @pytest.mark.parametrize(
     "config",
     [
-        {"activation_checkpointing": True},
+        {"gradient_checkpointing": True},
         {"desirable_weight": 0.6, "undesirable_weight": 1.4, "beta": 0.5},
         {"gradient_accumulation_steps": 2},
         {"max_length": 9},
