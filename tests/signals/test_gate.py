@@ -102,6 +102,14 @@ def test_every_sft_loss(make_trainer, kind, config, loss_type, lora):
     assert weighted.compare(trainer, normalize="mean1").error < TOLERANCE
 
 
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("kind", "config"), [("sft", {}), ("lm", {"padding_free": True, "max_length": None})])
+def test_sft_loss_in_chunks(make_trainer, kind, config, lora):
+    """The default up to TRL 1.14, which later releases take for `"nll"`."""
+    trainer = make_trainer(kind, lora=lora, **{**STEP, **config}, loss_type="chunked_nll")
+    assert weighted.compare(trainer, normalize="mean1").error < TOLERANCE
+
+
 def test_the_comparison_sees_a_wrong_weight(make_trainer):
     """The explicit gradient of other weights is far away: the tests above can fail."""
     trainer = make_trainer("dpo", **STEP)
