@@ -7,9 +7,9 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from ..core.sidecar import versions
 from .kinds import KINDS, TrainerKind
 
 ALL = tuple(KINDS)
@@ -127,7 +127,7 @@ def check_internals(trainer: Any, kind: TrainerKind) -> None:
     """
     for internal in INTERNALS:
         if kind.name in internal.kinds and (problem := find_problem(internal, trainer, kind.trainer)):
-            found = ", ".join(f"{name} {_version(name)}" for name in ("trl", "transformers", "torch"))
+            found = ", ".join(f"{name} {release}" for name, release in versions().items())
             raise ImportError(
                 f"{problem} Found {found}: the README's section 'Versions' says which ones this package was run with."
             )
@@ -169,10 +169,3 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 
 def _missing(name: str, owner: str) -> str:
     return f"dsel_trl uses `{name}` of `{owner}`, which is not there."
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "(unknown)"

@@ -148,7 +148,7 @@ def test_a_trl_that_lacks_a_method_is_refused_by_its_name(make_trainer, monkeypa
         if name in cls.__dict__:
             monkeypatch.delattr(cls, name)
     state = dict(trainer.__dict__)
-    with pytest.raises(ImportError, match=rf"`{name}` of `DPOTrainer`.*Found trl {trl.__version__}, transformers"):
+    with pytest.raises(ImportError, match=rf"`{name}` of `DPOTrainer`.*Found .*trl {trl.__version__}"):
         SelectionCallback(trainer, "random")
     assert type(trainer) is trl.DPOTrainer
     assert trainer.__dict__ == state
