@@ -1,5 +1,6 @@
 """`SelectionCallback`: joins a trainer and its methods."""
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -10,13 +11,15 @@ from transformers import TrainerCallback
 
 from .core.composition import Composition
 from .core.data_passes import Passes
+from .core.groups import Groups
+from .core.identical import IDENTICAL, DropIdentical
 from .core.ledger import Ledger
-from .core.method import Method
+from .core.method import Method, naming
 from .core.metrics import Metrics
+from .core.parameters import check_choice
 from .core.registry import create_method
 from .core.run import Run
 from .core.sidecar import check_fingerprint
-from .data.columns import original_positions
 from .report.run_files import write_run
 from .signals.tap import Tap
 from .trainer.checkpoints import SavedSelection, read_selection, selection_fingerprint, write_selection
@@ -25,10 +28,12 @@ from .trainer.forwards import base_model, own_outputs, refer, request_outputs
 from .trainer.generation import generate
 from .trainer.helper_run import train_helper
 from .trainer.kinds import is_map_style, trainer_kind
-from .trainer.mixin import selective_class
+from .trainer.mixin import join, part
 from .trainer.rows import TrainingRows, prepare_rows
 from .trainer.serving import Serving
 from .trainer.step import OptimizerStep
+
+logger = logging.getLogger(__name__)
 
 
 class SelectionCallback(TrainerCallback):
@@ -44,6 +49,12 @@ class SelectionCallback(TrainerCallback):
         resume_across_versions (`bool`, *optional*, defaults to `False`):
             Whether a checkpoint made with other versions of the libraries may be continued (then it need not be
             bit-identical to an undisturbed run).
+        log_by (`str`, *optional*):
+            Column of texts, such as `"source"`, by whose values (at most 50) loss, margin, kept share, weight and
+            tokens are logged apart, as `selection/<column>=<value>/...`.
+        identical (`str`, *optional*, defaults to `"warn"`):
+            What is done about pairs whose two sides are equal after truncation to `max_length`, which no preference
+            can be learned from: `"warn"` counts them when training starts, `"drop"` leaves them out.
         **parameters:
             Parameters of a method given by name.
 
@@ -67,17 +78,30 @@ class SelectionCallback(TrainerCallback):
         method: Method | str | Sequence[Method | str],
         *,
         resume_across_versions: bool = False,
+        log_by: str | None = None,
+        identical: str = "warn",
         **parameters: Any,
     ) -> None:
         # What the user set
         self.trainer = trainer
         self.methods = Composition(_methods(method, parameters))
         self.resume_across_versions = resume_across_versions
+        self.log_by = log_by
+        check_choice("identical", identical, IDENTICAL)
+        self.identical = identical
 
         # What the run keeps
+        self._attempted, self._checkpoint = False, None  # type: bool, str | None
+        self._told: set[str] = set()
         self.kind = trainer_kind(trainer)
         self.streaming = not is_map_style(trainer)
+        if self.streaming and log_by is not None:
+            raise ValueError(
+                f"log_by={log_by!r} needs the rows of a dataset, but this one is a stream: load it whole."
+            )
         self.training = None if self.streaming else TrainingRows(trainer, self.methods)
+        if identical == "drop":
+            self._drop_identical()
         check_run(trainer, self.kind, self.methods, self.training)
         self._attach()
         try:
@@ -91,14 +115,35 @@ class SelectionCallback(TrainerCallback):
         """Dataset columns that the methods read."""
         return tuple(dict.fromkeys(name for method in self.methods.methods for name in method.columns))
 
+    def _drop_identical(self) -> None:
+        """Leaves out pairs that teach nothing; where there are none the run stays what it is."""
+        if self.training is None:
+            raise ValueError("identical='drop' needs the rows of a dataset, but this one is a stream: load it whole.")
+        if not self.kind.layout.pairs:
+            raise ValueError(f"identical='drop' is of pairs, which {type(self.trainer).__name__} does not train on.")
+        if self.methods.using("rebuild") or self.training.rows.identical.any():
+            self.methods = self.training.methods = Composition([*self.methods.methods, DropIdentical()])
+
+    def _tell_identical(self) -> None:
+        if self.training is None or not self.kind.layout.pairs or not self.training.rows.tokenized:
+            return
+        rows = self.training.rows
+        count = int(rows.identical.sum())
+        if count and self.identical == "warn":
+            cut = "" if rows.max_length is None else f" after truncation to max_length={rows.max_length}"
+            self._tell(
+                "identical",
+                f"{count} of {len(rows)} pairs have two sides that are equal{cut}: no preference can be learned from "
+                "them. Set identical='drop' to leave them out, or a larger max_length.",
+                logging.WARNING,
+            )
+        self.metrics_window.identical = count
+
     def _attach(self) -> None:
         trainer = self.trainer
         if getattr(trainer, "selection", None) is not None:
             raise ValueError("This trainer already has a selection: detach it first, or pass the methods as one list.")
-        self._stock = type(trainer)
-        trainer.__class__ = selective_class(self._stock)
-        trainer.selection = self
-        trainer._signature_columns = None
+        join(trainer, self)
         names = tuple(name for method in self.methods.methods for name in method.outputs)
         self._undo_outputs = request_outputs(trainer, names)
         self.tap = Tap(base_model(trainer), getattr(trainer, "ref_model", None), (*names, *own_outputs(trainer)))
@@ -111,16 +156,16 @@ class SelectionCallback(TrainerCallback):
         self._undo_outputs()
         if self.training is not None:
             self.training.give_back()
-        self.trainer.__class__ = self._stock
-        del self.trainer.selection
-        self.trainer._signature_columns = None
-        self.trainer.remove_callback(self)
+        part(self.trainer)
+        # Not there yet where it was refused on the way.
+        if self in self.trainer.callback_handler.callbacks:
+            self.trainer.remove_callback(self)
 
     def _new_run(self, saved: SavedSelection | None) -> None:
         trainer, args, accelerator = self.trainer, self.trainer.args, self.trainer.accelerator
         rows = None if self.training is None else self.training.rows
         self.ledger = Ledger(None if rows is None else len(rows))
-        self.metrics_window = Metrics()
+        self.metrics_window = Metrics(None if rows is None or self.log_by is None else Groups.of(rows, self.log_by))
         self.run = Run(
             trainer=self.kind.name,
             ledger=self.ledger,
@@ -141,19 +186,39 @@ class SelectionCallback(TrainerCallback):
             generate=partial(generate, trainer),
             refer=partial(refer, trainer),
             log=self.metrics_window.extra,
+            tell=self._tell,
             seed=args.seed if args.data_seed is None else args.data_seed,
             epochs=args.num_train_epochs,
             world=accelerator.num_processes,
+            sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
             ordered=bool(self.methods.using("order", "plan")),
         )
         self.steps = OptimizerStep(trainer, self.methods, self.run, self.tap)
         self.serving = Serving(trainer, self.methods, self.run, self.metrics_window, saved)
         self._fingerprint: dict[str, Any] | None = None
 
+    def begin_attempt(self) -> None:
+        """Called when the training loop is entered: a further time, a failed attempt is forgotten."""
+        if self._attempted:
+            self.begin_run(self._checkpoint)
+        self._attempted = True
+
+    def _tell(self, key: str, text: str, level: int) -> None:
+        """Says something of the choice, once in a run and by one process, and keeps it for the summary."""
+        self.metrics_window.notes[key] = text
+        if key not in self._told and self.trainer.accelerator.is_main_process:
+            logger.log(level, text)
+        self._told.add(key)
+
     def begin_run(self, checkpoint: str | None) -> None:
         """Sets the methods up, or takes up the checkpoint; called by `train` before anything else happens."""
+        self._attempted, self._checkpoint = False, checkpoint
         if self not in self.trainer.callback_handler.callbacks:
             self.trainer.add_callback(self)
+        # The dataset may be another one than when the callback was made.
+        check_run(self.trainer, self.kind, self.methods, self.training)
+        for method in self.methods.methods:
+            method.reset()
         saved = None if checkpoint is None else read_selection(checkpoint)
         self._saved_epoch = 0 if saved is None else int(saved.values["epoch"])
         if self.training is not None:
@@ -168,12 +233,17 @@ class SelectionCallback(TrainerCallback):
             )
             saved.restore(self.run, self.ledger, self.metrics_window)
             self.steps.kl = saved.values["kl"]
+        self._tell_identical()
         for method in self.methods.methods:
-            method.check(self.run)
+            with naming(method):
+                method.check(self.run)
         for method in self.methods.using("setup"):
-            method.setup(self.run)
+            with naming(method):
+                method.setup(self.run)
         if saved is not None:
             saved.restore_methods(self.methods.methods)
+        # Made now: data that cannot be told apart must not fail the first save.
+        _ = self.fingerprint
 
     def _rebuild_next(self) -> None:
         """Between epochs: the dataset of the next one, where a method builds it anew."""
@@ -182,6 +252,8 @@ class SelectionCallback(TrainerCallback):
             return
         if self.training.rebuild(self.run, self.run.epoch, resumed=False):
             self._fingerprint = None
+            if self.log_by is not None:
+                self.metrics_window.groups = Groups.of(self.training.rows, self.log_by)
 
     # ---- Trainer events ----
 
@@ -196,6 +268,10 @@ class SelectionCallback(TrainerCallback):
         if self.run.resumed and self.run.epoch > self._saved_epoch:
             # The checkpoint is from the end of an epoch: the dataset of the next one is built of the policy it holds.
             self._rebuild_next()
+        # FSDP may have put the model into another one.
+        self.run.model = self.trainer.model
+        for method in self.methods.using("begin"):
+            method.begin(self.run)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.epoch += 1
@@ -221,7 +297,7 @@ class SelectionCallback(TrainerCallback):
         write_run(
             Path(args.output_dir) / "selection",
             self.ledger,
-            ids=None if self.streaming else original_positions(self.trainer.train_dataset),
+            ids=None if self.training is None else self.training.rows.positions,
             summary={
                 "methods": [method.describe() for method in self.methods.methods],
                 "trainer": type(self.trainer).__name__.removeprefix("Selective"),
@@ -246,9 +322,9 @@ class SelectionCallback(TrainerCallback):
     def fingerprint(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be continued."""
         if self._fingerprint is None:
-            user_dataset = None if self.training is None else self.training.user_dataset
+            user_rows = None if self.training is None else self.training.user_rows
             self._fingerprint = selection_fingerprint(
-                self.run, self.methods.methods, self.columns, user_dataset, self.serving.batch_examples
+                self.run, self.methods.methods, self.columns, user_rows, self.serving.batch_examples
             )
         return self._fingerprint
 

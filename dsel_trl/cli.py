@@ -1,5 +1,5 @@
 """
-The command line: `dsel dpo | sft | kto | reward | build | methods`, the same program as `python -m dsel_trl`.
+The command line: `dsel dpo | sft | kto | reward | build | shards | methods`, the same program as `python -m dsel_trl`.
 
 Exit codes: 0 done, 1 the training failed, 2 something in the arguments or the data has to be mended, 130 interrupted.
 """
@@ -102,6 +102,10 @@ def _dispatch(words: list[str]) -> None:
         from .commands.build import build_file
 
         _say(build_file(rest))
+    elif command == "shards":
+        from .commands.shards import plan_text
+
+        _say(plan_text(rest))
     elif command == "methods":
         from .commands.methods import describe_methods
 

@@ -85,4 +85,31 @@ class PickLongest(Method):
         return lengths.argsort(descending=True, stable=True)[: len(lengths) // 2]
 
 
-METHODS = {cls.name: cls for cls in (LiveOrder, LiveHalf, LiveThird, PickLongest)}
+@dataclass
+class ScoredAtBegin(Method):
+    """Measures every example with both models when training begins, and serves the highest first."""
+
+    name = "scored_at_begin"
+    trainers = ("dpo", "sft")
+
+    def begin(self, run):
+        if not run.resumed:
+            run.ledger.write(self.name, None, run.passes.measure(self.measure, tokens=100), run.step)
+
+    def measure(self, batch):
+        return batch.policy_chosen_logps - batch.ref_rejected_logps if isinstance(batch, PairBatch) else batch.loss
+
+    def order(self, run, ids):
+        return in_order(known_scores(run, self.name), ids)
+
+
+@dataclass
+class ScoredInSetup(ScoredAtBegin):
+    """The same one hook earlier: where a sharded model is not in place yet."""
+
+    name = "scored_in_setup"
+    setup = ScoredAtBegin.begin
+    begin = Method.begin
+
+
+METHODS = {cls.name: cls for cls in (LiveOrder, LiveHalf, LiveThird, PickLongest, ScoredAtBegin, ScoredInSetup)}

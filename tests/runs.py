@@ -27,6 +27,10 @@ class NumberedRows(Rows):
         return self._size
 
     @property
+    def tokenized(self) -> bool:
+        return self._given is not None or (self.dataset is not None and super().tokenized)
+
+    @property
     def lengths(self) -> np.ndarray:
         return super().lengths if self._given is None else self._given
 
@@ -61,6 +65,7 @@ def make_run(
         "model": None,
         "passes": Passes(lambda: rows, not_here),
         "log": lambda logged: None,
+        "tell": lambda key, text, level: None,
         **dict.fromkeys(("prepare", "train_helper", "generate", "refer"), not_here),
     }
     return Run(**{**fields, **values})

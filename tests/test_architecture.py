@@ -1,6 +1,7 @@
 """The floors of the house: imports only point down, and the package keeps its hands off what is not its own."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -8,17 +9,31 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dsel_trl"
 FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST = 400
 
-# From the ground up. A module may import from its own floor and from those below.
+# From the ground up: a module may import from the floors below its own and from its own room. Rooms that stand side by
+# side on one floor know each other only where SIDE_BY_SIDE says so.
 FLOORS = (
     {"functional"},
-    {"tap", "unpaired", "gate", "ghost", "ledger", "sidecar", "sampler", "batching", "data", "cache"},
-    {"run", "passes", "method", "composition", "selection"},
-    {"methods"},
-    {"trainer", "callback", "steps", "checks", "metrics", "report", "proxy", "generation"},
-    {"cli", "__main__", "ablation", "arguments", "launch", "comparison", "building", "survey_table"},
+    {"data", "signals", "sampling"},
+    {"core"},
+    {"scorers", "trainer", "report"},
+    {"callback", "bases"},
+    {"methods", "commands"},
+    {"cli"},
+    {"__main__"},
 )
+SIDE_BY_SIDE = {("signals", "data"), ("sampling", "data")}
+# What a room may not know although it stands above it.
+APART = {"bases": {"trainer", "callback"}, "methods": {"trainer", "callback"}}
+# The registry alone reaches up, when the methods are asked for.
+UPWARD = {("core.registry", "methods")}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
+# Names of the trainers' world that are known in `trainer/` alone.
+TRAINER_MODULES = re.compile(r"^(trl|transformers\.trainer|accelerate\.(utils|accelerator|data_loader))(\.|_|$)")
+PUBLIC_TRL = {"commands.arguments", "commands.train", "commands.build"}
+# Objects of the trainers' world by the names that they have here.
+FOREIGN = {"trainer", "proxy", "helper", "accelerator", "args", "model", "reference", "policy", "module", "loader"}
 
 
 @cache
@@ -27,67 +42,159 @@ def tree(path):
 
 
 def module_of(path):
-    """Dotted name inside the package, such as `methods.margin`."""
+    """Dotted name inside the package, such as `methods.text.zip`; the package itself is empty."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
-def top_level_nodes(node):
-    """Nodes that run on import: bodies of functions and of `if TYPE_CHECKING` are left out."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
-            continue
-        yield child
-        yield from top_level_nodes(child)
+MODULES = {module_of(path): path for path in FILES}
 
 
-def imports(path, everywhere):
-    """Names of the package's modules that a file imports, dotted and without the package's own name."""
-    nodes = ast.walk(tree(path)) if everywhere else top_level_nodes(tree(path))
-    here = ["dsel_trl", *path.relative_to(PACKAGE).with_suffix("").parts]
-    package = here[:-1]
-    found = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            prefix = ".".join([*base, *(node.module or "").split(".")]).strip(".")
-            names = [f"{prefix}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        found |= {name.removeprefix("dsel_trl.") for name in names if name.startswith("dsel_trl.")}
-    return found
+def room_of(module):
+    return module.split(".")[0]
 
 
 def floor_of(module):
-    room = module.split(".")[0]
-    return next((level for level, rooms in enumerate(FLOORS) if room in rooms), None)
+    """Floor of a module; a room that the house does not have is a `KeyError`."""
+    for level, rooms in enumerate(FLOORS):
+        if room_of(module) in rooms:
+            return level
+    raise KeyError(f"{module}: the house has no room {room_of(module)!r}")
+
+
+def imported_names(path):
+    """Absolute dotted names of all that a file imports: at its top, inside functions and for type checkers alike."""
+    package = ["dsel_trl", *path.relative_to(PACKAGE).with_suffix("").parts][:-1]
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            found |= {f"{prefix}.{alias.name}" for alias in node.names}
+    return found
+
+
+@cache
+def imports(path):
+    """Modules of the package that a file imports, each by its longest name that is a module."""
+    found = set()
+    for name in imported_names(path):
+        if name.split(".")[0] != "dsel_trl":
+            continue
+        parts = name.split(".")[1:]
+        while ".".join(parts) not in MODULES:
+            parts.pop()
+        found.add(".".join(parts))
+    return found - {module_of(path), ""}
+
+
+def may_import(module, other):
+    """Whether an arrow from one module to another points down, or stays in its room."""
+    here, there = room_of(module), room_of(other)
+    if there in APART.get(here, ()):
+        return False
+    if here == there or (module, there) in UPWARD or (here, there) in SIDE_BY_SIDE:
+        return True
+    return floor_of(other) < floor_of(module)
+
+
+def circle(graph):
+    """Some modules that import each other in a ring, or nothing."""
+    done, path = set(), []
+
+    def walk(module):
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return None
+        path.append(module)
+        for other in sorted(graph.get(module, ())):
+            found = walk(other)
+            if found:
+                return found
+        path.pop()
+        done.add(module)
+        return None
+
+    return next((found for module in sorted(graph) if (found := walk(module))), None)
+
+
+def private_attributes(path):
+    """Private attributes of objects of the trainers' world, such as `trainer._tokenizer`."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
+            continue
+        owner = dotted(node.value).split(".")[-1]
+        if owner in FOREIGN:
+            found.add(f"{owner}.{node.attr}")
+    return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: module_of(path) or "__init__")
-def test_imports_point_down(path):
+def test_every_module_has_a_room_and_imports_point_down(path):
     module = module_of(path)
     if not module:
         return
-    here = floor_of(module)
-    if here is None:
-        # A module between the rooms of the design: it may not reach up to the trainers, nor be reached by formulas.
-        here = floor_of("methods")
-    above = {name for name in imports(path, everywhere=False) if (floor_of(name) or 0) > here}
-    assert not above
+    floor_of(module)
+    assert not {other for other in imports(path) if not may_import(module, other)}
 
 
-def test_the_check_of_floors_sees_an_import():
-    assert "methods.margin" not in imports(PACKAGE / "trainer.py", everywhere=True)
-    assert "functional.dpo_losses.pair_losses" in imports(PACKAGE / "tap.py", everywhere=False)
-    assert "trainer" in {name.split(".")[0] for name in imports(PACKAGE / "callback.py", everywhere=False)}
-    assert floor_of("methods.margin") < floor_of("trainer") < floor_of("cli")
+def test_no_two_modules_need_each_other():
+    # The registry loads the methods when they are asked for, long after both are there.
+    graph = {
+        module: {other for other in imports(path) if (module, room_of(other)) not in UPWARD}
+        for module, path in MODULES.items()
+    }
+    assert circle(graph) is None
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "functional").glob("*.py")), ids=lambda path: path.stem)
+def test_the_checks_see_what_they_are_for(tmp_path):
+    assert "functional.dpo_losses" in imports(MODULES["signals.pair_batch"])
+    assert {"trainer.mixin", "core.run"} <= imports(MODULES["callback"])
+    assert "methods" in imports(MODULES["core.registry"])
+    assert not may_import("methods.text.zip", "trainer.rows")
+    assert not may_import("bases.scored", "trainer.rows")
+    assert not may_import("scorers.rewards", "report.picture")
+    assert not may_import("functional.ranking", "core.run")
+    assert may_import("core.registry", "methods.text.zip")
+    assert not may_import("core.run", "methods.text.zip")
+    with pytest.raises(KeyError, match="no room 'attic'"):
+        floor_of("attic.box")
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) is None
+    for name in ("trl", "trl.trainer.utils", "transformers.trainer", "transformers.trainer_pt_utils"):
+        assert TRAINER_MODULES.match(name)
+    assert not TRAINER_MODULES.match("transformers.AutoConfig")
+    assert "trainer._train_batch_size" in private_attributes(MODULES["trainer.serving"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: module_of(path) or "__init__")
+def test_only_one_room_knows_the_trainers(path):
+    module = module_of(path)
+    if room_of(module) == "trainer":
+        return
+    known = {name for name in imported_names(path) if TRAINER_MODULES.match(name)}
+    if module in PUBLIC_TRL:
+        known = {name for name in known if not name.startswith("trl.") or name.count(".") > 1}
+    assert not known
+    assert not private_attributes(path)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: module_of(path) or "__init__")
+def test_no_file_is_too_long_to_be_read(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
+
+
+def test_the_tests_stand_where_the_code_stands():
+    tests = PACKAGE.parent / "tests"
+    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").is_file()}
+    assert not {room for room in rooms if not list((tests / room).rglob("test_*.py"))}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "functional").rglob("*.py")), ids=lambda path: path.stem)
 def test_formulas_need_numpy_and_torch_only(path):
     known = {"numpy", "torch", "functional", "dsel_trl"}
     for node in ast.walk(tree(path)):
@@ -104,23 +211,6 @@ def test_formulas_need_numpy_and_torch_only(path):
 STANDARD_LIBRARY = set(__import__("sys").stdlib_module_names)
 # Extras of the project, imported where they are used.
 OPTIONAL = {"sklearn", "faiss", "ot", "scipy"}
-
-
-@pytest.mark.parametrize("path", sorted((PACKAGE / "methods").glob("*.py")), ids=lambda path: path.stem)
-def test_methods_do_not_know_the_trainer(path):
-    rooms = {name.split(".")[0] for name in imports(path, everywhere=True)}
-    assert not rooms & {"trainer", "callback", "steps", "cli"}
-
-
-@pytest.mark.parametrize("name", ["trainer", "steps", "tap", "gate", "ledger", "sampler"])
-def test_the_spine_knows_no_method(name):
-    rooms = {module.split(".")[0] for module in imports(PACKAGE / f"{name}.py", everywhere=True)}
-    assert "methods" not in rooms
-
-
-def test_only_the_registry_loads_the_methods():
-    loading = {module_of(path) for path in FILES if any(n.startswith("methods") for n in imports(path, True))}
-    assert {module for module in loading if not module.startswith("methods")} <= {"method"}
 
 
 def test_modules_say_what_they_are():
@@ -171,7 +261,7 @@ def test_nothing_is_executed_or_printed_on_the_side(path):
         elif isinstance(node, ast.ImportFrom) and node.module:
             imported.add(node.module.split(".")[0])
     assert not imported & {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
-    command_line = floor_of(module_of(path)) == len(FLOORS) - 1
+    command_line = room_of(module_of(path)) in ("cli", "commands")
     for name, _, call in calls(path):
         assert name not in ("eval", "exec", "pickle.load", "pickle.loads", "torch.save"), name
         if name == "torch.load":

@@ -112,6 +112,60 @@ def test_a_method_is_told_where_the_run_is(make_trainer):
     assert [row["selection/seen"] for row in trainer.state.log_history if "loss" in row] == [1.0, 2.0, 3.0, 4.0]
 
 
+@dataclass
+class Begins(Method):
+    """Measures all examples when training begins, and writes down in which order it was called."""
+
+    called: list = field(default_factory=list, init=False)
+
+    name = "begins"
+
+    def setup(self, run):
+        self.called.append("setup")
+
+    def load_state_dict(self, state):
+        self.called.append("load_state_dict")
+
+    def begin(self, run):
+        self.called.append("begin")
+        self.where = (run.epoch, run.step, run.max_steps, run.resumed)
+        self.losses = run.passes.measure(lambda batch: batch.loss)
+        run.ledger.write(self.name, None, self.losses, run.step)
+
+    def epoch_size(self, run):
+        self.called.append("epoch_size")
+        return run.size
+
+    def order(self, run, ids):
+        self.called.append("order")
+        return ids[np.argsort(-run.ledger[self.name][ids], kind="stable")]
+
+
+def test_training_begins_after_setup_and_before_the_first_plan(make_trainer):
+    trainer = make_trainer("sft", dataset=tiny.completions(8), num_train_epochs=2)
+    method, witness = Begins(), tiny.Witness()
+    trained(trainer, [method, witness])
+    assert method.called == ["setup", "epoch_size", "begin", "order", "order"]
+    assert method.where == (0, 0, 8, False)
+    assert np.concatenate(witness.ids[:4]).tolist() == np.argsort(-method.losses, kind="stable").tolist()
+
+
+def test_training_begins_again_on_a_resume_with_the_model_of_the_checkpoint(make_trainer, tmp_path):
+    config = {"dataset": tiny.completions(8), "output_dir": tmp_path, "save_strategy": "steps", "save_steps": 3}
+    first = make_trainer("sft", **config)
+    callback = trained(first, Begins())
+    losses = first.selection.run.passes.measure(lambda batch: batch.loss)
+    first.save_model(tmp_path / "checkpoint-3")
+    method = Begins()
+    second = make_trainer("sft", **config)
+    second.add_callback(SelectionCallback(second, method))
+    second.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert method.called == ["setup", "load_state_dict", "begin"]
+    assert method.where == (0, 3, 4, True)
+    np.testing.assert_array_equal(method.losses, losses)
+    assert not np.array_equal(callback.methods.methods[0].losses, losses)
+
+
 def test_draws_are_keyed_and_leave_the_global_generators_alone(make_trainer):
     run = SelectionCallback(make_trainer("dpo", seed=5), "uniform").run
     assert run.rng("a", 1).random() == run.rng("a", 1).random() != run.rng("b", 1).random()

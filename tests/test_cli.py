@@ -152,7 +152,7 @@ def test_mistakes_in_the_file(capsys, tmp_path, text, said):
         ({"trust_remote_code": True}, ["trust_remote_code"]),
         ({"datasets": [{"path": "parquet"}]}, ["Both `dataset_name` and `datasets`"]),
         ({"dataset_name": ..., "datasets": [{"pth": "parquet"}]}, ["pth"]),
-        ({"per_device_train_batch_size": 64}, ["fewer than one batch of 64"]),
+        ({"per_device_train_batch_size": 64, "dataloader_drop_last": True}, ["fewer than one batch of 64", "no step"]),
     ],
 )
 def test_mistakes_in_a_recipe_write_nothing(capsys, recipe, tmp_path, changes, said):
@@ -358,6 +358,16 @@ def test_comparison_takes_the_same_steps_and_counts_what_was_dropped(capsys, rec
     dropped = np.array([bool(reason) for reason in ledger["dropped_by"]])
     assert runs["random"]["flipped_dropped"] == dropped[flipped].mean()
     assert all(0 <= run["rewards/accuracies"] <= 1 for run in runs.values())
+    assert runs["stock"]["selected_fraction"] == runs["stock"]["improvement_ratio"] == 1.0
+    assert runs["selection"]["selected_fraction"] == pytest.approx(2 / 3)
+    accuracies = [runs[name]["rewards/accuracies"] for name in ("selection", "stock")]
+    assert runs["selection"]["improvement_ratio"] == pytest.approx(accuracies[0] / accuracies[1])
+    # `margin` can ask the model and reads two score columns, `random` neither; stock chooses nothing at all.
+    assert [run["flexibility_penalty"] for run in runs.values()] == [0, 5, 0]
+    assert runs["stock"]["simplicity_penalty"] == 0
+    assert 0 < runs["random"]["simplicity_penalty"] < 10
+    assert runs["stock"]["feasibility_rank"] == 1 < runs["selection"]["feasibility_rank"]
+    assert {run["efficiency_rank"] for run in runs.values()} <= {1, 2, 3}
     table = capsys.readouterr().out
     assert "held-out accuracy" in table
     assert str(tmp_path / "out" / "selection" / "selection" / "ledger.parquet") in table

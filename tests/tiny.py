@@ -19,6 +19,7 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
@@ -217,8 +218,9 @@ def stir(trainer: Any, seed: int = 1, scale: float = 0.03) -> None:
 
 
 def weights_of(trainer: Any) -> dict[str, torch.Tensor]:
-    """A copy of all parameters."""
-    return {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    """A copy of all parameters; of sharded ones, which all processes must ask for, the whole."""
+    values = {name: value.detach() for name, value in trainer.model.named_parameters()}
+    return {name: (v.full_tensor() if isinstance(v, DTensor) else v).clone() for name, v in values.items()}
 
 
 def losses_of(trainer: Any) -> list[dict[str, float]]:

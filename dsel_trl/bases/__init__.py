@@ -1,1 +1,23 @@
-"""What families of methods share: a method of one's own starts here."""
+"""
+What families of methods share: a method of one's own starts here.
+
+| base | for methods that |
+|---|---|
+| [`ByScore`] | keep, weigh, sample or order by a live or fixed score |
+| [`Prescored`] | measure their scores before training |
+| [`Clustered`] | choose within clusters of embeddings |
+| [`Batched`] | form batches of varying size |
+| [`ExplicitMargin`] | know a score of both responses of a pair |
+| [`SecondModel`] | compare the policy with another model |
+| [`LossForm`] | train another loss by weights on the trainer's |
+"""
+
+from .batch_forming import Batched
+from .clustered import Clustered
+from .explicit_margin import ExplicitMargin
+from .offline import Prescored
+from .reference_loss import SecondModel
+from .replaced_loss import LossForm
+from .scored import ByScore
+
+__all__ = ["Batched", "ByScore", "Clustered", "ExplicitMargin", "LossForm", "Prescored", "SecondModel"]

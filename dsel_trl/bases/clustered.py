@@ -1,11 +1,11 @@
 """What methods that choose by clusters of embeddings share: the vectors, the clusters, and their checks."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from ..core.parameters import REFRESHES, check_choice, check_range
+from ..core.parameters import REFRESHES, Reads, check_choice, check_whole, when
 from ..core.run import Run
 from ..functional.kmeans import BACKENDS, require_backend
 from ..scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, contents, embeddings
@@ -34,11 +34,12 @@ class Clustered(Prescored):
     criterion = "none"
     refreshes = REFRESHES
     chooses = True
+    reads: ClassVar[Reads] = {"pooling": (when("embedding", "policy"),)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.clusters is not None:
-            check_range("clusters", self.clusters, 1, 2**31)
+            check_whole("clusters", self.clusters, 1)
         check_choice("backend", self.backend, tuple(BACKENDS))
         check_source(self.embedding, self.pooling, self.refresh)
 

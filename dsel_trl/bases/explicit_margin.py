@@ -1,16 +1,28 @@
 """Explicit margins from anywhere: two score columns, a reward function, or a reward model."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.method import Method, Run
+from ..core.parameters import Reads, When, without
 from ..functional.margins import explicit_margin
 from ..scorers.rewards import dataset_rewards, load_reward
 from ..signals.batch import Batch
+
+
+def score_reads(*conditions: When) -> dict[str, tuple[When, ...]]:
+    """When the parameters of [`ExplicitMargin`] are read, where scores are needed under `conditions` only."""
+    columns = (*conditions, without("reward"), without("reward_model"))
+    return {
+        "score_chosen_column": columns,
+        "score_rejected_column": columns,
+        "reward": conditions,
+        "reward_model": conditions,
+    }
 
 
 @dataclass
@@ -29,6 +41,8 @@ class ExplicitMargin(Method):
     reward_model: str | None = field(
         default=None, metadata={"help": "instead of columns: folder or hub id of a sequence-classification model"}
     )
+
+    reads: ClassVar[Reads] = score_reads()
 
     @property
     def explicit(self) -> bool:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from ..core.cache import cached
+from ..core.parameters import Reads
 from ..core.run import Run, Step
-from ..data.fingerprints import dataset_fingerprint
 from ..functional.ranking import band as rank_band
 from ..functional.ranking import keep_count, top_k
 from ..signals.batch import Batch
-from .scored import ByScore
+from .scored import ByScore, tell_ties, tie_rng, untied
 
 
 @dataclass
@@ -35,6 +35,8 @@ class Prescored(ByScore):
 
     # Scores that cannot change while training goes on are measured once.
     refreshes: ClassVar[tuple[str, ...]] = ("never",)
+    live: ClassVar[bool] = False
+    reads: ClassVar[Reads] = {"refresh": ()}
     renamed: ClassVar[dict[str, str]] = {"renew": "refresh ('epoch', 'never', or a number of optimizer steps)"}
     # Whether `measure` itself chooses what to keep: then everything with a finite score is.
     chooses: ClassVar[bool] = False
@@ -78,7 +80,7 @@ class Prescored(ByScore):
             return
         own = {f.name for f in dataclasses.fields(ByScore)}
         parts = [{k: v for k, v in self.describe().items() if k not in own - {"keep"}}, self.columns]
-        parts += [dataset_fingerprint(run.dataset, self.columns), self.depends_on(run)]
+        parts += [run.rows.fingerprint(self.columns), self.depends_on(run)]
         self._write(run, cached(run, self.name, parts, lambda: self._arrays(run)))
 
     def _arrays(self, run: Run) -> dict[str, np.ndarray]:
@@ -108,7 +110,11 @@ class Prescored(ByScore):
         valid = np.isfinite(scores)
         if not self.action.startswith("keep"):
             return np.flatnonzero(valid)
-        return top_k(scores if self.action == "keep_top" else -scores, keep_count(self.keep_share, int(valid.sum())))
+        size = keep_count(self.keep_share, int(valid.sum()))
+        if size < valid.sum():
+            tell_ties(run, self.name, scores)
+        scores = untied(scores, tie_rng(run, self.name))
+        return top_k(scores if self.action == "keep_top" else -scores, size)
 
     def select(self, run: Run) -> np.ndarray:
         self.renew(run)

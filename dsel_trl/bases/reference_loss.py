@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.method import Method
-from ..core.parameters import check_range
+from ..core.parameters import Reads, check_range, given
 from ..core.run import Run
 from ..data.tokens import Sequences
 from ..scorers.language_model import LanguageModel
@@ -37,6 +37,10 @@ class SecondModel(Method):
     helper_learning_rate: float | None = field(default=None, metadata={"help": "of the helper; default the run's own"})
     helper_lora: bool = field(default=True, metadata={"help": "LoRA (r 16) or a full helper model"})
 
+    reads: ClassVar[Reads] = {
+        name: (given("clean_column"),)
+        for name in ("clean_above", "helper_epochs", "helper_learning_rate", "helper_lora")
+    }
     renamed: ClassVar[dict[str, str]] = {"reference": "model"}
 
     @property

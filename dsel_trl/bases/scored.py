@@ -1,5 +1,6 @@
 """What to do about a score: keep, weigh, sample or order by it. Written once, shared by all methods."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..core.method import Method, Run
-from ..core.parameters import REFRESHES, check_choice, check_range, check_refresh
-from ..functional.pacing import competence, pacing_size
+from ..core.parameters import REFRESHES, Reads, check_choice, check_range, check_refresh, unless, when
+from ..functional.pacing import competence, difficulty_cdf, eligible_by_competence, pacing_size
 from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
 from ..signals.batch import Batch
 
@@ -24,24 +25,83 @@ def known_scores(run: Run, name: str) -> np.ndarray:
     return run.ledger[name]
 
 
-def with_unseen(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def with_unseen(scores: np.ndarray, rng: np.random.Generator, seen: np.ndarray | None = None) -> np.ndarray:
     """
     Live scores with the unknown ones filled in: an example not seen yet counts as a random seen one.
 
     So it is kept as often as the examples known so far, and neither crowds them out nor is shut out. Before anything
     is known (or while all known scores are equal, as the margins of an untrained policy are) the order is random.
+    An example that is `seen` (`(N,)` bool) and has no score all the same stays unknown, unless nothing else is left.
+    Infinite scores are decisions (never selectable), not gaps.
     """
-    known = selectable(scores)
+    known, unseen = selectable(scores), np.isnan(scores)
     values = scores[known]
-    if not len(values) or np.ptp(values.astype(np.float64)) < 1e-6:
-        return rng.random(len(scores), dtype=np.float32)
+    if seen is not None and (known | (unseen & ~seen)).any():
+        unseen &= ~seen
+    if not len(values) or is_constant(values):
+        return np.where(known | unseen, rng.random(len(scores), dtype=np.float32), scores)
     if known.all():
         return scores
     filled = scores.copy()
-    # Infinite scores are decisions (never selectable), not gaps.
-    unseen = np.isnan(scores)
     filled[unseen] = rng.choice(values, size=int(unseen.sum()))
     return filled
+
+
+def is_constant(values: np.ndarray) -> bool:
+    """Whether scores tell no two examples apart: they differ by no more than rounding."""
+    return len(values) > 0 and bool(np.ptp(values.astype(np.float64)) < 1e-6)
+
+
+def untied(scores: np.ndarray, rng: np.random.Generator, second: np.ndarray | None = None) -> np.ndarray:
+    """
+    Scores of which no two are equal: those that are follow a `second` score, and then a draw.
+
+    Without ties they are given back as they are; else as places in their order, lowest first (infinite and unknown
+    ones stay what they are). The order of the file decides nothing.
+    """
+    known = selectable(scores)
+    values = scores[known]
+    if len(np.unique(values)) == len(values):
+        return scores
+    keys = [rng.random(len(scores))[known]]
+    if second is not None:
+        keys.append(np.nan_to_num(second[known].astype(np.float64), nan=-np.inf))
+    places = np.empty(len(values))
+    places[np.lexsort([*keys, values])] = np.arange(len(values))
+    result = scores.astype(np.float64)
+    result[known] = places
+    return result
+
+
+def tie_rng(run: Run, name: str) -> np.random.Generator:
+    """The generator that decides between equal scores: the same for every plan, so that a choice does not flicker."""
+    return run.rng(f"{name}/ties")
+
+
+def tell_ties(run: Run, name: str, scores: np.ndarray, second: str | None = None) -> None:
+    """Says that scores do not tell examples apart: all of them (a warning), or some."""
+    values = scores[selectable(scores)]
+    if len(values) < 2:
+        return
+    if second is None and is_constant(values):
+        run.tell(
+            f"{name}:constant",
+            f"{name!r}: all {len(values)} known scores are {values[0]:g}, so they say nothing of which example to "
+            f"prefer: it is drawn at random (seed {run.seed}).",
+            logging.WARNING,
+        )
+        return
+    _, counts = np.unique(values, return_counts=True)
+    tied = int(counts[counts > 1].sum())
+    run.log({f"{name}_tied": tied})
+    if tied:
+        decides = f"a draw (seed {run.seed})" if second is None else f"{second}, then a draw (seed {run.seed}),"
+        run.tell(
+            f"{name}:ties",
+            f"{name!r}: {tied} of {len(values)} known scores are shared by several examples: {decides} decides "
+            "between equal ones.",
+            logging.INFO,
+        )
 
 
 def keep_top(scores: np.ndarray, fraction: float, count: int | None = None) -> np.ndarray:
@@ -75,6 +135,7 @@ def paced(
     epoch_length: int,
     rng: np.random.Generator,
     blocks: int = 100,
+    ties_together: bool = False,
 ) -> np.ndarray:
     """
     `ids` so that at progress p of the epoch only the best `fraction(p)` of it has been drawn from, in random order.
@@ -92,11 +153,17 @@ def paced(
             Examples per epoch.
         blocks (`int`, *optional*, defaults to `100`):
             How often per epoch the open share is looked at.
+        ties_together (`bool`, *optional*, defaults to `False`):
+            Whether examples of equal score open together, once all of them are within the share; else by id.
     """
     ranked = in_order(scores, ids)
     size = max(1, -(-epoch_length // blocks))
     starts = np.arange(0, len(ranked), size)
     opened = np.array([fraction((served + start) / epoch_length) * epoch_length for start in starts]) - served
+    if ties_together:
+        ordered = scores[ranked]
+        cdf, known = difficulty_cdf(-ordered), max(1, int(selectable(ordered).sum()))
+        opened = np.array([len(eligible_by_competence(cdf, share / known, at_least_one=False)) for share in opened])
     # A block can never be served from fewer examples than it has.
     limits = np.clip(np.maximum(np.ceil(opened).astype(np.int64), starts + size), 0, len(ranked))
     pool, waiting, reached, planned = np.empty_like(ranked), 0, 0, []
@@ -159,6 +226,19 @@ class ByScore(Method):
 
     actions: ClassVar[tuple[str, ...]] = ACTIONS
     default_keep: ClassVar[float] = 0.5
+    # Whether an order follows scores that change: such an order cannot be made once for all.
+    live: ClassVar[bool] = True
+    reads: ClassVar[Reads] = {
+        "keep": (when("action", "keep_top", "keep_bottom", "sample", "curriculum"),),
+        "low": (when("action", "band"),),
+        "high": (when("action", "band"),),
+        "temperature": (when("action", "weight", "sample"),),
+        "pacing": (when("action", "curriculum"),),
+        "start": (when("action", "curriculum"), unless("pacing", "none")),
+        "full_at": (when("action", "curriculum"), unless("pacing", "none")),
+        "reverse": (when("action", "curriculum", "sample"),),
+        "refresh": (when("action", "keep_top", "keep_bottom", "band", "sample", "curriculum"),),
+    }
     refreshes: ClassVar[tuple[str, ...]] = REFRESHES
 
     def __post_init__(self) -> None:
@@ -174,6 +254,10 @@ class ByScore(Method):
         check_range("start", self.start, 0, 1, open_low=True)
         check_range("full_at", self.full_at, 0, 1)
         check_refresh(self.refresh, self.refreshes)
+        if self.refresh == "never" and self.live and self.action in ("sample", "curriculum"):
+            raise ValueError(
+                f"refresh='never': action={self.action!r} orders each epoch anew. Set 'epoch' or a number of steps."
+            )
         self._mask: np.ndarray | None = None
 
     def scores(self, run: Run) -> np.ndarray:
@@ -182,7 +266,7 @@ class ByScore(Method):
 
     def filled_scores(self, run: Run) -> np.ndarray:
         """The scores with the unknown ones drawn from the known: the same however often one plan asks."""
-        return with_unseen(self.scores(run), run.plan_rng(f"{self.name}/unseen"))
+        return with_unseen(self.scores(run), run.plan_rng(f"{self.name}/unseen"), run.ledger.visits > 0)
 
     @property
     def keep_share(self) -> float:
@@ -207,25 +291,36 @@ class ByScore(Method):
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:
             return self._mask
-        scores = self.filled_scores(run)
+        if self.keep_share < 1:
+            tell_ties(run, self.name, self.scores(run))
+        scores = untied(self.filled_scores(run), tie_rng(run, self.name))
         if self.action == "band":
             mask = keep_band(scores, self.low, self.high)
         else:
-            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share)
+            # The share is one of all that may be chosen, those without a score included: an epoch stays as long.
+            size = self.share_of(run, scores)
+            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share, size)
         self._mask = mask
         return mask
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
+        tell_ties(run, self.name, self.scores(run))
         rng, scores = run.plan_rng(f"{self.name}/order"), self.filled_scores(run)
         if self.reverse:
             scores = -scores
         if self.action == "sample":
             left = self.share_of(run, scores) - len(run.served)
-            return ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
+            drawn = ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
+            # What has no score although it was seen comes when nothing else is left.
+            return np.concatenate([drawn, ids[np.isnan(scores[ids])]])[: max(left, 1)]
+        scores = untied(scores, tie_rng(run, self.name))
         if self.pacing == "none":
             return in_order(scores, ids)
         length = self.share_of(run, scores)
-        return paced(scores, ids, self.open_share, served=len(run.served), epoch_length=length, rng=rng)
+        # Competence is a share of the difficulties (hf.co/papers/1903.09848, Algorithm 1), a pacing one of the ranks.
+        together = self.pacing == "competence"
+        served = len(run.served)
+        return paced(scores, ids, self.open_share, served=served, epoch_length=length, rng=rng, ties_together=together)
 
     def open_share(self, progress: float) -> float:
         """Share of the epoch's examples that the curriculum has opened at `progress` of the epoch."""

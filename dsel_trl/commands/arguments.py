@@ -12,7 +12,8 @@ import yaml
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
-from ..core.parameters import nearest
+from ..core.identical import IDENTICAL
+from ..core.parameters import check_choice, nearest
 from ..trainer.kinds import KINDS
 
 RUNS = ("stock", "selection", "random")
@@ -32,6 +33,10 @@ class SelectionArguments:
             share as `selection` did). Each starts from the same model with the same seed and takes the same steps.
         eval_dataset_name (`str`, *optional*):
             Evaluation data: a file, a folder or a hub id. Defaults to the split `dataset_test_split` of the dataset.
+        log_by (`str`, *optional*):
+            Column of texts by whose values loss, margin, kept share, weight and tokens are logged apart.
+        identical (`str`, *optional*, defaults to `"warn"`):
+            What is done about pairs whose two sides are equal after truncation: `warn` or `drop`.
     """
 
     selection: str | None = field(
@@ -45,6 +50,14 @@ class SelectionArguments:
     eval_dataset_name: str | None = field(
         default=None,
         metadata={"help": "Evaluation data: a file, a folder or a hub id. Defaults to `dataset_test_split`."},
+    )
+    log_by: str | None = field(
+        default=None,
+        metadata={"help": "Column of texts, such as `source`, by whose values the selection logs loss, margin, ..."},
+    )
+    identical: str = field(
+        default="warn",
+        metadata={"help": "Pairs that are equal after truncation: warn (count them) or drop."},
     )
 
 
@@ -60,6 +73,8 @@ class Arguments:
     selection: list[dict[str, Any]]
     compare: list[str]
     eval_dataset_name: str | None
+    log_by: str | None
+    identical: str
     notes: list[str]
 
 
@@ -252,6 +267,8 @@ def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
         selection=read_selection(own.selection),
         compare=list(dict.fromkeys(compare)),
         eval_dataset_name=own.eval_dataset_name,
+        log_by=own.log_by,
+        identical=own.identical,
         notes=notes,
     )
 
@@ -284,6 +301,9 @@ def check_arguments(arguments: Arguments) -> None:
         raise ValueError("compare: `random` keeps as large a share as `selection`, so list `selection` as well.")
     if compare and training.resume_from_checkpoint:
         raise ValueError("A comparison starts every run anew: it cannot be used with resume_from_checkpoint.")
+    check_choice("identical", arguments.identical, IDENTICAL)
+    if (arguments.log_by is not None or arguments.identical == "drop") and not arguments.selection:
+        raise ValueError("`log_by` and `identical` are of a selection: add a block `selection:`, such as uniform.")
     folders = [Path(training.output_dir) / run for run in compare] or [Path(training.output_dir)]
     for folder in folders:
         found = sorted(path.name for path in folder.glob("checkpoint-*"))

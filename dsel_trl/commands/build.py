@@ -15,7 +15,7 @@ from ..data.build import continuations as inco
 from ..data.build import reward_augmented
 from ..data.files import replacing
 from ..data.loading import load_splits, take_split
-from ..scorers.rewards import reward_of
+from ..scorers.rewards import reward_of, score_responses
 from ..trainer.generation import generate
 
 KINDS = ("inco", "reward-augmented")
@@ -111,7 +111,7 @@ def _continuations(dataset: Dataset, seed: int, model: SamplingArguments, how: i
     return inco.build(
         dataset,
         partial(generate, holder),
-        reward,
+        partial(score_responses, reward, description="Scoring candidates"),
         tokenizer,
         synthesis=how,
         response_column=model.response_column,

@@ -14,12 +14,28 @@ import torch
 from datasets import Dataset
 
 from ..data.files import write_json
+from ..functional.evidence import (
+    dense_rank,
+    efficiency,
+    feasibility_ranks,
+    flexibility_penalty,
+    improvement_ratio,
+    selected_fraction,
+    simplicity_penalty,
+)
+from ..signals.batch import Signal
 from ..trainer.kinds import KINDS
 from .train import Job, build_trainer, selection_files, train
 
 logger = logging.getLogger(__name__)
 
 FLIPPED = "truth_flipped"
+# What can be known of an example without any model.
+MODEL_FREE = {Signal.LENGTH, Signal.TEXT, Signal.EXPLICIT_MARGIN}
+
+
+def _examples_per_step(args: Any) -> int:
+    return int(args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps)
 
 
 def _planned_steps(trainer: Any) -> int:
@@ -27,8 +43,7 @@ def _planned_steps(trainer: Any) -> int:
     args = trainer.args
     if args.max_steps > 0:
         return int(args.max_steps)
-    per_step = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-    return math.ceil(len(trainer.train_dataset) / per_step * args.num_train_epochs)
+    return math.ceil(len(trainer.train_dataset) / _examples_per_step(args) * args.num_train_epochs)
 
 
 def _arguments(training: Any, run: str) -> Any:
@@ -88,11 +103,61 @@ def _run_one(job: Job, run: str, selection: list[dict[str, Any]], steps: int | N
     trainer.accelerator.wait_for_everyone()
     if selection:
         result.update(_fate_of_flipped(job.train_dataset, _ledger(Path(training.output_dir))))
+        result.update(_effort(trainer.selection))
+    else:
+        seen = size = steps * _examples_per_step(training)
+        # Of a stream everything that came was trained on.
+        if isinstance(trainer.train_dataset, Dataset):
+            size = len(trainer.train_dataset)
+        result.update(_NO_EFFORT, selected_fraction=selected_fraction(min(seen, size), size))
     del trainer
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return result, steps
+
+
+_NO_EFFORT = {"simplicity_penalty": 0.0, "flexibility_penalty": 0}
+
+
+def _effort(selection: Any) -> dict[str, Any]:
+    """How much of the data a selection trained on, and a survey's penalties for what it takes and is tied to."""
+    methods = selection.methods.methods
+    summary = selection.metrics_window.summary(selection.ledger)
+    return {
+        "selected_fraction": summary["selected_fraction"],
+        # Its steps are the hooks it acts in, and its code is this package's.
+        "simplicity_penalty": simplicity_penalty(
+            summary.get("cost", {}).get("helper_runs", 0),
+            sum(len(method.hooks) for method in methods),
+            public_code=True,
+        ),
+        "flexibility_penalty": flexibility_penalty(
+            model_free=all(set(method.signals) <= MODEL_FREE for method in methods),
+            dataset_free=not any(method.columns for method in methods),
+            proprietary_free=True,
+        ),
+    }
+
+
+def _survey(results: list[dict[str, Any]], kind: str) -> None:
+    """Adds the measures of a survey (hf.co/papers/2406.14115, section 5) by which selections are compared."""
+    penalties = ([result[f"{name}_penalty"] for result in results] for name in ("simplicity", "flexibility"))
+    for result, rank in zip(results, feasibility_ranks(*penalties)[2].tolist(), strict=True):
+        result["feasibility_rank"] = rank
+    measure = KINDS[kind].measure.key.removeprefix("eval_")
+    stock = next((result[measure] for result in results if result["run"] == "stock"), None)
+    if stock is None:
+        return
+    # A loss is better where it is smaller.
+    pairs = [(stock, result[measure]) if measure == "loss" else (result[measure], stock) for result in results]
+    if not all(below for _, below in pairs):
+        return
+    ratios = [improvement_ratio([above], [below]) for above, below in pairs]
+    heights = efficiency([result["selected_fraction"] for result in results], ratios)
+    ranks = dense_rank(heights, descending=True).tolist()
+    for result, ratio, height, rank in zip(results, ratios, heights.tolist(), ranks, strict=True):
+        result.update(improvement_ratio=ratio, efficiency=height, efficiency_rank=rank)
 
 
 def compare(job: Job) -> dict[str, Any]:
@@ -104,8 +169,10 @@ def compare(job: Job) -> dict[str, Any]:
             Data and model, with an evaluation set.
 
     Returns:
-        `dict`: what is also in `output_dir/comparison.json`: seed, steps, and per run its held-out measure, seconds
-        and, where the training data has the column `truth_flipped`, what became of the flipped pairs.
+        `dict`: what is also in `output_dir/comparison.json`: seed, steps, and per run its held-out measure, seconds,
+        a survey's measures (hf.co/papers/2406.14115: the share of the data used, the improvement over stock,
+        efficiency and feasibility) and, where the training data has the column `truth_flipped`, what became of the
+        flipped pairs.
     """
     arguments = job.arguments
     # `random` keeps as much as `selection` did, so it comes last.
@@ -123,6 +190,7 @@ def compare(job: Job) -> dict[str, Any]:
             selection = [{"name": "random", "keep": kept}]
         result, steps = _run_one(job, run, selection, steps)
         results.append(result)
+    _survey(results, arguments.kind)
     comparison = {"trainer": arguments.kind, "seed": arguments.training.seed, "steps": steps, "runs": results}
     if arguments.training.should_save:
         write_json(Path(arguments.training.output_dir) / "comparison.json", comparison)
@@ -132,7 +200,8 @@ def compare(job: Job) -> dict[str, Any]:
 def format_table(comparison: dict[str, Any]) -> str:
     """The comparison as text, one line per run."""
     measure = KINDS[comparison["trainer"]].measure
-    rows = [["run", measure.name, "flipped dropped", "clean dropped", "flipped in training", "steps", "seconds"]]
+    fate = ["flipped dropped", "clean dropped", "flipped in training"]
+    rows = [["run", measure.name, *fate, "data used", "of stock", "steps", "seconds"]]
     for result in comparison["runs"]:
         shares = [result.get(key) for key in ("flipped_dropped", "clean_dropped", "flipped_share_of_training")]
         rows.append(
@@ -140,6 +209,8 @@ def format_table(comparison: dict[str, Any]) -> str:
                 result["run"],
                 measure.form.format(result[measure.key.removeprefix("eval_")]),
                 *("-" if share is None else f"{share:.1%}" for share in shares),
+                f"{result['selected_fraction']:.1%}",
+                f"{result['improvement_ratio']:.2f}" if "improvement_ratio" in result else "-",
                 str(result["steps"]),
                 f"{result['seconds']:.0f}",
             ]

@@ -18,6 +18,7 @@ from ..core.method import Method
 from ..core.registry import create_method
 from ..data.demo.model import build_demo_model
 from ..data.loading import DEMO, AnyDataset, check_rows, load_splits, number_rows, take_split
+from ..trainer.forwards import ignore_bias_buffers
 from ..trainer.kinds import KINDS
 from .arguments import Arguments
 
@@ -139,11 +140,9 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
             peft_config=get_peft_config(model),
         )
         if selection:
-            attach(trainer, selection)
+            attach(trainer, selection, log_by=job.arguments.log_by, identical=job.arguments.identical)
     if job.arguments.script.ignore_bias_buffers:
-        trainer.model._ddp_params_and_buffers_to_ignore = [
-            name for name, buffer in trainer.model.named_buffers() if str(buffer.dtype) == "torch.bool"
-        ]
+        ignore_bias_buffers(trainer)
     return trainer
 
 
@@ -160,9 +159,9 @@ def _no_empty_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def attach(trainer: Any, selection: list[dict[str, Any]]) -> SelectionCallback:
-    """Adds the methods of a block `selection:` to a trainer."""
-    callback = SelectionCallback(trainer, make_methods(selection))
+def attach(trainer: Any, selection: list[dict[str, Any]], **settings: Any) -> SelectionCallback:
+    """Adds the methods of a block `selection:` to a trainer; `settings` are parameters of the callback."""
+    callback = SelectionCallback(trainer, make_methods(selection), **settings)
     trainer.add_callback(callback)
     return callback
 

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ..data.fingerprints import dataset_fingerprint
-
 if TYPE_CHECKING:
     from .run import Run
 from ..data.files import save_arrays
@@ -35,7 +33,7 @@ def model_fingerprint(model: Any) -> str:
 def run_fingerprint(run: "Run", *parts: Any) -> str:
     """Hash of the run's dataset, model and training arguments, and of `parts` (JSON values)."""
     arguments = {name: getattr(run.arguments, name, None) for name in TRAINING}
-    content = [dataset_fingerprint(run.dataset), model_fingerprint(run.model), run.seed, arguments, parts]
+    content = [run.rows.fingerprint(), model_fingerprint(run.model), run.seed, arguments, parts]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

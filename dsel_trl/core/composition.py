@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .method import Method
+from .method import Method, naming
 from .run import Run
 
 
@@ -69,7 +69,8 @@ class Composition:
         """Intersection of the kept sets, `(N,)` bool; the reasons go to the ledger."""
         mask = np.ones(run.size, dtype=bool)
         for method in self.using("select"):
-            kept = method.select(run)
+            with naming(method):
+                kept = method.select(run)
             if kept is None:
                 continue
             run.ledger.drop(mask & ~kept, method.name)
@@ -82,7 +83,8 @@ class Composition:
         """The ids that come next in order, and the kept set `(N,)` bool they were taken from."""
         mask = self.kept(run)
         for method in self.using("plan"):
-            ids = method.plan(run, run.epoch)
+            with naming(method):
+                ids = method.plan(run, run.epoch)
             if ids is not None:
                 ids = np.asarray(ids, dtype=np.int64)
                 return ids[mask[ids]], mask
@@ -90,18 +92,24 @@ class Composition:
         unserved[run.served] = False
         ids = np.flatnonzero(unserved if unserved.any() else mask)
         for method in self.using("order"):
-            return np.asarray(method.order(run, ids), dtype=np.int64), mask
+            with naming(method):
+                return np.asarray(method.order(run, ids), dtype=np.int64), mask
         return run.plan_rng().permutation(ids), mask
 
     def plan_batches(self, run: Run) -> tuple[list[np.ndarray], np.ndarray]:
         """The plan in micro-batches, and the kept set it was taken from."""
         ids, mask = self.plan(run)
         (method,) = self.using("batch")
-        return method.batch(run, ids), mask
+        with naming(method):
+            return method.batch(run, ids), mask
 
     def epoch_size(self, run: Run) -> int:
         """Examples per epoch: what one method declares, else the number kept by all of them at the start."""
-        declared = [size for m in self.using("select", "order", "plan") if (size := m.epoch_size(run)) is not None]
+        declared: list[int] = []
+        for method in self.using("select", "order", "plan"):
+            with naming(method):
+                size = method.epoch_size(run)
+            declared += [] if size is None else [size]
         if len(self.using("select", "plan")) <= 1 and declared:
             return min(declared)
         kept = int(self.kept(run).sum())

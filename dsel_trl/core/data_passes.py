@@ -131,7 +131,7 @@ class Passes:
     ) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
         """Lengths and inputs of what is measured; rows are looked at only for what is not given."""
         if lengths is None:
-            lengths = (rows or self.rows()).lengths
+            lengths = (rows or self.rows()).costs
         return lengths, inputs or (rows or self.rows()).collate
 
     def _batches(

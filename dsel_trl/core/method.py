@@ -1,17 +1,22 @@
 """What a method is, and where methods are registered."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from ..data.rows import UnreadableError
 from ..signals.batch import Batch, Signal
+from .parameters import Reads
 from .run import Run, Step
 
 HOOKS = (
     "rebuild",
     "setup",
+    "begin",
     "select",
     "order",
     "plan",
@@ -41,6 +46,8 @@ class Method:
         packed_rows (`bool`): whether a packed row can stand for an example.
         carry_over (`bool`): whether an unfinished plan continues in the next epoch.
         own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
+        reads (`Reads`): conditions under which parameters are read ([`~dsel_trl.core.parameters.when`]); one that is
+            set but not read is an error. Those of base classes count as well.
         renamed (`dict[str, str]`): earlier names of parameters, each with the present one and, where the meaning is
             another, how the one follows from the other in brackets; those of base classes count as well.
         paper, family, criterion, selector, cost: entries of the card.
@@ -58,12 +65,16 @@ class Method:
     selector: ClassVar[str] = ""
     cost: ClassVar[str] = "no extra forward"
     state: ClassVar[str] = "its score column (8 bytes per example)"
+    reads: ClassVar[Reads] = {}
     renamed: ClassVar[dict[str, str]] = {}
 
     normalize: str = "mean1"
     refresh: int | str | None = "epoch"
     own_loss: bool = False
     rebuilds_each_epoch: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the parameters; [`register`] adds what all methods have in common."""
 
     @property
     def hooks(self) -> frozenset[str]:
@@ -74,6 +85,11 @@ class Method:
     def columns(self) -> tuple[str, ...]:
         """Numeric dataset columns that must be there."""
         return ()
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether the method looks at the batches at all; what reads nothing never fails."""
+        return True
 
     @property
     def candidates(self) -> int:
@@ -98,6 +114,20 @@ class Method:
         """Whether a new plan is wanted after the step that was just done."""
         return isinstance(self.refresh, int) and run.step % self.refresh == 0
 
+    def reset(self) -> None:
+        """Called when a run begins: forgets what an earlier run of the same trainer, or a failed attempt, has left."""
+        if not dataclasses.is_dataclass(self):
+            return
+        for f in dataclasses.fields(self):
+            if f.init:
+                continue
+            if f.default is not dataclasses.MISSING:
+                setattr(self, f.name, f.default)
+            elif f.default_factory is not dataclasses.MISSING:
+                setattr(self, f.name, f.default_factory())
+        if hasattr(self, "__post_init__"):
+            self.__post_init__()
+
     def check(self, run: Run) -> None:
         """Called when the run is about to start: raises `ValueError` for what this dataset or trainer cannot serve."""
 
@@ -115,7 +145,16 @@ class Method:
         return None
 
     def setup(self, run: Run) -> None:
-        """Once, before the first step; may make passes over the data."""
+        """Once, before the model is in place; may make passes over the data where it is not sharded."""
+
+    def begin(self, run: Run) -> None:
+        """
+        When training begins and the model is in place, sharded too: passes made here work everywhere.
+
+        Called after `setup`, and on a resume after `load_state_dict`; all ranks call it and must make the same passes.
+        Every plan that is served is made after it. `epoch_size` (for a method that gives none, `select`; for one that
+        batches, a first plan that is thrown away) is asked before it: it must not hang on what is measured here.
+        """
 
     def select(self, run: Run) -> np.ndarray | None:
         """Which examples may be trained on, `(N,)` bool, at epoch start and every `refresh` steps."""
@@ -182,6 +221,15 @@ class Method:
     def describe(self) -> dict[str, Any]:
         """Name and parameters, as JSON can hold them."""
         return {"name": self.name, **{key: _plain(value) for key, value in self.parameters().items()}}
+
+
+@contextlib.contextmanager
+def naming(method: Method) -> Iterator[None]:
+    """Around a hook that reads rows: what cannot be read is an error that names the method that needs it."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise UnreadableError(f"{method.name!r} cannot be used here: {error}") from error
 
 
 def _plain(value: Any) -> Any:

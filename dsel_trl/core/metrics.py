@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..functional.evidence import selected_fraction
 from ..functional.weighting import effective_sample_size
+from .groups import Groups
 from .ledger import Ledger
 from .run import Run, Step
 
@@ -18,32 +20,51 @@ class Metrics:
     Sums over the window between two log rows, counters over the run, and the log rows kept for the report.
 
     The window's values are those of all ranks: they come from the exchanged [`Step`].
+
+    Args:
+        groups ([`~dsel_trl.core.groups.Groups`], *optional*):
+            Values by which loss, margin, kept share, weight and tokens are logged apart.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Groups | None = None) -> None:
+        self.groups = groups
+        # Of each group, at the last plan or choice.
+        self.group_kept: list[float] | None = None
         self.kept_fraction = 1.0
         self.examples_skipped = 0
-        self.tokens_skipped = 0
+        # `None` = not known: images, and rows that are tokenized when they are collated.
+        self.tokens_skipped: int | None = 0
         self.epoch_trained = 0
         self.trained = 0
         self.candidates = 0
         self.lag = 0
         self.history: list[dict[str, float]] = []
+        # Pairs whose two sides are equal; `None` = not counted.
+        self.identical: int | None = None
+        # What a user should know of the choice, each said once: constant scores, ties, pairs that teach nothing.
+        self.notes: dict[str, str] = {}
         self._extra: dict[str, list[float]] = {}
         self._window: list[Step] = []
         self._served_before = 0
 
-    def planned(self, kept: np.ndarray, lengths: np.ndarray) -> None:
-        """A plan was made from the kept set `(N,)` bool."""
+    def planned(self, kept: np.ndarray, lengths: np.ndarray | None) -> None:
+        """A plan was made from the kept set `(N,)` bool, of rows whose lengths in tokens may not be known."""
         self.kept_fraction = float(kept.mean())
         self.examples_skipped = int((~kept).sum())
-        self.tokens_skipped = int(lengths[~kept].sum())
+        if self.groups is not None:
+            self.group_kept = self.groups.shares(kept)
+        self.tokens_skipped = None if lengths is None else int(lengths[~kept].sum())
 
-    def picked(self, candidates: int, chosen: int) -> None:
-        """`chosen` of `candidates` examples of a candidate batch are trained on."""
-        self.candidates += candidates
-        self.examples_skipped += candidates - chosen
-        self.kept_fraction = chosen / candidates
+    def picked(self, candidates: np.ndarray, chosen: np.ndarray) -> None:
+        """The ids `chosen` of the `candidates` of a batch are trained on."""
+        self.candidates += len(candidates)
+        self.examples_skipped += len(candidates) - len(chosen)
+        self.kept_fraction = len(chosen) / len(candidates)
+        if self.groups is not None:
+            # A group that had no candidate keeps the share of the batch before.
+            before = self.group_kept or [1.0] * len(self.groups.values)
+            found = self.groups.chosen(candidates, chosen)
+            self.group_kept = [old if np.isnan(new) else new for old, new in zip(before, found, strict=True)]
 
     def extra(self, values: dict[str, float]) -> None:
         """A method's own values, averaged over the window."""
@@ -65,15 +86,22 @@ class Metrics:
         row = {
             "kept_fraction": self.kept_fraction,
             "examples_skipped": float(self.examples_skipped),
-            "tokens_skipped": float(self.tokens_skipped),
+            **({} if self.tokens_skipped is None else {"tokens_skipped": float(self.tokens_skipped)}),
             "sampler_lag": float(self.lag),
             **{name: float(np.mean(values)) for name, values in self._extra.items()},
         }
         if self._window:
             row.update(self._window_values(ledger, run))
-        self._window, self._extra = [], {}
         self.history.append({"step": float(run.step), **row})
+        if self.groups is not None:
+            row.update(self._by_group(self.groups))
+        self._window, self._extra = [], {}
         return {f"selection/{name}": value for name, value in row.items()}
+
+    def _by_group(self, groups: Groups) -> dict[str, float]:
+        kept = self.group_kept or [1.0] * len(groups.values)
+        shares = {f"{name}/kept_fraction": share for name, share in zip(groups.names(), kept, strict=True)}
+        return {**shares, **(groups.window(self._window) if self._window else {})}
 
     def _window_values(self, ledger: Ledger, run: Run) -> dict[str, float]:
         values: dict[str, float] = {}
@@ -104,20 +132,31 @@ class Metrics:
 
     def summary(self, ledger: Ledger) -> dict[str, Any]:
         """What `summary.json` says of the whole run."""
+        visited = int((ledger.visits[: len(ledger)] > 0).sum())
         return {
             "kept_fraction": self.kept_fraction,
             "examples": len(ledger),
             "examples_trained": self.trained,
-            "examples_visited": int((ledger.visits[: len(ledger)] > 0).sum()),
+            "examples_visited": visited,
+            # Of a stream nothing may have come.
+            "selected_fraction": selected_fraction(visited, len(ledger)) if len(ledger) else 0.0,
             "examples_dropped": int(ledger.dropped.sum()),
             "examples_skipped": self.examples_skipped,
             "tokens_skipped": self.tokens_skipped,
             "candidates_scored": self.candidates,
+            **({} if self.identical is None else {"examples_identical": self.identical}),
+            "notes": list(self.notes.values()),
+            **self._group_totals(ledger),
         }
+
+    def _group_totals(self, ledger: Ledger) -> dict[str, Any]:
+        if self.groups is None:
+            return {}
+        return {"log_by": {self.groups.column: self.groups.totals(ledger.visits[: len(ledger)])}}
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values for the checkpoint; an unfinished window is left out."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_extra", "_window")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_extra", "_window", "groups")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -1,6 +1,7 @@
 """Where methods are registered and found by name."""
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
@@ -8,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from .method import Method
-from .parameters import nearest
+from .parameters import check_reads, check_unread, nearest
 
 ENTRY_POINTS = "dsel_trl.methods"
 
@@ -24,7 +25,8 @@ def register(name: str) -> Callable[[MethodType], MethodType]:
     Registers a dataclass of parameters as the method `name`.
 
     Raises:
-        `ValueError`: if the name is not lower case, is taken, or the class has no card.
+        `ValueError`: if the name is not lower case, is taken, the class has no card, or its `reads` names a parameter
+        that it has not.
         `TypeError`: if the class is not a [`Method`].
     """
     if not name.isidentifier() or name != name.lower():
@@ -38,11 +40,27 @@ def register(name: str) -> Callable[[MethodType], MethodType]:
         # `@dataclass` writes the signature where there is no docstring.
         if not (cls.__doc__ or "").strip() or (cls.__doc__ or "").startswith(f"{cls.__name__}("):
             raise ValueError(f"{cls.__name__} needs a docstring: it is the card of the method {name!r}.")
+        check_reads(cls)
         cls.name = name
+        _refuse_unread(cls)
         _REGISTRY[name] = cls
         return cls
 
     return decorate
+
+
+def _refuse_unread(cls: type[Method]) -> None:
+    """Makes objects of a class refuse a parameter that goes unread, after the class's own checks."""
+    own = cls.__post_init__
+
+    @functools.wraps(own)
+    def checked(self: Method) -> None:
+        own(self)
+        # A registered class may have a registered base: what is read is known at the end of the last one's checks.
+        if type(self) is cls:
+            check_unread(self)
+
+    cls.__post_init__ = checked  # type: ignore[method-assign]
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.rows import Rows
+from ..data.rows import Rows, UnreadableError
 from .data_passes import Passes
 from .ledger import Ledger
 from .randomness import stream, stream_seed
@@ -63,6 +63,8 @@ class Run:
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
         log (`Callable[[dict[str, float]], None]`):
             Adds values to the next row the trainer logs, as `selection/<name>`.
+        tell (`Callable[[str, str, int], None]`):
+            Says something once, under a key and at a level of `logging`; it is also written to `summary.json`.
         seed (`int`):
             Seed of every draw (TRL's `data_seed`, else `seed`).
         epoch, step, max_steps (`int`):
@@ -77,6 +79,9 @@ class Run:
             Whether this run continues a checkpoint: what `setup` once computed is in the ledger already.
         world (`int`):
             Number of processes.
+        sharded (`bool`):
+            Whether FSDP or DeepSpeed holds the model: it is in place only when training begins (`begin`); before that
+            it may lie on the CPU, whatever the training device is.
         ordered (`bool`):
             Whether a method orders the examples: batches must then keep to that order at large.
     """
@@ -94,6 +99,7 @@ class Run:
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
     log: Callable[[dict[str, float]], None]
+    tell: Callable[[str, str, int], None]
     seed: int = 0
     epoch: int = 0
     epochs: float = 1.0
@@ -103,6 +109,7 @@ class Run:
     served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     resumed: bool = False
     world: int = 1
+    sharded: bool = False
     ordered: bool = False
 
     @property
@@ -116,11 +123,11 @@ class Run:
         The training set.
 
         Raises:
-            `ValueError`: for a stream, which cannot be read ahead.
+            `UnreadableError`: for a stream, which cannot be read ahead.
         """
         if self.training_rows is None:
-            raise ValueError(
-                "The dataset is a stream: its examples, columns, texts and lengths are not known before they come. "
+            raise UnreadableError(
+                "the dataset is a stream: its examples, columns, texts and lengths are not known before they come. "
                 "Load it without streaming."
             )
         return self.training_rows

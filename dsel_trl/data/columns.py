@@ -1,11 +1,15 @@
 """Reading whole columns of a `datasets.Dataset` as arrays, and telling two datasets apart by their content."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 TRUTH_PREFIX = "truth_"
+# Position of a row in the dataset that the user named, which survives what a trainer does to prepare it.
+ROW_NUMBER = "dsel_row_number"
 
 
 def refuse_truth(name: str) -> None:
@@ -42,21 +46,36 @@ def numeric_column(dataset: Dataset, name: str) -> np.ndarray:
     return pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
 
 
+def text_codes(dataset: Dataset, name: str) -> tuple[list[str], np.ndarray]:
+    """
+    The values of a column of texts (or whole numbers, or booleans), sorted, and each row's position among them.
+
+    A null counts as the value `null`.
+
+    Raises:
+        `ValueError`: if the column holds something else.
+    """
+    column = _arrow_column(dataset, name).combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    textual = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    if not (textual or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+        raise ValueError(f"Column {name!r} holds {kind}, but texts are needed.")
+    encoded = pc.fill_null(column.cast(pa.large_string()), "null").dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    order = np.argsort(np.array(values, dtype=object), kind="stable")
+    places = np.empty(len(values), dtype=np.int32)
+    places[order] = np.arange(len(values))
+    return [values[i] for i in order], places[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def plain_column(dataset: Dataset, name: str) -> list[Any]:
+    """A column as the user stored it: texts and messages, whatever the format or transform of the dataset makes."""
+    return list(dataset.select_columns([name]).with_format(None)[name])
+
+
 def list_lengths(dataset: Dataset, name: str) -> np.ndarray:
     """Number of items of each row of a list column, `int32` of shape `(N,)`."""
     lengths = pc.list_value_length(_arrow_column(dataset, name))
     return pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype(np.int32)
-
-
-def original_positions(dataset: Dataset) -> np.ndarray | None:
-    """
-    Position of each row in the dataset the user passed, where it can be known, else `None`.
-
-    TRL drops over-long rows while it prepares a dataset; a column `example_id`, or the index table that `filter` and
-    `shuffle` leave behind, still says where a row came from.
-    """
-    if "example_id" in dataset.column_names:
-        return numeric_column(dataset, "example_id").astype(np.int64)
-    if dataset._indices is not None:
-        return dataset._indices.column(0).to_numpy().astype(np.int64)
-    return None

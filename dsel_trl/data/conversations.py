@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .rows import Rows
+from .columns import plain_column
+from .responses import message_text
+from .rows import Rows, UnreadableError
 
 Messages = list[tuple[str, str]]
 
@@ -13,7 +15,7 @@ def text_columns(rows: Rows) -> tuple[str, ...]:
     The columns that hold the texts of rows.
 
     Raises:
-        `ValueError`: if there are none; the message lists the columns.
+        `UnreadableError`: if there are none; the message lists the columns.
     """
     present = rows.column_names
     forms: list[tuple[str, ...]] = [("prompt", *rows.layout.sides), rows.layout.sides] if rows.layout.sides else []
@@ -21,7 +23,7 @@ def text_columns(rows: Rows) -> tuple[str, ...]:
     for form in forms:
         if form and all(name in present for name in form):
             return form
-    raise ValueError(f"The dataset holds no text that a method could read; its columns are {sorted(present)}.")
+    raise UnreadableError(f"the dataset holds no text that a method could read; its columns are {sorted(present)}.")
 
 
 def example_messages(rows: Rows) -> list[Messages]:
@@ -32,10 +34,10 @@ def example_messages(rows: Rows) -> list[Messages]:
     prompt and both responses are given: for one of them take `rows.side(...)`.
 
     Raises:
-        `ValueError`: if the dataset holds no text.
+        `UnreadableError`: if the dataset holds no text.
     """
     form, end = text_columns(rows), rows.end
-    columns = [rows.dataset[name] for name in form]
+    columns = [plain_column(rows.dataset, name) for name in form]
     if form == ("messages",):
         return [_messages(row, "user", end) for row in columns[0]]
     if form in ((rows.text_field,), ("input_ids",)):
@@ -87,7 +89,7 @@ def prompt_and_answer(messages: Sequence[tuple[str, str]]) -> tuple[str, str]:
 def _messages(value: Any, role: str, end: str | None) -> Messages:
     if isinstance(value, str):
         return [(role, _without_end(value, end))]
-    return [(message["role"], _without_end(message.get("content") or "", end)) for message in value]
+    return [(message["role"], _without_end(message_text(message), end)) for message in value]
 
 
 def _without_end(text: str, end: str | None) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..functional.preference.selective_dpo import stable_id, values_by_id
+from .columns import plain_column
 from .files import replacing, write_json
+from .responses import message_text
 
 PROMPT_ID, ROW_ID, DIFFICULTY = "prompt_id", "id", "learning_order"
 
@@ -24,13 +26,13 @@ def prompt_ids(dataset: Any) -> list[str]:
         return [str(value) for value in dataset[PROMPT_ID]]
     if "prompt" not in dataset.column_names:
         return [str(row) for row in range(len(dataset))]
-    return [stable_id(_first_user_text(prompt)) for prompt in dataset["prompt"]]
+    return [stable_id(_first_user_text(prompt)) for prompt in plain_column(dataset, "prompt")]
 
 
 def _first_user_text(prompt: Any) -> str:
     if isinstance(prompt, str):
         return prompt
-    return next((message["content"] for message in prompt if message["role"] == "user"), prompt[0]["content"])
+    return next((message_text(message) for message in prompt if message["role"] == "user"), message_text(prompt[0]))
 
 
 def write_table(path: str | os.PathLike, dataset: Any, columns: Mapping[str, np.ndarray]) -> None:
@@ -100,6 +102,11 @@ def read_table(path: str | os.PathLike, dataset: Any, column: str = DIFFICULTY) 
             f"{path}: none of its {len(known)} prompts is in the dataset (first: {next(iter(known), '')!r})."
         )
     return values_by_id(own, keys, values)
+
+
+def table_columns(path: str | os.PathLike) -> set[str]:
+    """Names of the columns of a table."""
+    return set(_columns(Path(path)))
 
 
 def _columns(path: Path) -> dict[str, list[Any]]:

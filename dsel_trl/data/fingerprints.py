@@ -2,46 +2,50 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from .columns import _arrow_column, list_lengths, numeric_column
+from .columns import _arrow_column, numeric_column
 
-# Rows hashed of a dataset whose tokens do not fit this budget: evenly spaced, so that a changed shard is noticed.
+# Rows hashed of a dataset that does not fit this budget: evenly spaced, so that a changed shard is noticed.
 FINGERPRINT_ROWS = 65_536
+# Bytes of all values: 64 million tokens.
+FINGERPRINT_BYTES = 512_000_000
+PROBE_ROWS = 256
 
 
-FINGERPRINT_TOKENS = 64_000_000
-
-
-TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "input_ids", "labels", "completion_ids", "label")
-
-
-def dataset_fingerprint(dataset: Dataset, columns: Sequence[str] = ()) -> str:
+def dataset_fingerprint(dataset: Dataset, trained: Sequence[str], columns: Sequence[str] = ()) -> str:
     """
-    Hash of what training reads of a dataset: its number of rows, token columns and the numeric `columns` given.
+    Hash of what training reads of a dataset.
 
-    Every row counts up to 64 million tokens; beyond that 65,536 evenly spaced rows do. The hash depends on values
-    only, not on how or where the table is stored.
+    Every row counts up to half a gigabyte (64 million tokens); beyond that evenly spaced rows do, as many as fit, at
+    most 65,536. The hash depends on values only, not on how or where the table is stored.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            The rows.
+        trained (`Sequence[str]`):
+            Columns of any type that are trained on.
+        columns (`Sequence[str]`, *optional*):
+            Numeric columns that decide about training: each of their values counts.
     """
     digest = hashlib.sha256(f"rows={len(dataset)}".encode())
-    token_columns = [name for name in TOKEN_COLUMNS if name in dataset.column_names]
-    if token_columns and len(dataset):
-        probe = dataset.select(range(min(len(dataset), 256)))
-        per_row = sum(int(_row_sizes(probe, name).sum()) for name in token_columns) / len(probe)
+    if trained and len(dataset):
+        # The probe tells what a row takes; images and texts vary more than tokens, so it looks at the whole table.
+        places = np.linspace(0, len(dataset) - 1, min(len(dataset), PROBE_ROWS)).astype(np.int64)
+        probe = dataset.select(places)
+        per_row = sum(_arrow_column(probe, name).nbytes for name in trained) / len(probe)
         rows = dataset
-        if per_row * len(dataset) > FINGERPRINT_TOKENS:
-            rows = dataset.select(np.linspace(0, len(dataset) - 1, FINGERPRINT_ROWS).astype(np.int64))
-        for name in token_columns:
-            column = _arrow_column(rows, name).combine_chunks()
+        if per_row * len(dataset) > FINGERPRINT_BYTES:
+            fitting = min(FINGERPRINT_ROWS, max(1, int(FINGERPRINT_BYTES / per_row)))
+            rows = dataset.select(np.linspace(0, len(dataset) - 1, fitting).astype(np.int64))
+        for name in trained:
             digest.update(name.encode())
-            digest.update(_row_sizes(rows, name).tobytes())
-            if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-                column = column.flatten()
-            digest.update(column.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+            update_with_values(digest, _arrow_column(rows, name))
     for name in sorted(set(columns)):
         digest.update(name.encode())
         digest.update(numeric_column(dataset, name).tobytes())
@@ -49,17 +53,87 @@ def dataset_fingerprint(dataset: Dataset, columns: Sequence[str] = ()) -> str:
 
 
 def column_hash(dataset: Dataset, name: str) -> str:
-    """Hash of all values of a column of numbers or of lists of numbers."""
-    digest, column = hashlib.sha256(), _arrow_column(dataset, name).combine_chunks()
-    while pa.types.is_nested(column.type):
-        digest.update(pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False).tobytes())
-        column = column.flatten()
-    digest.update(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False).tobytes())
+    """Hash of all values of a column, of whatever type."""
+    digest = hashlib.sha256()
+    update_with_values(digest, _arrow_column(dataset, name))
     return digest.hexdigest()
 
 
-def _row_sizes(dataset: Dataset, name: str) -> np.ndarray:
-    column_type = dataset.select_columns([name]).with_format("arrow")[:0].column(name).type
-    if pa.types.is_list(column_type) or pa.types.is_large_list(column_type):
-        return list_lengths(dataset, name)
-    return np.ones(len(dataset), dtype=np.int32)
+def update_with_values(digest: Any, column: pa.ChunkedArray | pa.Array) -> None:
+    """
+    Adds the values of a column of any type to a hash: numbers, texts, dates, lists of all of them, structures, nulls.
+
+    Types that differ in width alone (`int32` and `int64`, `string` and `large_string`, lists of a fixed size and of
+    any) hash alike.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            # Too large for one array of its type: texts of more than two gigabytes.
+            for chunk in column.chunks:
+                update_with_values(digest, chunk)
+            return
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if pa.types.is_null(kind):
+        digest.update(f"null={len(column)}".encode())
+        return
+    if column.null_count:
+        digest.update(b"null")
+        digest.update(np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_struct(kind):
+        # Unlike `field`, `flatten` gives null for what lies behind a null row.
+        for field, values in zip(kind, column.flatten(), strict=True):
+            digest.update(field.name.encode())
+            update_with_values(digest, values)
+    elif pa.types.is_map(kind) or pa.types.is_nested(kind):
+        digest.update(b"list")
+        _update_with_lists(digest, column)
+    else:
+        _update_with_plain(digest, column)
+
+
+def _update_with_lists(digest: Any, column: pa.Array) -> None:
+    if pa.types.is_map(column.type):
+        column = column.cast(pa.list_(pa.struct([("key", column.type.key_type), ("value", column.type.item_type)])))
+    if not hasattr(column, "flatten") or pa.types.is_union(column.type):
+        digest.update(repr(column.to_pylist()).encode())
+        return
+    lengths = pc.fill_null(pc.list_value_length(column), 0)
+    digest.update(lengths.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+    # Unlike `values`, `flatten` leaves out what lies behind null.
+    update_with_values(digest, column.flatten())
+
+
+def _update_with_plain(digest: Any, column: pa.Array) -> None:
+    kind = column.type
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+        digest.update(b"integer")
+        values = pc.fill_null(column.cast(pa.int8()) if pa.types.is_boolean(kind) else column, 0)
+        digest.update(values.to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+    elif pa.types.is_floating(kind):
+        digest.update(b"float")
+        values = pc.fill_null(column.cast(pa.float64()), 0.0)
+        digest.update(values.to_numpy(zero_copy_only=False).tobytes())
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        _update_with_bytes(digest, column.cast(pa.large_binary()))
+    elif pa.types.is_large_binary(kind):
+        _update_with_bytes(digest, column)
+    elif pa.types.is_fixed_size_binary(kind):
+        _update_with_bytes(digest, column.cast(pa.binary()).cast(pa.large_binary()))
+    else:
+        # Dates, times, decimals: all of them can be written.
+        digest.update(str(kind).encode())
+        _update_with_bytes(digest, column.cast(pa.string()).cast(pa.large_binary()))
+
+
+def _update_with_bytes(digest: Any, column: pa.Array) -> None:
+    column = pc.fill_null(column, b"")
+    digest.update(b"text")
+    digest.update(pc.binary_length(column).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+    offsets = np.frombuffer(column.buffers()[1], dtype=np.int64)[column.offset : column.offset + len(column) + 1]
+    if len(column) and column.buffers()[2] is not None:
+        digest.update(memoryview(column.buffers()[2])[int(offsets[0]) : int(offsets[-1])])

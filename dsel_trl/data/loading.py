@@ -16,14 +16,13 @@ from datasets import (
 )
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-from .columns import column_names
+from .columns import ROW_NUMBER, column_names
 from .demo.corpus import demo_preferences
 
 Splits: TypeAlias = DatasetDict | IterableDatasetDict
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
 DEMO = "demo"
-EXAMPLE_ID = "example_id"
 READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv"}
 
 
@@ -175,18 +174,10 @@ def check_rows(dataset: AnyDataset, name: str, choices: Sequence[tuple[str, ...]
 
 def number_rows(dataset: AnyDataset) -> AnyDataset:
     """
-    Adds the column `example_id`, a row's position in this dataset, which survives TRL's dropping of over-long rows.
+    Adds a column with a row's position in this dataset, which survives TRL's dropping of over-long rows.
 
-    A stream has no positions and is left as it is, and so is a dataset that brings its own integer `example_id`.
-
-    Raises:
-        `ValueError`: if the dataset has an `example_id` that is no integer.
+    A stream has no positions and is left as it is.
     """
     if not isinstance(dataset, Dataset):
         return dataset
-    if EXAMPLE_ID not in dataset.column_names:
-        return dataset.add_column(EXAMPLE_ID, np.arange(len(dataset)))
-    kind = dataset.features[EXAMPLE_ID].dtype
-    if not str(kind).startswith(("int", "uint")):
-        raise ValueError(f"The dataset's column {EXAMPLE_ID!r} holds {kind}, but integers are needed: rename it.")
-    return dataset
+    return dataset.add_column(ROW_NUMBER, np.arange(len(dataset)))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .rows import Rows
+from .rows import Rows, UnreadableError
 
 IGNORED = -100
 
@@ -20,7 +20,8 @@ class Sequences:
             Rows with one response each: of pairs, one side.
 
     Raises:
-        `ValueError`: for both sides of pairs at once, or where the token columns are not there.
+        `ValueError`: for both sides of pairs at once.
+        `UnreadableError`: where the token columns are not there.
     """
 
     def __init__(self, rows: Rows) -> None:
@@ -33,7 +34,7 @@ class Sequences:
             names = ["prompt_ids", *names]
         missing = [name for name in names if name not in rows.column_names]
         if missing:
-            raise ValueError(f"The prepared dataset has no {missing}, only {sorted(rows.column_names)}.")
+            raise UnreadableError(f"the prepared dataset has no {missing}, only {sorted(rows.column_names)}.")
         self._rows = rows.dataset.select_columns(names)
         self._names = names
         self._limit = rows.max_length if self.joins else None

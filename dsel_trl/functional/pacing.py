@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .ranking import bottom_k, keep_count, rank_order, selectable, top_k
+from .ranking import bottom_k, selectable
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -188,42 +188,6 @@ def eligible_by_competence(cdf: ArrayLike, level: float, *, at_least_one: bool =
     if len(ids) == 0 and at_least_one:
         return bottom_k(values, 1)
     return ids.astype(np.int64)
-
-
-def eligible_by_rank(difficulty: ArrayLike, fraction: float, *, hardest_first: bool = False) -> Ids:
-    """
-    The easiest (or hardest) fraction of the examples by rank, so that ties cannot empty or flood the set.
-
-    Args:
-        difficulty (`array` of shape `(N,)`):
-            Difficulty of every example.
-        fraction (`float`):
-            Fraction to open; at least one example is always open.
-        hardest_first (`bool`, *optional*, defaults to `False`):
-            Anti-curriculum: open the hardest instead.
-
-    Returns:
-        `np.ndarray` of int64: ids in the order in which they open; ties go to the lower id.
-    """
-    n_known = int(np.count_nonzero(selectable(difficulty)))
-    k = keep_count(min(fraction, 1.0), n_known) if fraction > 0 else 1
-    return top_k(difficulty, k) if hardest_first else bottom_k(difficulty, k)
-
-
-def curriculum_order(difficulty: ArrayLike, *, hardest_first: bool = False) -> Ids:
-    """
-    All ids from easy to hard, or the reverse; unknown difficulties come last.
-
-    Args:
-        difficulty (`array` of shape `(N,)`):
-            Difficulty of every example.
-        hardest_first (`bool`, *optional*, defaults to `False`):
-            Anti-curriculum.
-
-    Returns:
-        `np.ndarray` of int64 of shape `(N,)`.
-    """
-    return rank_order(difficulty, descending=hardest_first)
 
 
 def unigram_rarity(token_ids: ArrayLike, offsets: ArrayLike) -> Floats:

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..core.cache import cached
 from ..core.parameters import check_choice
 from ..core.run import Run
-from ..data.columns import original_positions
 from ..data.conversations import example_texts
 from ..data.fingerprints import column_hash
 from ..data.tokens import Sequences
@@ -47,7 +46,7 @@ def check_embeddings(run: Run, source: str) -> None:
         _file_rows(run, rest)
     if kind == "model":
         _sentence_transformer(rest, "cpu", load=False)
-    if kind == "policy" and (getattr(run.arguments, "fsdp", None) or getattr(run.arguments, "deepspeed", None)):
+    if kind == "policy" and run.sharded:
         raise ValueError(
             "embedding='policy' needs the whole model before training, which FSDP and DeepSpeed do not have in place "
             "then: use 'file:', 'column:' or 'model:'."
@@ -178,8 +177,8 @@ def _file_rows(run: Run, path: str) -> np.ndarray:
     rows = np.load(path, mmap_mode="r", allow_pickle=False)
     if rows.ndim == 2 and len(rows) == run.size:
         return rows
-    positions = original_positions(run.dataset)
-    if rows.ndim == 2 and positions is not None and len(rows) > positions.max(initial=-1):
+    positions = run.rows.positions
+    if rows.ndim == 2 and len(rows) > positions.max(initial=-1):
         return rows[positions]
     raise ValueError(f"embedding='file:{path}' has shape {rows.shape}, but one row for each of {run.size} is needed.")
 

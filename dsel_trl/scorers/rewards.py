@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ..core.cache import model_fingerprint, run_fingerprint
 from ..data.files import save_arrays
-from ..data.responses import Prompt, prompts_of, responses_of
+from ..data.responses import Prompt, prompt_text, prompts_of, responses_of
 
 Reward = Callable[[list[Prompt], list[str]], Sequence[float]]
 
@@ -95,7 +95,7 @@ class RewardModel:
     def text(self, prompt: Prompt, response: str) -> str:
         """What the model reads: through its chat template if it has one, else prompt and response in a row."""
         if self.tokenizer.chat_template is None:
-            return (prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)) + response
+            return prompt_text(prompt) + response
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         answered = [*messages, {"role": "assistant", "content": response}]
         return str(self.tokenizer.apply_chat_template(answered, tokenize=False))

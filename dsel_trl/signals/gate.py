@@ -24,11 +24,14 @@ class _WeightedIdentity(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
+        ctx.gate.arrived += 1
         weights = ctx.gate.weights
         if weights is None:
             return grad, None, None
         if ctx.place is not None:
             weights = ctx.place(weights)
+        if weights.shape[0] != grad.shape[0]:
+            raise ValueError(f"{weights.shape[0]} weights meet the gradients of {grad.shape[0]} rows.")
         weights = weights.to(device=grad.device, dtype=grad.dtype)
         return grad * weights.reshape(weights.shape + (1,) * (grad.dim() - weights.dim())), None, None
 
@@ -52,14 +55,25 @@ class Gate:
 
     def __init__(self) -> None:
         self.weights: Tensor | None = None
+        # Forwards that the gate was put on, and gradients that came back through it.
+        self.passed = 0
+        self.arrived = 0
 
+    # Kept out of a compiled graph, which would hold the weights that it met first, or none.
+    @torch.compiler.disable
     def __call__(self, values: Tensor, place: Place | None = None) -> Tensor:
         """
         `values` `(rows, T, ...)`, unchanged; its gradient is multiplied by `weights` `(rows,)` or `(rows, T)`.
 
         `place` brings the weights into the layout of values that lie otherwise.
         """
+        self.passed += 1
         return _WeightedIdentity.apply(values, self, place)
+
+    @property
+    def effective(self) -> bool:
+        """Whether the weights, if there are any, have met the gradient of every forward they were put on."""
+        return self.weights is None or 0 < self.passed <= self.arrived
 
 
 class WeightAverage:

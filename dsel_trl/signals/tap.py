@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..functional.preference.wpo import token_logps
@@ -21,7 +22,7 @@ from .logits import InnerLoss, beside_logits, read_logits
 
 @dataclass
 class Reading:
-    """What the tap saw while it was open: the last forward with gradient, and those without in their order."""
+    """What the tap saw while it was open: the first forward with gradient, and those without in their order."""
 
     labels: Tensor | None = None
     # Labels of rows that are no examples (of KTO's KL term), which pass through the same models.
@@ -81,18 +82,23 @@ class Tap:
         finally:
             self._reading = self._inner = None
 
+    # Kept out of a compiled graph, in which they would see the tap as it was when the graph was made.
+    @torch.compiler.disable
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Before a forward of the policy: a model with labels, but no fused head, computes its loss itself."""
         reading, labels = self._reading, kwargs.get("labels")
         self._inner = None
-        if reading is not None and labels is not None and not kwargs.get("fused_lm_head"):
+        own = reading is not None and labels is not None and not kwargs.get("fused_lm_head")
+        if own and (reading.labels is None or labels.shape[0] == reading.labels.shape[0]):
             self._inner = InnerLoss(labels, reading.gate, self.outputs)
             self._inner.__enter__()
 
+    @torch.compiler.disable
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._inner is not None:
             self._inner.__exit__(None, None, None)
 
+    @torch.compiler.disable
     def _read(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         reading, inner = self._reading, self._inner
         self._inner = None
@@ -105,7 +111,8 @@ class Tap:
             return
         forward, carries_gradient = read
         if carries_gradient:
-            reading.policy = forward
+            # What a trainer of the user's runs besides, on the same rows, is weighed but not what is measured.
+            reading.policy = reading.policy or forward
         else:
             reading.without_gradient.append(forward)
         if reading.when_read is not None:
@@ -118,6 +125,9 @@ class Tap:
         name = "log_probs" if getattr(output, "log_probs", None) is not None else "logits"
         values = getattr(output, name, None)
         if values is None:
+            return None
+        if reading.labels is not None and values.shape[0] != reading.labels.shape[0]:
+            # A forward on other rows than the batch's own, as a trainer of the user's may make.
             return None
         place = None
         # The head of a reward model gives one number per row.

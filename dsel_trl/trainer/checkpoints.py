@@ -15,7 +15,7 @@ from ..core.method import Method
 from ..core.metrics import Metrics
 from ..core.run import Run
 from ..core.sidecar import part, read_sidecar, versions, write_sidecar
-from ..data.fingerprints import dataset_fingerprint
+from ..data.rows import Rows
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..sampling.plan_sampler import PlanSampler
 
@@ -48,6 +48,13 @@ def check_finished(folder: str | os.PathLike) -> None:
         json.loads(state.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder} is incomplete: {state.name} cannot be read ({error}).") from error
+
+
+def saved_batch_size(folder: str | os.PathLike) -> int | None:
+    """Examples per device and micro-batch of the run that saved a checkpoint, if it says so."""
+    check_finished(folder)
+    state = json.loads((Path(folder) / "trainer_state.json").read_text(encoding="utf-8"))
+    return state.get("train_batch_size")
 
 
 @dataclass
@@ -118,12 +125,12 @@ def write_selection(
 
 
 def selection_fingerprint(
-    run: Run, methods: Sequence[Method], columns: Sequence[str], user_dataset: Any, batch_examples: int
+    run: Run, methods: Sequence[Method], columns: Sequence[str], user_rows: Rows | None, batch_examples: int
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued."""
-    dataset = "stream" if run.streaming else dataset_fingerprint(run.dataset, columns)
-    if user_dataset is not None:
-        dataset = f"{dataset} of {dataset_fingerprint(user_dataset, columns)}"
+    dataset = "stream" if run.streaming else run.rows.fingerprint(columns)
+    if user_rows is not None:
+        dataset = f"{dataset} of {user_rows.fingerprint(columns)}"
     return {
         "dataset": dataset,
         "methods": [method.describe() for method in methods],

@@ -12,6 +12,11 @@ from .kinds import TrainerKind
 from .rows import TrainingRows
 
 
+def drops_last(args: Any, methods: Composition) -> bool:
+    """Whether the loader leaves out a last batch that is not full; batches that a method forms are served as it is."""
+    return bool(args.dataloader_drop_last) and not methods.using("batch")
+
+
 def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: TrainingRows | None) -> None:
     """
     Checks that a trainer, its dataset and the methods go together.
@@ -66,10 +71,11 @@ def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: T
     else:
         if not len(dataset):
             raise ValueError("train_dataset is empty: there is nothing to select from.")
-        if len(dataset) < examples:
+        if len(dataset) < examples and drops_last(args, methods):
             raise ValueError(
                 f"train_dataset has {len(dataset)} examples, fewer than one batch of {examples} "
-                f"({trainer._train_batch_size} x {args.world_size} processes x {methods.candidates} candidates)."
+                f"({trainer._train_batch_size} x {args.world_size} processes x {methods.candidates} candidates), and "
+                "dataloader_drop_last=True drops it: an epoch has no step. Set it to False, or use a smaller batch."
             )
     # What a user has not set is no wish: KTO's own default is "sequential".
     usual = type(args).train_sampling_strategy

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from ..data.files import replacing
 from ..signals.batch import Batch, Forward
@@ -85,6 +86,28 @@ def base_model(trainer: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def ignore_bias_buffers(trainer: Any) -> None:
+    """Keeps boolean buffers out of what distributed training synchronises, as TRL's own scripts do."""
+    trainer.model._ddp_params_and_buffers_to_ignore = [
+        name for name, buffer in trainer.model.named_buffers() if str(buffer.dtype) == "torch.bool"
+    ]
+
+
+def placed_model(trainer: Any) -> Any:
+    """
+    The model as passes call it: where training put it, or under DeepSpeed the engine, which gathers its parameters.
+
+    Raises:
+        `ValueError`: while FSDP or DeepSpeed has yet to put it in place, which they do when training begins.
+    """
+    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
+        raise ValueError(
+            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
+            "be made then. Score the data in a run without them and give the scores as dataset columns."
+        )
+    return trainer.model_wrapped if trainer.is_deepspeed_enabled else trainer.model
+
+
 def score_rows(
     trainer: Any,
     inputs: dict[str, Any],
@@ -100,16 +123,11 @@ def score_rows(
     The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched. `kl` is what KTO's
     losses take for the KL term, which belongs to a trained batch: rows that are only looked at have none.
     """
-    if (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled) and trainer.optimizer is None:
-        raise ValueError(
-            "Under FSDP and DeepSpeed the model is not in place before training starts, so no pass over the data can "
-            "be made then. Score the data in a run without them and give the scores as dataset columns."
-        )
-    kind = trainer_kind(trainer)
+    model, kind = placed_model(trainer), trainer_kind(trainer)
     labels = labels_of(kind, inputs)
     own = NOT_FOR_THE_MODEL | set(kind.references)
     kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith((f"{COLUMNS}.", "KL_"))}
-    model, training = trainer.model, trainer.model.training
+    training = model.training
     model.eval()
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
@@ -139,7 +157,7 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
             "measure margins of examples whose reference log-probabilities are not in the dataset."
         )
     with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-        return read_tokens(trainer.model, kwargs, labels).log_probs
+        return read_tokens(placed_model(trainer), kwargs, labels).log_probs
 
 
 def refer(trainer: Any, file: Path, restore: bool) -> None:
@@ -151,14 +169,19 @@ def refer(trainer: Any, file: Path, restore: bool) -> None:
     if not restore:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         reference.load_state_dict(policy.state_dict())
+        # Where the models are sharded, all processes put the parameters together, and the first one gets them.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_model_state_dict(reference, options=options)
         if trainer.accelerator.is_main_process:
             with replacing(file) as temporary:
-                save_model(reference, str(temporary))
+                # The file takes no two names of one tensor, as tied weights have them.
+                save_file({name: value.clone() for name, value in state.items()}, str(temporary))
         trainer.accelerator.wait_for_everyone()
         return
     if not file.is_file():
         raise ValueError(f"{file} is missing: it held the reference model that the checkpoint was trained against.")
-    load_model(reference, str(file), device=str(next(reference.parameters()).device))
+    saved: dict[str, Any] = load_file(str(file))
+    set_model_state_dict(reference, saved, options=StateDictOptions(full_state_dict=True))
 
 
 @contextlib.contextmanager

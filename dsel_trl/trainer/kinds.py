@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from torch import Tensor
 from trl import (
@@ -18,7 +19,8 @@ from trl import (
 )
 
 from ..data.demo.corpus import demo_completions, demo_judged, demo_preferences
-from ..data.rows import Layout
+from ..data.lengths import list_lengths
+from ..data.rows import Layout, Rows
 from ..signals.batch import ROW_LENGTHS, Batch, LossSettings
 from ..signals.kto_batch import KTOBatch
 from ..signals.pair_batch import PairBatch, RewardBatch
@@ -81,6 +83,8 @@ class TrainerKind:
             Whether a training step has a KL term of its own, which `kl_term` reads.
         regrouped (`Callable[[Any, Collator], Collator]`):
             The collator of batches that are not those of the dataset's own order.
+        kept (`Callable[[Rows], np.ndarray]`):
+            Which rows the trainer keeps when it prepares a dataset, `(N,)` bool.
         prepare_arguments (`Callable[[Any], list]`):
             What the trainer's `_prepare_dataset` takes between its arguments and the dataset's name.
     """
@@ -96,6 +100,7 @@ class TrainerKind:
     measure: Measure
     settings: Callable[[Any], LossSettings]
     labels: Callable[[dict[str, Any]], Tensor]
+    kept: Callable[[Rows], np.ndarray]
     other_labels: Callable[[dict[str, Any]], Tensor | None] = lambda inputs: None
     margin: bool = True
     heads: bool = False
@@ -114,6 +119,25 @@ class TrainerKind:
 
 def _completion_labels(inputs: dict[str, Any]) -> Tensor:
     return inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+
+
+def _room_for_completions(rows: Rows) -> np.ndarray:
+    """Where the prompt leaves room: a trainer drops a pair or response whose prompt fills `max_length`."""
+    prompts = list_lengths(rows.dataset, "prompt_ids")
+    if rows.max_length is None or rows.truncation != "keep_start":
+        return np.ones(len(prompts), dtype=bool)
+    return prompts < rows.max_length
+
+
+def _whole_pairs(rows: Rows) -> np.ndarray:
+    """Where both sequences fit: a reward model's pair that is longer than `max_length` is dropped."""
+    longest = np.max([list_lengths(rows.dataset, f"{side}_ids") for side in rows.layout.sides], axis=0)
+    return np.ones(len(longest), dtype=bool) if rows.max_length is None else longest <= rows.max_length
+
+
+def _trained_tokens(rows: Rows) -> np.ndarray:
+    """Where a token is left that carries loss."""
+    return rows.completion_lengths > 0
 
 
 def _runs_reference(trainer: Any) -> bool:
@@ -158,6 +182,7 @@ KINDS: dict[str, TrainerKind] = {
             measure=Measure("eval_rewards/accuracies", "held-out accuracy", "{:.1%}"),
             settings=_dpo_settings,
             labels=_completion_labels,
+            kept=_room_for_completions,
             references=("ref_chosen_logps", "ref_rejected_logps"),
             reference=_runs_reference,
         ),
@@ -167,12 +192,13 @@ KINDS: dict[str, TrainerKind] = {
             trainer=SFTTrainer,
             config=SFTConfig,
             batch=SequenceBatch,
-            layout=Layout(),
-            columns=(("messages",), ("prompt", "completion"), ("input_ids",)),
+            layout=Layout(beside=("seq_lengths",)),
+            columns=(("messages",), ("prompt", "completion"), ("input_ids",), ("conversations",)),
             demo=demo_completions,
             measure=Measure("eval_loss", "held-out loss", "{:.4f}"),
             settings=lambda trainer: LossSettings(),
             labels=lambda inputs: inputs["labels"],
+            kept=_trained_tokens,
             margin=False,
             prepare_arguments=lambda trainer: [trainer.args.packing, trainer._formatting_func],
         ),
@@ -182,13 +208,14 @@ KINDS: dict[str, TrainerKind] = {
             trainer=KTOTrainer,
             config=KTOConfig,
             batch=KTOBatch,
-            layout=Layout(("completion",), prompts=True),
+            layout=Layout(("completion",), prompts=True, beside=("label",)),
             columns=(("completion", "label"), ("chosen", "rejected")),
             demo=demo_judged,
             measure=Measure("eval_loss", "held-out loss", "{:.4f}"),
             settings=_kto_settings,
             labels=_completion_labels,
             other_labels=kl_labels,
+            kept=_room_for_completions,
             references=("ref_logps", "ref_KL_logps"),
             reference=_runs_reference,
             kl=lambda trainer: bool(trainer.calculate_KL),
@@ -201,12 +228,17 @@ KINDS: dict[str, TrainerKind] = {
             config=RewardConfig,
             batch=RewardBatch,
             layout=Layout(("chosen", "rejected")),
-            columns=(("chosen", "rejected"),),
+            columns=(
+                ("chosen", "rejected"),
+                ("chosen_ids", "rejected_ids"),
+                ("chosen_input_ids", "rejected_input_ids"),
+            ),
             demo=demo_preferences,
             measure=Measure("eval_accuracy", "held-out accuracy", "{:.1%}"),
             settings=lambda trainer: LossSettings(center_rewards=trainer.args.center_rewards_coefficient or 0.0),
             # No token has a loss of its own, but none is hidden either.
             labels=lambda inputs: inputs["input_ids"],
+            kept=_whole_pairs,
             heads=True,
         ),
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..signals.batch import ROW_LENGTHS
-from .checkpoints import last_complete_checkpoint
+from .checkpoints import last_complete_checkpoint, saved_batch_size
 from .kinds import COLUMNS, EXAMPLE_ID
 from .rows import ExampleCollator, IndexedRows, PlannedBatches, collator_of
 
@@ -39,8 +39,16 @@ class SelectionMixin(_Trainer):
         if self.selection is not None:
             if resume_from_checkpoint is True:
                 resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint and self.args.auto_find_batch_size:
+                # The size that was found, which the trainer takes up again as well.
+                self._train_batch_size = saved_batch_size(resume_from_checkpoint) or self._train_batch_size
             self.selection.begin_run(resume_from_checkpoint or None)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if self.selection is not None:
+            self.selection.begin_attempt()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         dataset = super()._remove_unused_columns(dataset, description=description)
@@ -58,8 +66,8 @@ class SelectionMixin(_Trainer):
         if self.selection is None:
             return super().get_train_dataloader()
         collator, batch_size = self.data_collator, self._train_batch_size
-        columns = self.selection.columns if self.selection.streaming else ()
-        self.data_collator = ExampleCollator(collator_of(self), columns)
+        columns = self.selection.columns if self.selection.streaming else None
+        self.data_collator = ExampleCollator(collator_of(self), self.selection.kind.layout, columns)
         self._train_batch_size = batch_size * self.selection.methods.candidates
         try:
             return super().get_train_dataloader()
@@ -86,6 +94,8 @@ class SelectionMixin(_Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.selection is not None:
+            self.selection.steps.after_backward()
         if self.selection is not None and self.accelerator.sync_gradients:
             scale = self.selection.steps.accumulated_scale()
             if scale != 1.0:
@@ -98,7 +108,7 @@ class SelectionMixin(_Trainer):
         ids = inputs.pop(EXAMPLE_ID, None)
         columns = {key: inputs.pop(key) for key in [k for k in inputs if k.startswith(f"{COLUMNS}.")]}
         layout = {ROW_LENGTHS: inputs.pop(ROW_LENGTHS)} if ROW_LENGTHS in inputs else {}
-        if self.selection is None or ids is None or not self.model.training:
+        if self.selection is None or not self.model.training or not self.selection.steps.takes(ids):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with self.selection.steps.listen(ids, {**inputs, **layout}, columns) as listening:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -148,6 +158,21 @@ def selective_class(cls: type) -> type:
     if cls not in _CLASSES:
         _CLASSES[cls] = type("Selective" + cls.__name__, (SelectionMixin, cls), {"__module__": __name__})
     return _CLASSES[cls]
+
+
+def join(trainer: Any, selection: Any) -> None:
+    """Re-types a trainer in place, so that its seams call `selection`."""
+    trainer.__class__ = selective_class(type(trainer))
+    trainer.selection = selection
+    # What the trainer has worked out of its own signature; a stream's columns are added to it.
+    trainer._signature_columns = None
+
+
+def part(trainer: Any) -> None:
+    """Gives a trainer its own class back."""
+    trainer.__class__ = stock_class(type(trainer))
+    del trainer.selection
+    trainer._signature_columns = None
 
 
 def stock_class(cls: type) -> type:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import numbers
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,17 @@ from ..core.composition import Composition
 from ..core.method import Method
 from ..core.run import Run
 from ..data.files import replacing
-from ..data.rows import Rows
+from ..data.rows import Layout, Rows
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..sampling.plan_sampler import PlanSampler
 from ..signals.batch import ROW_LENGTHS
 from .kinds import COLUMNS, EXAMPLE_ID, trainer_kind
 from .kto import Collator
+from .matching import in_order, matched
 
 
 class IndexedRows(torch.utils.data.Dataset):
-    """A map-style dataset whose rows carry their position as `example_id`."""
+    """A map-style dataset that gives each row with its position: `(id, row)`."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -35,12 +37,11 @@ class IndexedRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[index], EXAMPLE_ID: index}
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+        return index, self.dataset[index]
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        rows = self.dataset.__getitems__(indices)
-        return [{**row, EXAMPLE_ID: index} for row, index in zip(rows, indices, strict=True)]
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, dict[str, Any]]]:
+        return list(zip(indices, self.dataset.__getitems__(indices), strict=True))
 
 
 class PlannedBatches(BatchRebalanceSampler):
@@ -65,31 +66,70 @@ class PlannedBatches(BatchRebalanceSampler):
 
 class ExampleCollator:
     """
-    The trainer's collator, which also keeps the id of each example and the columns that methods read of a stream.
+    The trainer's collator, beside which the id of each example is kept; the collator itself sees the rows alone.
 
-    Rows of a stream have no position: their id is a hash of their content, the same wherever they are met.
+    Rows of a stream have no position: their id is a hash of their content, the same wherever they are met. Rows that
+    come without a position from a loader of the user's own have no id.
+
+    Args:
+        collator (`Callable`):
+            The trainer's collator.
+        layout ([`~dsel_trl.data.rows.Layout`]):
+            Where rows hold their tokens.
+        columns (`tuple[str, ...]`, *optional*):
+            Columns that methods read of a stream; `None` where the dataset is no stream.
     """
 
-    def __init__(self, collator: Collator, columns: tuple[str, ...]) -> None:
-        self.collator = collator
-        self.columns = columns
+    def __init__(self, collator: Collator, layout: Layout, columns: tuple[str, ...] | None = None) -> None:
+        self.collator, self.layout, self.columns = collator, layout, columns
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        ids = [row[EXAMPLE_ID] if EXAMPLE_ID in row else content_id(row) for row in rows]
-        batch = collated(self.collator, rows)
+    def __call__(self, items: list[Any]) -> dict[str, Any]:
+        numbered = all(isinstance(item, tuple) for item in items)
+        rows = [row for _, row in items] if numbered else items
+        batch, positions = collated(self.collator, rows, self.layout)
+        if not numbered and self.columns is None:
+            return batch
+        ids = [items[i][0] if numbered else content_id(rows[i]) for i in positions]
         batch[EXAMPLE_ID] = torch.tensor(ids, dtype=torch.int64)
-        for name in self.columns:
-            values = [float("nan") if row.get(name) is None else float(row[name]) for row in rows]
+        for name in self.columns or ():
+            values = [_number(rows[i].get(name), name) for i in positions]
             batch[f"{COLUMNS}.{name}"] = torch.tensor(values, dtype=torch.float32)
         return batch
 
 
-def collated(collator: Collator, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """A collated batch; where its rows were laid into one (padding-free), it says how long each of them is."""
+def _number(value: Any, name: str) -> float:
+    """A value of a stream's column, NaN where null; what a column of numbers cannot hold is an error."""
+    if value is None:
+        return float("nan")
+    if isinstance(value, numbers.Real | np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return float(value)
+    raise ValueError(f"Column {name!r} of the stream holds {value!r}, but numbers are needed.")
+
+
+def collated(collator: Collator, rows: list[dict[str, Any]], layout: Layout) -> tuple[dict[str, Any], list[int]]:
+    """
+    A collated batch, and the positions in `rows` of its examples.
+
+    Where rows were laid into one (padding-free), the batch says how long each of them is.
+
+    Raises:
+        `ValueError`: if the collator is the user's own and its rows cannot be told apart.
+    """
     batch = collator(rows)
-    if batch["input_ids"].shape[0] < len(rows):
+    positions = matched(batch, rows, layout, collator)
+    if positions is None:
+        raise ValueError(
+            f"The data collator {_name_of(collator)} gives rows whose tokens are those of none of the examples, or "
+            "lays several into one row: which example a row is cannot be known. Keep one row per example with its "
+            "tokens (it may sort rows or leave some out), or use TRL's collator."
+        )
+    if batch["input_ids"].shape[0] < len(positions):
         batch[ROW_LENGTHS] = torch.tensor([len(row["input_ids"]) for row in rows])
-    return batch
+    return batch, positions
+
+
+def _name_of(collator: Any) -> str:
+    return getattr(collator, "__qualname__", type(collator).__qualname__)
 
 
 def collator_of(trainer: Any) -> Collator:
@@ -100,8 +140,9 @@ def collator_of(trainer: Any) -> Collator:
 
 def content_id(row: dict[str, Any]) -> int:
     """63-bit hash of what a row holds."""
-    content = json.dumps(row, sort_keys=True, default=str).encode()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+    # Arrays of any format count by their values; printed, a long one would be cut short.
+    plain = json.dumps(row, sort_keys=True, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
+    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "big") >> 1
 
 
 class CollatedRows:
@@ -114,8 +155,15 @@ class CollatedRows:
     def __call__(self, ids: np.ndarray) -> dict[str, Any]:
         if self._columns is None:
             self._columns = self.trainer._remove_unused_columns(self.dataset, description="Scoring")
-        rows = self._columns.__getitems__(np.asarray(ids).tolist())
-        return self.trainer._prepare_inputs(collated(collator_of(self.trainer), rows))
+        rows, layout = self._columns.__getitems__(np.asarray(ids).tolist()), trainer_kind(self.trainer).layout
+        collator = collator_of(self.trainer)
+        batch, positions = collated(collator, rows, layout)
+        if len(positions) < len(rows):
+            raise ValueError(
+                f"The data collator {_name_of(collator)} leaves examples out, which therefore cannot be measured: "
+                "remove them from the dataset."
+            )
+        return self.trainer._prepare_inputs(in_order(batch, positions, layout))
 
 
 def make_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
@@ -131,8 +179,18 @@ def make_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
         max_length=getattr(args, "max_length", None),
         truncation=getattr(args, "truncation_mode", "keep_start"),
         text_field=getattr(args, "dataset_text_field", "text"),
+        collated=_collated_columns(trainer, dataset),
         device=trainer.accelerator.device,
+        kept=trainer_kind(trainer).kept,
     )
+
+
+def _collated_columns(trainer: Any, dataset: Dataset) -> tuple[str, ...]:
+    """The columns that the trainer leaves to its collator; all of them where a transform makes what it is given."""
+    trainer._set_signature_columns_if_needed()
+    names = tuple(dataset.column_names)
+    used = tuple(name for name in names if name in trainer._signature_columns)
+    return used if used and trainer.args.remove_unused_columns else names
 
 
 def prepare_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
@@ -143,7 +201,8 @@ def prepare_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
 def prepared(trainer: Any, dataset: Any, name: str) -> Any:
     """A dataset as the trainer prepares its own: tokenized, with reference log-probabilities where it keeps them."""
     kind = trainer_kind(trainer)
-    if "prompt_ids" not in dataset.column_names and "input_ids" not in dataset.column_names:
+    as_it_is = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
+    if not as_it_is and "prompt_ids" not in dataset.column_names and "input_ids" not in dataset.column_names:
         arguments = [dataset, trainer.processing_class, trainer.args, *kind.prepare_arguments(trainer)]
         dataset = trainer._prepare_dataset(*arguments, name)
     wanted = getattr(trainer.args, "precompute_ref_log_probs", False)
@@ -178,6 +237,11 @@ class TrainingRows:
         if self._rows.dataset is not self.trainer.train_dataset:
             self._rows = make_rows(self.trainer, self.trainer.train_dataset, "train")
         return self._rows
+
+    @property
+    def user_rows(self) -> Rows | None:
+        """The user's own rows, where a method has built others of them."""
+        return None if self.user_dataset is None else make_rows(self.trainer, self.user_dataset, "train")
 
     def serve(self, loader: Any) -> None:
         """The loader that the training iterates: its rows are replaced when others are built."""

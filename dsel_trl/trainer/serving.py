@@ -10,6 +10,7 @@ from ..core.run import Run
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..sampling.plan_sampler import PlanSampler
 from .checkpoints import SavedSelection
+from .checks import drops_last
 
 
 class Serving:
@@ -89,21 +90,25 @@ class Serving:
     def _id_sampler(self) -> PlanSampler:
         if self._length is None:
             self._length = self.methods.epoch_size(self.run)
-        if self._length < self.batch_examples:
+        if self._length < self.batch_examples and drops_last(self.trainer.args, self.methods):
             raise ValueError(
                 f"Only {self._length} of {self.run.size} examples would be kept per epoch, fewer than one batch of "
-                f"{self.batch_examples}. Keep more, or use a smaller batch."
+                f"{self.batch_examples}, and dataloader_drop_last=True drops it: an epoch has no step. Set it to "
+                "False, keep more, or use a smaller batch."
             )
         return PlanSampler(self._plan, self._length, self.batch_examples, self.methods.carry_over)
 
     def _plan(self, served: np.ndarray, plans_made: int) -> np.ndarray:
         self.run.served, self.run.plans_made = served, plans_made
         ids, kept = self.methods.plan(self.run)
-        self.metrics.planned(kept, self.run.lengths)
+        self._planned(kept)
         return ids
 
     def _plan_batches(self, served: np.ndarray, plans_made: int) -> list[np.ndarray]:
         self.run.served, self.run.plans_made = served, plans_made
         batches, kept = self.methods.plan_batches(self.run)
-        self.metrics.planned(kept, self.run.lengths)
+        self._planned(kept)
         return batches
+
+    def _planned(self, kept: np.ndarray) -> None:
+        self.metrics.planned(kept, self.run.lengths if self.run.rows.tokenized else None)

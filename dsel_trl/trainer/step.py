@@ -54,6 +54,7 @@ class OptimizerStep:
         # KTO's KL term in the batch trained last: what a pass, which has no batch of its own, takes for it.
         self.kl: float | Tensor = 0.0
         self._rows: list[dict[str, Tensor]] = []
+        self._listening: Listening | None = None
         self._micro_batches = 1
 
     def begin(self, micro_batches: int) -> None:
@@ -62,6 +63,44 @@ class OptimizerStep:
         self._rows = []
         self.average.reset()
 
+    def takes(self, ids: Tensor | None) -> bool:
+        """
+        Whether a method looks at the batch of these examples.
+
+        Raises:
+            `ValueError`: if one does, but the batch has come without its ids.
+        """
+        self._listening = None
+        reading = [method.name for method in self.methods.methods if method.reads_batches]
+        if ids is None and reading:
+            raise ValueError(
+                f"A training batch came without the ids of its examples, so {reading} cannot act on it. Something "
+                "keeps only the model's inputs of a batch, or makes batches of its own: a `_prepare_inputs`, "
+                "`training_step` or `get_train_dataloader` of the trainer's class. Let it pass on the key "
+                f"{EXAMPLE_ID!r}, and let `super().get_train_dataloader()` make the loader."
+            )
+        if ids is not None and not reading:
+            self._rows.append({"ids": ids})
+        return bool(reading)
+
+    def after_backward(self) -> None:
+        """
+        After the backward pass of a micro-batch, before the optimizer moves: the weights must have met the gradient.
+
+        Raises:
+            `ValueError`: if they have not.
+        """
+        listening, self._listening = self._listening, None
+        if listening is None or listening.gate is None or listening.gate.effective:
+            return
+        names = [method.name for method in self.methods.using("weigh")]
+        raise ValueError(
+            f"The weights of {names} did not reach the gradient: the loss of {type(self.trainer).__name__} does not "
+            "come from the log-probabilities of the model's forward. A `compute_loss` that returns `model(**inputs)"
+            ".loss`, a loss computed inside the model, or a forward that skips the model's hooks does this. Compute "
+            "the loss as TRL's trainer does, from `outputs.log_probs` (or `outputs.logits`)."
+        )
+
     @contextlib.contextmanager
     def listen(self, ids: Tensor, inputs: dict[str, Any], columns: dict[str, Tensor]) -> Iterator[Listening]:
         """Opens tap and gate for one micro-batch; methods that adjust the loss act when its forwards are done."""
@@ -69,7 +108,7 @@ class OptimizerStep:
         labels = labels_of(self.kind, inputs)
         with contextlib.ExitStack() as stack:
             reading = stack.enter_context(self.tap.open(labels, gate, self.kind.other_labels(inputs)))
-            listening = Listening(ids, dict(inputs), columns, gate, reading)
+            listening = self._listening = Listening(ids, dict(inputs), columns, gate, reading)
             if self.methods.using("adjust"):
                 reading.when_read = partial(self._adjust, listening, stack)
             yield listening
@@ -170,6 +209,12 @@ class OptimizerStep:
         return {"progress": self.run.progress, "columns": column, "gather_rows": self.gather}
 
     def _batch(self, listening: Listening) -> Batch:
+        if listening.reading.policy is None:
+            names = [method.name for method in self.methods.methods if method.reads_batches]
+            raise ValueError(
+                f"{names} measure the examples of a batch, but no forward of the model on this batch was seen: "
+                f"{type(self.trainer).__name__} runs it on other rows, or calls its `forward` past its hooks."
+            )
         return make_batch(
             self.trainer, listening.ids, listening.inputs, listening.reading, **self.context(listening.columns)
         )
@@ -201,7 +246,7 @@ class OptimizerStep:
         chosen = ids.cpu()[positions]
         share = len(chosen) // world
         own = chosen[rank * share : (rank + 1) * share]
-        metrics.picked(len(ids), share * world)
+        metrics.picked(ids.cpu().numpy(), chosen[: share * world].numpy())
         # The chosen rows may lie on another rank: each rank collates its share from the dataset.
         batch = self.run.rows.collate(own.numpy())
         batch[EXAMPLE_ID] = own.to(inputs[EXAMPLE_ID].device)

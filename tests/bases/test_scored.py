@@ -1,12 +1,23 @@
 """What all scored methods share: filling gaps, keeping, ordering, pacing."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from dsel_trl.bases.scored import ByScore, in_order, keep_band, keep_top, known_scores, paced, with_unseen
+from dsel_trl.bases.scored import (
+    ByScore,
+    in_order,
+    keep_band,
+    keep_top,
+    known_scores,
+    paced,
+    tell_ties,
+    untied,
+    with_unseen,
+)
 from dsel_trl.core.ledger import Ledger
 from dsel_trl.functional.pacing import pacing_size
 from tests.runs import make_run
@@ -33,6 +44,101 @@ def test_unseen_examples_count_as_random_seen_ones():
 def test_while_nothing_tells_examples_apart_the_order_is_random(scores):
     orders = {tuple(np.argsort(with_unseen(np.float32(scores), rng(seed)))) for seed in range(5)}
     assert len(orders) == 5
+
+
+def test_what_was_seen_without_a_score_stays_unknown():
+    scores, seen = np.float32([1.0, NAN, 3.0, NAN, -INF]), np.array([True, True, True, False, False])
+    filled = with_unseen(scores, rng(), seen)
+    assert np.isnan(filled[1])
+    assert filled[3] in (1.0, 3.0)
+    assert filled[4] == -INF
+
+
+@pytest.mark.parametrize("value", [NAN, 2.0])
+def test_a_random_order_is_not_for_what_is_never_chosen(value):
+    scores = np.float32([value, value, NAN, -INF])
+    seen = np.array([False, False, True, False])
+    filled = with_unseen(scores, rng(), seen)
+    assert np.isfinite(filled[:2]).all()
+    assert np.isnan(filled[2])
+    assert filled[3] == -INF
+
+
+def test_where_nothing_has_a_score_all_are_alike():
+    filled = with_unseen(np.float32([NAN, NAN, INF]), rng(), np.ones(3, dtype=bool))
+    assert np.isfinite(filled[:2]).all()
+    assert filled[2] == INF
+
+
+@pytest.mark.parametrize("known", [[1.0, 1.0], [1.0, 0.0], [1.0], []])
+def test_a_decision_stays_a_decision(known):
+    scores = np.float32([*known, NAN, -INF, INF])
+    filled = with_unseen(scores, rng())
+    assert filled[-2:].tolist() == [-INF, INF]
+    assert np.isfinite(filled[:-2]).all()
+
+
+# ---- Equal scores ----
+
+
+def test_equal_scores_are_told_apart_by_a_second_and_then_a_draw():
+    scores = np.float32([1, 0, 1, 0, 1, NAN, -INF, 2])
+    second = np.float32([3, 1, 9, NAN, 3, 0, 0, 0])
+    draws = set()
+    for seed in range(20):
+        places = untied(scores, rng(seed), second)
+        assert np.isnan(places[5])
+        assert places[6] == -INF
+        order = np.argsort(-places[[0, 1, 2, 3, 4, 7]]).tolist()
+        # Position 5 is the score 2; then 2 (second 9), 0 and 4 in any order, 1 before 3, whose second is unknown.
+        assert order[0] == 5
+        assert order[1] == 2
+        assert set(order[2:4]) == {0, 4}
+        assert order[4:] == [1, 3]
+        draws.add(tuple(order))
+    assert len(draws) == 2
+
+
+def test_scores_without_ties_are_passed_through():
+    scores = np.float32([0.5, NAN, 1.0, -INF])
+    assert untied(scores, rng()) is scores
+
+
+def test_the_order_of_the_file_decides_nothing():
+    """Of 1,000 equal scores half is kept: as many of the first rows as of the last ones, the same in every plan."""
+    method, scores = Scored(keep=0.5), np.repeat(np.float32([1, 0]), [500, 500])
+    scores[:250] = 0
+    run = run_of(scores)
+    masks = []
+    for run.epoch in range(2):
+        for run.plans_made in range(2):
+            masks.append(method.select(run))
+    assert all((mask == masks[0]).all() for mask in masks)
+    assert masks[0].sum() == 500
+    assert masks[0][250:500].all(), "the best are all kept"
+    assert 50 < masks[0][:250].sum() < 120
+    assert masks[0][:250].sum() + masks[0][500:].sum() == 250
+    strict = Scored(action="curriculum", pacing="none").order(run, np.arange(1000))
+    assert np.abs(np.corrcoef(strict[250:], np.arange(750))[0, 1]) < 0.7
+    assert (np.diff(scores[strict]) <= 0).all()
+
+
+def test_what_scores_do_not_say_is_said():
+    told, logged = [], []
+    run = make_run(4, log=logged.append, tell=lambda key, text, level: told.append((key, text, level)))
+    tell_ties(run, "x", np.float32([1, 2, NAN, -INF]))
+    assert told == []
+    assert logged == [{"x_tied": 0}]
+    tell_ties(run, "x", np.float32([1, 1, 2, -INF]))
+    assert logged[1] == {"x_tied": 2}
+    key, text, level = told[0]
+    assert (key, level) == ("x:ties", logging.INFO)
+    assert "2 of 3 known scores" in text
+    assert "seed 0" in text
+    tell_ties(run, "x", np.float32([1, 1, NAN, -INF]))
+    assert told[1][0] == "x:constant"
+    assert told[1][2] == logging.WARNING
+    assert "all 2 known scores are 1" in told[1][1]
 
 
 def test_known_scores_are_passed_through():
@@ -155,6 +261,26 @@ def test_actions_that_keep(parameters, kept):
     mask = method.select(run_of(SCORES))
     assert np.flatnonzero(mask).tolist() == kept
     assert method.epoch_size(run_of(SCORES)) == len(kept)
+
+
+def half_unknown():
+    """Four examples with a score and four that were seen and have none."""
+    run = run_of(np.where(np.arange(8) % 2 == 0, SCORES, NAN))
+    run.ledger.visit(np.arange(8))
+    return run
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(0.25, [4, 6]), (0.5, [0, 2, 4, 6]), (1.0, [0, 2, 4, 6])])
+def test_seen_examples_without_a_score_are_not_kept(keep, kept):
+    assert np.flatnonzero(Scored(keep=keep).select(half_unknown())).tolist() == kept
+
+
+@pytest.mark.parametrize("action", ["sample", "curriculum"])
+def test_seen_examples_without_a_score_come_last(action):
+    method = Scored(action=action, pacing="none")
+    ids = method.order(half_unknown(), np.arange(8))
+    assert sorted(ids[:4]) == [0, 2, 4, 6]
+    assert sorted(ids[4:]) == [1, 3, 5, 7]
 
 
 def test_weights_follow_the_score():

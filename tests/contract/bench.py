@@ -4,11 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback
 
-from dsel_trl import SelectionCallback
+from dsel_trl import Method, SelectionCallback
 from tests import tiny
-from tests.contract.cases import SIZE, case, make
+from tests.contract.cases import SIZE, Case, case, make
+from tests.contract.decisions import Decisions
+from tests.contract.gaps import Gaps, without_numbers
 
 CONFIG = {"num_train_epochs": 2, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
 
@@ -37,12 +40,34 @@ class SaveInside(TrainerCallback):
         return control
 
 
+class KeepAll(Method):
+    """Plans, and decides nothing: every example once per epoch, in random order."""
+
+    name = "keep_all"
+    packed_rows = True
+
+    def select(self, run: Any) -> np.ndarray:
+        return np.ones(run.size, dtype=bool)
+
+
+@dataclass
+class Baseline:
+    """What a run without any decision trained; the stock trainer does not say which ids."""
+
+    losses: list[dict[str, float]]
+    weights: dict[str, Any]
+    ids: list[list[int]] | None = None
+
+
 @dataclass
 class Finished:
-    """A finished run."""
+    """A finished run: its method, what it was given to train on, what the method decided and what was trained."""
 
     trainer: Any
+    method: Method
+    given: Any
     trace: tiny.Trace
+    decisions: Decisions
     saved: dict[int, int]
 
     @property
@@ -76,22 +101,47 @@ class Bench:
         trainer.add_callback(SelectionCallback(trainer, [make(name), witness]))
         return trainer, witness
 
+    def run(self, trainer: Any, method: Method) -> Finished:
+        """Trains with a method, saving a checkpoint inside each epoch."""
+        witness, saving, given = tiny.Witness(), SaveInside(), trainer.train_dataset
+        trainer.add_callback(SelectionCallback(trainer, [method, witness]))
+        decisions = Decisions(trainer.selection)
+        trainer.add_callback(saving)
+        trainer.train()
+        return Finished(trainer, method, given, tiny.Trace.of(trainer, witness), decisions, saving.saved)
+
     def whole(self, name: str, kind: str, workers: int = 0) -> Finished:
         """An undisturbed run that saved a checkpoint inside each epoch."""
         key = ("whole", name, kind, workers)
         if key not in self.kept:
-            trainer, witness = self.attached(name, kind, **loading(workers))
-            saving = SaveInside()
-            trainer.add_callback(saving)
-            trainer.train()
-            self.kept[key] = Finished(trainer, tiny.Trace.of(trainer, witness), saving.saved)
+            self.kept[key] = self.run(self.trainer(kind, name, **loading(workers)), make(name))
         return self.kept[key]
 
-    def stock(self, kind: str, name: str, **config: Any) -> tuple[list[dict[str, float]], dict[str, Any]]:
-        """Logged rows and final weights of the stock trainer on the data of a case."""
-        key = ("stock", kind, case(name).size, *sorted({**case(name).config, **config}.items()))
+    def gappy(self, kind: str, method: Method, name: str | None = None, **config: Any) -> tuple[Finished, Gaps]:
+        """A run of a method in which every fourth example cannot be measured."""
+        dataset = without_numbers(data(name, kind))
+        trainer = self.trainer(kind, name, dataset=dataset, **config)
+        witness, gaps, given = tiny.Witness(), Gaps(method), trainer.train_dataset
+        trainer.add_callback(SelectionCallback(trainer, [gaps, method, witness]))
+        decisions = Decisions(trainer.selection, gaps.known)
+        trainer.train()
+        return Finished(trainer, method, given, tiny.Trace.of(trainer, witness), decisions, {}), gaps
+
+    def stock(self, kind: str, name: str | None = None, **config: Any) -> Baseline:
+        """The stock trainer on the data of a case."""
+        return self._baseline("stock", kind, name, config)
+
+    def shuffled(self, kind: str, name: str | None = None) -> Baseline:
+        """A method that plans without deciding anything, on the data of a case."""
+        return self._baseline("shuffled", kind, name, {})
+
+    def _baseline(self, what: str, kind: str, name: str | None, config: dict[str, Any]) -> Baseline:
+        own = Case() if name is None else case(name)
+        key = (what, kind, own.size, *sorted({**own.config, **config}.items()))
         if key not in self.kept:
             trainer = self.trainer(kind, name, **config)
+            witness = tiny.attach(trainer, KeepAll()) if what == "shuffled" else None
             trainer.train()
-            self.kept[key] = tiny.losses_of(trainer), tiny.weights_of(trainer)
+            ids = None if witness is None else witness.ids
+            self.kept[key] = Baseline(tiny.losses_of(trainer), tiny.weights_of(trainer), ids)
         return self.kept[key]

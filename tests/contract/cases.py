@@ -32,6 +32,8 @@ class Case:
         size: rows of its dataset.
         repeats: whether it surely trains an example twice that comes twice; `False` where avoiding that is what it is
             for, or where chance decides.
+        idle: why it is meant to change nothing; empty where it has to act.
+        untold: why examples that cannot be measured are trained all the same; empty where they never displace others.
     """
 
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -39,19 +41,22 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     size: int = SIZE
     repeats: bool = True
+    idle: str = ""
+    untold: str = ""
 
 
+NEVER_PRUNED = "it prunes what is known to be learned; an example that is not known to be has the weight 1"
 REWARD = f"{__name__}:fewest_words"
 
 CASES: dict[str, Case] = {
-    "uniform": Case(neutral={}),
+    "uniform": Case(neutral={}, idle="the control: it measures, and leaves the run as it is"),
     "random": Case({"keep": 0.6, "refresh": "epoch"}),
     "weight_column": Case(neutral={"column": "one"}),
     "margin": Case({"action": "sample", "keep": 0.7, "refresh": 2}),
     "alignment_potential": Case({"form": "dpo", "keep": 0.6, "refresh": 2}),
     "robust_dpo": Case({"eps": 0.2, "warmup": 0.0}, neutral={"eps": 0.0, "warmup": 0.0}),
     "dr_dpo": Case(neutral={"beta_prime": float("inf")}),
-    "infobatch": Case({"keep_learned": 0.6}),
+    "infobatch": Case({"keep_learned": 0.6, "delta": 1.0}, untold=NEVER_PRUNED),
     "dataset_decomposition": Case({"min_log2": 2, "max_log2": 6, "cycles": 2}),
     "bees": Case({"sources": ["explicit", "implicit"], "refresh": 3, "keep": 0.6}),
     "beta_dpo": Case(neutral={"a": 0.0, "keep": 1.0}),
@@ -59,15 +64,17 @@ CASES: dict[str, Case] = {
     "s2l": Case({"clusters": 3, "checkpoints": 2, "helper_lora": False, "keep": 0.6}),
     "curry_dpo": Case({"stages": 2}),
     "reward_augmented": Case({"template": "w1 {g}"}),
+    "uni_dpo": Case(untold="a pair without scores counts as one of equal scores, and its margin goes on to count"),
     "filtered_dpo": Case({"reward": REWARD, "max_new_tokens": 4, "threshold": 4.0}),
     "inco_dpo": Case({"reward": REWARD, "samples": 1, "continuations": 1, "max_new_tokens": 4}),
     "zip": Case({"keep": 0.6, "k1": 12, "k2": 4, "k3": 2, "workers": 1, "refresh": "epoch", "unchosen": "restore"}),
     "deita": Case({"complexity_column": "difficulty", "quality_column": "weight", "keep": 0.6, "threshold": 0.99}),
     "ifd": Case({"keep": 0.7, "limit": 2.0, "refresh": "epoch"}),
-    "perplexity": Case({"keep": 0.6, "refresh": "epoch"}),
+    "perplexity": Case({"keep": 0.6, "refresh": 2}),
     "rho1": Case(
         {"clean_column": "difficulty", "clean_above": 0.3, "helper_lora": False},
         {"clean_column": "one", "keep": 1.0},
+        untold="the column says what a helper learns from; it then knows the tokens of every example",
     ),
     "jest": Case({"loss_column": "difficulty", "factor": 2}),
     "edge": Case({"guideline": "w1 w2", "keep": 0.6}),
@@ -83,12 +90,12 @@ FURTHER: dict[str, Case] = {
         {"form": "cherry", "warm_up": 2, "warm_up_clusters": 2, "helper_lora": False, "limit": 5.0, "keep": 0.7}
     ),
     "ifd:diverse": Case({"keep": 0.9, "limit": 5.0, "diverse": 0.6, "refresh": "epoch"}),
-    "edge:weight": Case({"guideline": "w1 w2", "action": "weight"}),
+    "edge:weight": Case({"guideline": "w1 w2", "action": "weight", "refresh": 2}),
     "jest:diverse": Case(
         {"loss_column": "difficulty", "factor": 2, "diversity": 1.0},
         repeats=False,
     ),
-    "infobatch:steps": Case({"refresh": 1, "prescore": True, "keep_learned": 0.4}),
+    "infobatch:steps": Case({"refresh": 1, "prescore": True, "keep_learned": 0.4}, untold=NEVER_PRUNED),
     "curriculum:sample": Case({"action": "sample", "by": "loss", "unbiased": True, "refresh": 2}),
     "margin:weight": Case({"action": "weight"}),
     "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),

@@ -1,7 +1,6 @@
 """Every registered method keeps the promises of a run: one suite, parametrised over the registry."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from dsel_trl.trainer.forwards import base_model
 from tests import tiny
 from tests.contract.bench import CONFIG, data, loading
 from tests.contract.cases import EVERYWHERE, GUISES, LABELLED, METHODS, NEUTRAL, case, first_kind, kinds, make
+from tests.contract.checks import assert_acts, assert_idle, assert_sound, assert_unknown_displaces_nothing
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,21 +27,6 @@ def attach(trainer, methods):
     callback = SelectionCallback(trainer, methods)
     trainer.add_callback(callback)
     return callback
-
-
-def assert_sound(trace):
-    """Ids exist, weights are numbers, the model is one, and the ledger counts what was trained."""
-    size = len(trace.ledger["visits"])
-    visits = np.zeros(size, dtype=np.int64)
-    for ids, values in zip(trace.ids, trace.values, strict=True):
-        assert min(ids) >= 0
-        assert max(ids) < size
-        np.add.at(visits, ids, 1)
-        assert np.isfinite(values["loss"]).all()
-        if "weight" in values:
-            assert np.isfinite(values["weight"]).all()
-    assert trace.ledger["visits"].tolist() == visits.tolist()
-    assert all(torch.isfinite(weight).all() for weight in trace.weights.values())
 
 
 # ---- It trains ----
@@ -86,9 +71,9 @@ def test_neutral_parameters_are_stock_bit_for_bit(bench, name, kind):
     trainer = bench.trainer(kind, name)
     attach(trainer, make(name, case(name).neutral))
     trainer.train()
-    losses, weights = bench.stock(kind, name)
-    assert tiny.losses_of(trainer) == losses
-    tiny.assert_same_weights(tiny.weights_of(trainer), weights)
+    stock = bench.stock(kind, name)
+    assert tiny.losses_of(trainer) == stock.losses
+    tiny.assert_same_weights(tiny.weights_of(trainer), stock.weights)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if get_method(name).packed_rows and "sft" in kinds(name)])
@@ -97,6 +82,19 @@ def test_packed_rows_where_the_method_says_so(bench, name):
     attach(trainer, make(name))
     trainer.train()
     assert trainer.state.global_step == 2
+
+
+# ---- It acts ----
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind in EVERYWHERE if not case(name).idle])
+def test_acts(bench, name, kind):
+    assert_acts(bench.whole(name, kind), bench.stock(kind, name), bench.shuffled(kind, name))
+
+
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind in EVERYWHERE if case(name).idle])
+def test_idle_methods_are_stock_bit_for_bit(bench, name, kind):
+    assert_idle(bench.whole(name, kind), bench.stock(kind, name))
 
 
 # ---- It resumes ----
@@ -197,25 +195,10 @@ def test_repeated_ids(bench, name, monkeypatch):
 @pytest.mark.parametrize("name", GUISES)
 def test_unknown_scores_neither_win_nor_spread(bench, name):
     """Every fourth value of every numeric column is missing, and so is every fourth score of the method."""
-    kind = first_kind(name)
-    rows = data(name, kind).to_list()
-    for row in rows[::4]:
-        row.update({key: None for key, value in row.items() if isinstance(value, float)})
-    trainer, witness = bench.attached(name, kind, dataset=Dataset.from_list(rows), max_steps=4)
-    method = trainer.selection.methods.methods[0]
-    if "score" in method.hooks:
-        score = method.score
-
-        def with_gaps(batch):
-            scores = score(batch)
-            missing = batch.ids % 4 == 0
-            if isinstance(scores, dict):
-                return {key: value.masked_fill(missing, math.nan) for key, value in scores.items()}
-            return scores.masked_fill(missing, math.nan)
-
-        method.score = with_gaps
-    trainer.train()
-    assert_sound(tiny.Trace.of(trainer, witness))
+    run, gaps = bench.gappy(first_kind(name), make(name), name)
+    assert_sound(run.trace)
+    if gaps.used and not case(name).untold:
+        assert_unknown_displaces_nothing(run)
 
 
 # ---- It goes away ----
@@ -247,9 +230,9 @@ def test_detached_after_a_step_the_trainer_is_stock(bench, name):
     trainer._total_train_tokens = 0
     set_seed(trainer.args.seed)
     trainer.train()
-    losses, weights = bench.stock(kind, name, weight_decay=0.0)
-    assert tiny.losses_of(trainer) == losses
-    tiny.assert_same_weights(tiny.weights_of(trainer), weights)
+    stock = bench.stock(kind, name, weight_decay=0.0)
+    assert tiny.losses_of(trainer) == stock.losses
+    tiny.assert_same_weights(tiny.weights_of(trainer), stock.weights)
 
 
 # ---- Two processes ----

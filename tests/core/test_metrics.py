@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.metrics import Metrics
 from dsel_trl.core.run import Step
 from tests.runs import make_run
@@ -69,8 +70,8 @@ def test_what_is_kept_and_skipped(run):
 
 def test_what_is_picked(run):
     metrics = Metrics()
-    metrics.picked(8, 2)
-    metrics.picked(8, 2)
+    metrics.picked(np.arange(8), np.arange(2))
+    metrics.picked(np.arange(8), np.arange(2))
     assert metrics.row(run.ledger, run)["selection/kept_fraction"] == 0.25
     assert metrics.summary(run.ledger)["candidates_scored"] == 16
     assert metrics.summary(run.ledger)["examples_skipped"] == 12
@@ -100,7 +101,7 @@ def test_a_methods_own_values_are_averaged(run):
 
 def test_state_survives_json(run):
     metrics = Metrics()
-    metrics.picked(4, 2)
+    metrics.picked(np.arange(4), np.arange(2))
     metrics.step(step([0], loss=[1.0]), served=2)
     metrics.row(run.ledger, run)
     state = json.loads(json.dumps(metrics.state_dict()))
@@ -120,4 +121,6 @@ def test_summary_counts_the_ledger(run):
     summary = metrics.summary(run.ledger)
     assert summary["examples"] == 6
     assert summary["examples_visited"] == 2
+    assert summary["selected_fraction"] == pytest.approx(2 / 6)
+    assert Metrics().summary(Ledger())["selected_fraction"] == 0.0
     assert summary["examples_dropped"] == 1

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import dsel_trl
-from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.randomness import stream, stream_seed
-from dsel_trl.core.run import Run
+from tests.runs import make_run
 
 PACKAGE = Path(dsel_trl.__file__).parent
 # Draws that belong to no run: the built-in corpus and model, and what builds datasets from a seed that it is given.
@@ -18,7 +17,7 @@ OWN_SEEDS = {"data/demo/model.py", "data/demo/corpus.py", "data/build/reward_aug
 
 
 def run(seed=0, **values):
-    return Run(trainer="dpo", size=4, ledger=Ledger(4), seed=seed, **values)
+    return make_run(4, seed=seed, **values)
 
 
 def first(generator):

@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
+from dsel_trl.data.columns import ROW_NUMBER
 from dsel_trl.data.loading import check_rows, load_splits, number_rows, take_split
 from dsel_trl.trainer.kinds import KINDS
 
@@ -118,12 +119,10 @@ def test_wrong_columns_and_empty_rows(rows):
     check_rows(rows.rename_columns({"chosen": "completion"}), "pairs", KINDS["sft"].columns, "dsel sft")
 
 
-def test_rows_are_numbered_once(rows):
-    numbered = number_rows(rows)
-    assert numbered["example_id"][:] == [0, 1, 2]
-    own = rows.add_column("example_id", [7, 5, 3])
-    assert number_rows(own)["example_id"][:] == [7, 5, 3]
-    with pytest.raises(ValueError, match="'example_id' holds string"):
-        number_rows(rows.add_column("example_id", ["p", "q", "r"]))
+def test_rows_are_numbered_whatever_columns_they_have(rows):
+    own = rows.add_column("example_id", ["p", None, "r"]).select([2, 0, 1])
+    numbered = number_rows(own)
+    assert numbered[ROW_NUMBER][:] == [0, 1, 2]
+    assert numbered["example_id"][:] == ["r", "p", None]
     stream = rows.to_iterable_dataset()
     assert number_rows(stream) is stream

@@ -16,6 +16,7 @@ from dsel_trl import SelectionCallback, create_method
 from dsel_trl.core import sidecar
 from dsel_trl.report import run_files
 from tests import live, tiny
+from tests.distributed import fsdp2
 
 
 def kill() -> None:
@@ -94,6 +95,8 @@ def make_methods(names: list[Any]) -> list[Any]:
 def train(spec: dict[str, Any]) -> None:
     """Trains as `spec` says; the first process leaves a trace at `spec["trace"]`."""
     run_files.draw_run = _BaseTrainer.create_model_card = lambda *args, **kwargs: None
+    if spec.get("fsdp2"):
+        fsdp2.shard()
     dataset = tiny.DATASETS[spec["kind"]](spec.get("size", 21))
     trainer = tiny.make_trainer(spec["kind"], spec["model"], spec["output_dir"], dataset=dataset, **spec["config"])
     witness = tiny.Witness()
@@ -105,8 +108,15 @@ def train(spec: dict[str, Any]) -> None:
         else:
             kill_while_saving(killed["event"], killed["count"])
     trainer.train(resume_from_checkpoint=spec.get("resume", False))
-    if trainer.args.process_index == 0 and "trace" in spec:
-        torch.save(tiny.Trace.of(trainer, witness), spec["trace"])
+    if spec.get("fsdp2"):
+        fsdp2.assert_sharded(trainer)
+    if deepspeed := spec["config"].get("deepspeed"):
+        assert trainer.deepspeed.zero_optimization_stage() == deepspeed["zero_optimization"]["stage"]
+    if "trace" in spec:
+        # Sharded weights are put together by all processes.
+        trace = tiny.Trace.of(trainer, witness)
+        if trainer.args.process_index == 0:
+            torch.save(trace, spec["trace"])
 
 
 if __name__ == "__main__":

@@ -4,10 +4,8 @@ import pytest
 from dsel_trl.functional.pacing import (
     PACINGS,
     competence,
-    curriculum_order,
     difficulty_cdf,
     eligible_by_competence,
-    eligible_by_rank,
     pacing_size,
     unigram_rarity,
 )
@@ -70,15 +68,6 @@ def test_eligibility():
     assert eligible_by_competence(cdf, 0.7).tolist() == [1, 2]
     assert eligible_by_competence(cdf, 0.1).tolist() == [1]
     assert eligible_by_competence(cdf, 0.1, at_least_one=False).tolist() == []
-    assert eligible_by_rank([3.0, 1.0, 2.0], 0.7).tolist() == [1, 2]
-    assert eligible_by_rank([3.0, 1.0, 2.0], 0.7, hardest_first=True).tolist() == [0, 2]
-    assert eligible_by_rank([3.0, 1.0, np.nan], 1.0).tolist() == [1, 0]
-    assert eligible_by_rank([3.0, 1.0, 2.0], 0.0).tolist() == [1]
-
-
-def test_order_and_its_reverse():
-    assert curriculum_order([2.0, 1.0, np.nan, 2.0]).tolist() == [1, 0, 3, 2]
-    assert curriculum_order([2.0, 1.0, np.nan, 2.0], hardest_first=True).tolist() == [0, 3, 1, 2]
 
 
 def test_rarity():

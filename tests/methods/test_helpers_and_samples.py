@@ -71,6 +71,14 @@ def test_clusters_share_the_budget(make_trainer):
     assert (kept[:34].sum(), kept[34:].sum()) == (5, 5)
 
 
+def test_examples_without_a_loss_are_not_drawn(make_trainer):
+    rows = tiny.preferences().add_column("losses", [[1.0, 0.5]] * 10 + [[np.nan, np.nan]] * 20 + [[3.0, 3.0]] * 10)
+    trainer = make_trainer("dpo", dataset=rows, max_steps=1)
+    callback = SelectionCallback(trainer, "s2l", trajectory_column="losses", clusters=3, keep=0.5)
+    trainer.train()
+    assert (~callback.ledger.dropped).tolist() == [True] * 10 + [False] * 20 + [True] * 10
+
+
 def test_sources_share_the_budget(make_trainer):
     rows = tiny.preferences().add_column("losses", np.random.default_rng(0).normal(size=(40, 3)).tolist())
     rows = rows.add_column("origin", ["a"] * 30 + ["b"] * 10)

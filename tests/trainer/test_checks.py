@@ -51,14 +51,14 @@ BAD = {
     "aot": ({"loss_type": ["aot"]}, ("weight_column", {}), r"\['aot'\] sorts the batch.*weight_column"),
     "aot_in_a_mix": ({"loss_type": ["sigmoid", "aot_unpaired"]}, ("dr_dpo", {}), r"aot_unpaired"),
     "too_small": (
-        {"dataset": tiny.preferences(3), "per_device_train_batch_size": 4},
+        {"dataset": tiny.preferences(3), "per_device_train_batch_size": 4, "dataloader_drop_last": True},
         ("uniform", {}),
-        r"3 examples, fewer than one batch of 4 \(4 x 1 processes x 1 candidates\)",
+        r"3 examples, fewer than one batch of 4 \(4 x 1 processes x 1 candidates\), and dataloader_drop_last=True",
     ),
     "too_few_candidates": (
-        {"dataset": tiny.preferences(3)},
+        {"dataset": tiny.preferences(3), "dataloader_drop_last": True},
         (PickLongest, {}),
-        r"3 examples, fewer than one batch of 4 \(2 x 1 processes x 2 candidates\)",
+        r"3 examples, fewer than one batch of 4 \(2 x 1 processes x 2 candidates\).*an epoch has no step",
     ),
     "sampling": ({"train_sampling_strategy": "sequential"}, ("random", {}), r"'sequential' orders.*\['random'\]"),
 }
@@ -96,9 +96,10 @@ def test_the_error_names_the_culprit_and_touches_nothing(make_trainer, bad):
 
 
 def test_what_only_a_plan_shows(make_trainer):
-    trainer = make_trainer_on_old_output(make_trainer, dataset=tiny.preferences(12))
+    trainer = make_trainer_on_old_output(make_trainer, dataset=tiny.preferences(12), dataloader_drop_last=True)
     SelectionCallback(trainer, "random", keep=0.1)
-    with pytest.raises(ValueError, match="Only 1 of 12 examples would be kept per epoch, fewer than one batch of 2"):
+    message = "Only 1 of 12 examples would be kept per epoch, fewer than one batch of 2, and dataloader_drop_last=True"
+    with pytest.raises(ValueError, match=message):
         trainer.train()
     assert_untouched(trainer)
 
@@ -115,6 +116,28 @@ def test_packing_with_a_method_that_needs_single_examples(make_trainer):
     trainer = make_trainer("lm", packing=True, max_length=32)
     with pytest.raises(ValueError, match=r"'weight_column' needs single examples.*packing=True"):
         SelectionCallback(trainer, "weight_column")
+
+
+def test_mean_weights_over_an_accumulated_deepspeed_step(make_trainer, monkeypatch):
+    """DeepSpeed steps inside the backward pass of the last micro-batch: too early for the mean over all of them."""
+    trainer = make_trainer_on_old_output(make_trainer, gradient_accumulation_steps=2)
+    stock = type(trainer)
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    with pytest.raises(ValueError, match=r"\['weight_column'\] average.*gradient_accumulation_steps=2 micro-batches"):
+        SelectionCallback(trainer, "weight_column")
+    assert type(trainer) is stock
+    assert_untouched(trainer)
+    SelectionCallback(trainer, "weight_column", normalize="none")
+
+
+def test_embeddings_of_a_policy_that_is_not_in_place(make_trainer, monkeypatch):
+    """Neither the trainer's arguments nor its model need tell: `accelerate launch` alone decides it."""
+    trainer = make_trainer_on_old_output(make_trainer)
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    trainer.add_callback(SelectionCallback(trainer, "semdedup", embedding="policy"))
+    with pytest.raises(ValueError, match="embedding='policy' needs the whole model before training"):
+        trainer.train()
+    assert_untouched(trainer)
 
 
 def test_pairs_only(make_trainer):

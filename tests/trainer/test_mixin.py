@@ -240,8 +240,9 @@ def test_trainers_of_other_kinds_are_named():
 def test_rows_carry_their_position(make_trainer):
     rows = IndexedRows(Dataset.from_dict({"a": [5, 6, 7], "example_id": [9, 9, 9]}))
     assert len(rows) == 3
-    assert rows[1] == {"a": 6, "example_id": 1}
-    assert rows.__getitems__([2, 0]) == [{"a": 7, "example_id": 2}, {"a": 5, "example_id": 0}]
+    # The rows themselves, a column of the user's of that name too, stay as they are.
+    assert rows[1] == (1, {"a": 6, "example_id": 9})
+    assert rows.__getitems__([2, 0]) == [(2, {"a": 7, "example_id": 9}), (0, {"a": 5, "example_id": 9})]
 
 
 def test_the_content_of_a_row_is_its_id():

@@ -8,7 +8,6 @@ import numpy as np
 from datasets import Dataset
 
 from ...functional.preference.inco_dpo import balanced_scores, choose_pair, prefix_length
-from ...scorers.rewards import Reward, score_responses
 from ..responses import Prompt, as_response, prompts_of, response_text, unprepared
 
 
@@ -78,7 +77,7 @@ def prefix_of(response: str, tokenizer: Any, synthesis: Synthesis) -> str:
 def build(
     dataset: Dataset,
     generate: Callable[..., list[list[str]]],
-    reward: Reward,
+    score: Callable[[Sequence[Prompt], Sequence[str]], np.ndarray],
     tokenizer: Any,
     *,
     synthesis: Synthesis | None = None,
@@ -95,8 +94,8 @@ def build(
             Rows with `prompt` and the response of a stronger model.
         generate (`Callable`):
             As [`~dsel_trl.trainer.generation.generate`] without its first argument.
-        reward (`Callable`):
-            Scores prompts and responses; a candidate without a score takes no part.
+        score (`Callable`):
+            Rewards of responses to prompts, `(n,)`; a candidate without one takes no part.
         tokenizer:
             The policy's.
         synthesis ([`Synthesis`], *optional*):
@@ -135,7 +134,7 @@ def build(
     candidates = _continued(candidates, prompts, prefixes, dataset[response_column], generate, how, drawn, seed, end)
     owner = np.repeat(np.arange(len(prompts)), [len(texts) for texts in candidates])
     texts = [text for row in candidates for text in row]
-    rewards = score_responses(reward, [prompts[i] for i in owner], texts, description="Scoring candidates")
+    rewards = score([prompts[i] for i in owner], texts)
     rewards = np.where([bool(text.strip()) for text in texts], rewards, np.nan)
     scores = rewards.astype(np.float64)
     if how.balance:

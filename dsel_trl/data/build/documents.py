@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...functional.order.dataset_decomposition import decompose
-from ..columns import list_lengths, original_positions
+from ..columns import list_lengths
 
 DOCUMENT_ID = "document_id"
 TOKENS_AT_A_TIME = 1000
@@ -89,6 +89,7 @@ def cut_documents(
     max_log2: int,
     keep_tail: bool,
     rng: np.random.Generator | None = None,
+    positions: np.ndarray | None = None,
 ) -> Dataset:
     """
     One row per piece: `input_ids`, `labels`, `document_id`, and the numeric columns of its document.
@@ -106,6 +107,8 @@ def cut_documents(
             Whether what is left of a document, shorter than the shortest bucket, is a piece too.
         rng (`np.random.Generator`, *optional*):
             Cuts over-long documents at random instead of into the longest pieces.
+        positions (`np.ndarray` of shape `(D,)`, *optional*):
+            What `document_id` says of each document; by default its number.
     """
     pieces = decompose(lengths, min_log2=min_log2, max_log2=max_log2, rng=rng)
     document, start, size = pieces.document, pieces.start, 2**pieces.bucket + 1
@@ -129,8 +132,7 @@ def cut_documents(
     sequences = pa.LargeListArray.from_arrays(offsets, pa.array(tokens.astype(np.int64)))
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     numeric = [field.name for field in dataset.features.arrow_schema if any(kind(field.type) for kind in kinds)]
-    rows = original_positions(dataset)
-    owner = document if rows is None else rows[document]
+    owner = document if positions is None else positions[document]
     columns = {"input_ids": sequences, "labels": sequences, DOCUMENT_ID: pa.array(owner)}
     if numeric:
         kept = dataset.select_columns(numeric).with_format("arrow")[:].take(pa.array(document))

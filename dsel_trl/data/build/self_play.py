@@ -1,14 +1,13 @@
 """Self-play: prompts that the policy rewrites, and pairs of its best and worst response (hf.co/papers/2503.01864)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
 from ...functional.preference.inco_dpo import choose_pair
-from ...scorers.rewards import Reward, score_responses
-from ..responses import Prompt, as_response, prompts_of, unprepared
+from ..responses import Prompt, as_response, message_text, prompts_of, unprepared
 
 REWRITES = (
     "Rewrite this request and add one constraint, in 10 to 20 more words: {prompt}",
@@ -30,7 +29,7 @@ def evolved(
     **drawn: Any,
 ) -> list[Prompt]:
     """The policy's rewrites of each prompt, five ways each, without those of very different length."""
-    texts = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+    texts = [prompt if isinstance(prompt, str) else message_text(prompt[-1]) for prompt in prompts]
     asked: list[Prompt] = []
     for prompt, text in zip(prompts, texts, strict=True):
         requests = [rewrite.format(prompt=text) for rewrite in REWRITES]
@@ -49,7 +48,7 @@ def evolved(
 def build(
     dataset: Dataset,
     generate: Callable[..., list[list[str]]],
-    reward: Reward,
+    score: Callable[[Sequence[Prompt], Sequence[str]], np.ndarray],
     *,
     responses: int = 5,
     temperature: float = 0.8,
@@ -67,8 +66,8 @@ def build(
             Pairs with `prompt`.
         generate (`Callable`):
             As [`~dsel_trl.trainer.generation.generate`] without its first argument.
-        reward (`Callable`):
-            Scores prompts and responses.
+        score (`Callable`):
+            Rewards of responses to prompts, `(n,)`.
         responses (`int`, *optional*, defaults to `5`):
             Samples per prompt, at least 2.
         temperature, top_p, max_new_tokens, batch_size:
@@ -98,7 +97,7 @@ def build(
         samples = generate(prompts, samples=responses, max_new_tokens=max_new_tokens, seed=seed + 1, **drawn)
     texts = [text for row in samples for text in row]
     owners = [prompt for prompt in prompts for _ in range(responses)]
-    scores = score_responses(reward, owners, texts, description="Scoring samples").reshape(-1, responses)
+    scores = score(owners, texts).reshape(-1, responses)
     rows = []
     for prompt, row, values in zip(prompts, samples, scores, strict=True):
         pair = choose_pair(values) if all(text.strip() for text in row) else None

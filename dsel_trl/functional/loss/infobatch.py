@@ -167,14 +167,14 @@ def is_pruned_epoch(epoch: int, num_epochs: float, delta: float = 0.875) -> bool
 
 def infobatch_epoch(
     scores: ArrayLike,
-    epoch: int,
-    num_epochs: float,
     rng: Rng,
     *,
+    pruned: bool,
     prune_ratio: float = 0.5,
-    delta: float = 0.875,
     exact_weight: bool = False,
     min_keep: int = 0,
+    candidates: ArrayLike | None = None,
+    as_published: bool = False,
     stale_weights: ArrayLike | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """
@@ -183,24 +183,18 @@ def infobatch_epoch(
     Args:
         scores (`array` of shape `(N,)`):
             Last known loss of every example, in nats.
-        epoch (`int`):
-            Epoch, counted from 0.
-        num_epochs (`float`):
-            Planned number of epochs.
         rng (`np.random.Generator` or `np.random.RandomState`):
             Source of randomness; it is advanced.
+        pruned (`bool`):
+            Whether the epoch is pruned ([`is_pruned_epoch`]).
         prune_ratio (`float`, *optional*, defaults to `0.5`):
             Fraction of the well-learned examples to drop in a pruned epoch.
-        delta (`float`, *optional*, defaults to `0.875`):
-            Fraction of the epochs in which examples are pruned.
-        exact_weight (`bool`, *optional*, defaults to `False`):
-            See [`infobatch_prune`].
-        min_keep (`int`, *optional*, defaults to `0`):
+        exact_weight (`bool`, *optional*, defaults to `False`), min_keep (`int`, *optional*, defaults to `0`),
+        candidates (`array` of int, *optional*), as_published (`bool`, *optional*, defaults to `False`):
             See [`infobatch_prune`].
         stale_weights (`array` of shape `(N,)`, *optional*):
-            Weights of the epoch before. Give them only to repeat the published code, which takes means in float32 and
-            forgets to reset the weights when `delta * num_epochs` is not an integer: the final full epochs then keep
-            these.
+            Weights that an epoch of all data has instead of 1. The published code forgets to reset those of the last
+            pruned epoch when `delta * num_epochs` is not an integer.
 
     Returns:
         `tuple[np.ndarray, np.ndarray]`: ids in training order, int64 of shape `(M,)`; weights of all examples, float32
@@ -209,40 +203,17 @@ def infobatch_epoch(
     Raises:
         `ValueError`: if a parameter is out of range.
     """
-    if is_pruned_epoch(epoch, num_epochs, delta):
+    if pruned:
         return infobatch_prune(
             scores,
             rng,
             prune_ratio=prune_ratio,
             exact_weight=exact_weight,
             min_keep=min_keep,
-            as_published=stale_weights is not None,
+            candidates=candidates,
+            as_published=as_published,
         )
-    ids = np.arange(len(np.asarray(scores)), dtype=np.int64)
+    size = len(np.asarray(scores))
+    ids = np.arange(size, dtype=np.int64) if candidates is None else np.array(candidates, dtype=np.int64)
     rng.shuffle(ids)
-    if stale_weights is not None and not float(delta * num_epochs).is_integer():
-        return ids, np.array(stale_weights, dtype=np.float32)
-    return ids, np.ones(len(ids), dtype=np.float32)
-
-
-def record_losses(scores: ArrayLike, ids: ArrayLike, losses: ArrayLike) -> NDArray[np.float32]:
-    """
-    Writes the raw losses of a batch into the scores; a non-finite loss leaves the old score in place.
-
-    Args:
-        scores (`array` of shape `(N,)`):
-            Scores before the batch.
-        ids (`array` of shape `(B,)`):
-            Ids of the batch.
-        losses (`array` of shape `(B,)`):
-            Unweighted loss of each example of the batch, in nats.
-
-    Returns:
-        `np.ndarray`: new scores, float32 of shape `(N,)`; the input is left as it was.
-    """
-    updated = np.array(scores, dtype=np.float32)
-    rows = np.asarray(ids, dtype=np.int64)
-    values = np.asarray(losses, dtype=np.float32)
-    finite = np.isfinite(values)
-    updated[rows[finite]] = values[finite]
-    return updated
+    return ids, np.ones(size, dtype=np.float32) if stale_weights is None else np.array(stale_weights, dtype=np.float32)

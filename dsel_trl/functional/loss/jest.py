@@ -1,5 +1,7 @@
 """JEST: choose the most learnable examples of a super-batch, jointly or one by one (hf.co/papers/2406.17711)."""
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -44,31 +46,28 @@ def learnability(learner_loss: ArrayLike, ref_loss: ArrayLike) -> Floats:
     return learner - reference
 
 
-def chunk_size(super_batch: int, filter_ratio: float = 0.8, num_chunks: int = 16, *, at_least_one: bool = True) -> int:
+def chunk_size(batch: float, num_chunks: int = 16, *, cover: bool = True) -> int:
     """
-    Examples drawn per chunk: `int(super_batch * (1 - filter_ratio) / num_chunks)`, at least 1.
+    Examples drawn per chunk (hf.co/papers/2406.17711, Algorithm 1).
 
     Args:
-        super_batch (`int`):
-            Number of candidates.
-        filter_ratio (`float`, *optional*, defaults to `0.8`):
-            Fraction of the super-batch to discard, in [0, 1).
+        batch (`float`):
+            Examples to draw in all: the candidates times the share that is kept.
         num_chunks (`int`, *optional*, defaults to `16`):
             Chunks in which the batch is drawn.
-        at_least_one (`bool`, *optional*, defaults to `True`):
-            Draw one where the plain arithmetic gives none.
+        cover (`bool`, *optional*, defaults to `True`):
+            Rounds up, so that the chunks hold the batch. `False` rounds down, as the paper's arithmetic does, and then
+            the chunks can hold less than the batch, or nothing.
 
     Returns:
         `int`.
 
     Raises:
-        `ValueError`: if `filter_ratio` or `num_chunks` is out of range.
+        `ValueError`: if `batch` is negative or `num_chunks` is not positive.
     """
-    if not 0 <= filter_ratio < 1:
-        raise ValueError(f"`filter_ratio` must lie in [0, 1), got {filter_ratio}")
-    if num_chunks < 1:
-        raise ValueError(f"`num_chunks` must be at least 1, got {num_chunks}")
-    return max(int(at_least_one), int(super_batch * (1 - filter_ratio) / num_chunks))
+    if batch < 0 or num_chunks < 1:
+        raise ValueError(f"`batch` must not be negative and `num_chunks` at least 1, got {batch} and {num_chunks}")
+    return math.ceil(batch / num_chunks) if cover else int(batch / num_chunks)
 
 
 def conditional_logits(score_matrix: ArrayLike, chosen: ArrayLike) -> Floats:

@@ -77,41 +77,24 @@ def select_tokens(excess: Tensor, mask: Tensor, select_ratio: float = 0.6, scope
     return torch.zeros_like(rows).scatter(1, order, taken).reshape(valid.shape)
 
 
-def selected_token_weights(selected: Tensor, n_selected: int | Tensor | None = None) -> Tensor:
+def selected_token_weights(selected: Tensor, n_selected: int | Tensor | None = None, n_tokens: int = 1) -> Tensor:
     """
-    Factor of each token's loss in the selective loss: `1 / n_selected` for the selected ones, 0 for the others.
+    Factor of each token's loss in the selective loss (hf.co/papers/2404.07965, Eq. 4): `1 / n_selected` for the
+    selected ones, 0 for the others, so that the sum is the mean loss of the selected tokens.
 
     Args:
-        selected (`torch.Tensor` of bool, shape `(B, L)`):
+        selected (`torch.Tensor` of bool, any shape):
             Selected tokens.
         n_selected (`int` or `torch.Tensor`, *optional*):
             Denominator. Defaults to the number of selected tokens here; with several processes pass the global number.
+        n_tokens (`int`, *optional*, defaults to `1`):
+            Number of tokens that the losses are divided by elsewhere: the factors are so much larger.
 
     Returns:
-        `torch.Tensor` of float32, shape `(B, L)`: all zeros if nothing is selected.
+        `torch.Tensor` of float32, of the shape of `selected`: all zeros if nothing is selected.
     """
     count = selected.sum() if n_selected is None else torch.as_tensor(n_selected, device=selected.device)
-    return selected.float() / count.clamp(min=1)
-
-
-def selective_loss(token_nll: Tensor, selected: Tensor, n_selected: int | Tensor | None = None) -> Tensor:
-    """
-    Mean loss over the selected tokens (hf.co/papers/2404.07965, Eq. 4).
-
-    Args:
-        token_nll (`torch.Tensor` of shape `(B, L)`):
-            Negative log-likelihood of each token under the policy, in nats. The gradient flows through it.
-        selected (`torch.Tensor` of bool, shape `(B, L)`):
-            Selected tokens.
-        n_selected (`int` or `torch.Tensor`, *optional*):
-            Denominator, see [`selected_token_weights`].
-
-    Returns:
-        `torch.Tensor`: a scalar; 0 if nothing is selected.
-    """
-    weights = selected_token_weights(selected, n_selected).to(_at_least_float32(token_nll).dtype)
-    # Padding may hold NaN or inf, and 0 * inf is NaN.
-    return (weights * _at_least_float32(token_nll).masked_fill(~selected, 0.0)).sum()
+    return selected.float() * (n_tokens / count.clamp(min=1))
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

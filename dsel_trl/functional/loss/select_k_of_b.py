@@ -72,25 +72,3 @@ def select_k_of_b(
     if rng is None:
         raise ValueError("fill=True draws at random: pass rng=numpy.random.default_rng(seed), got None")
     return np.concatenate([picked, rng.choice(valid, size=k - len(picked), replace=True)])
-
-
-def pair_rows(positions: ArrayLike, batch_size: int) -> Ids:
-    """
-    Rows of the chosen pairs in TRL's layout of 2B rows, chosen first: the positions in both halves.
-
-    Args:
-        positions (array-like of int, shape `(k,)`):
-            Positions of pairs.
-        batch_size (`int`):
-            Number of pairs B in the batch.
-
-    Returns:
-        `np.ndarray` of int64, shape `(2k,)`.
-
-    Raises:
-        `ValueError`: if a position is outside the batch.
-    """
-    pairs = np.asarray(positions, dtype=np.int64)
-    if len(pairs) and not 0 <= pairs.min() <= pairs.max() < batch_size:
-        raise ValueError(f"positions must lie in a batch of {batch_size} pairs, but are {pairs.tolist()}")
-    return np.concatenate([pairs, pairs + batch_size])

@@ -124,13 +124,13 @@ def schedule_by_odds(num_batches: ArrayLike, odds: ArrayLike, rng: Uniform) -> I
     Returns:
         `np.ndarray` of int64 of shape `(sum(num_batches),)`: position of the bucket at each step.
     """
-    left = np.asarray(num_batches, dtype=np.int64).tolist()
-    weights = np.asarray(num_batches, dtype=np.float64) * np.asarray(odds, dtype=np.float64)
+    counts, chances = np.asarray(num_batches, dtype=np.int64), np.asarray(odds, dtype=np.float64)
+    left = counts.tolist()
     active = [bucket for bucket, count in enumerate(left) if count > 0]
     steps = np.zeros(sum(left), dtype=np.int64)
     step = 0
     while active and step < len(steps):
-        cumulative = np.cumsum(weights[active] / weights[active].sum())
+        cumulative = np.cumsum(bucket_probabilities(counts[active], chances[active]))
         while True:
             drawn = min(int(np.searchsorted(cumulative, rng.random())), len(active) - 1)
             if left[active[drawn]] == 0:

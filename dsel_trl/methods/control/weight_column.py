@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
-from ...core.method import Method, Run
+from ...core.method import Method, Run, Step
 from ...core.parameters import check_choice
 from ...core.registry import register
 from ...signals.batch import Batch
@@ -19,7 +19,8 @@ class WeightColumn(Method):
 
     What: the gradient of each pair or conversation is multiplied by its value; 0 drops it. With `normalize: mean1` the
     weights are divided by their mean over the optimizer step, so that the learning rate keeps its meaning. A missing
-    value (NaN, null) counts as 0.
+    value (NaN, null) counts as 0; in a stream, whose values are known only as they come, it is an error, and so is a
+    first step of zeros.
     When not: a negative weight trains against an example; it is refused unless `allow_negative` says that it is meant.
     """
 
@@ -36,13 +37,15 @@ class WeightColumn(Method):
         check_choice("normalize", self.normalize, ("mean1", "none"))
         if self.allow_negative and self.normalize == "mean1":
             raise ValueError("allow_negative=True goes with normalize='none': a mean near zero cannot be divided by.")
+        self._streaming = False
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.column,)
 
     def check(self, run: Run) -> None:
-        if run.size == 0:
+        self._streaming = run.streaming
+        if run.streaming:
             return  # the values of a stream are checked as they come
         values = run.column(self.column)
         negative = np.flatnonzero(values < 0)
@@ -56,4 +59,27 @@ class WeightColumn(Method):
 
     def weigh(self, batch: Batch) -> Tensor:
         weights = batch.column(self.column)
+        if self._streaming:
+            self._check(weights)
         return weights if self.allow_negative else weights.clamp(min=0)
+
+    def _check(self, weights: Tensor) -> None:
+        """What `check` says of a whole column, of one batch of a stream."""
+        values = weights.detach().float().cpu().numpy()
+        if len(unknown := values[~np.isfinite(values)]):
+            raise ValueError(
+                f"Column {self.column!r} of the stream holds {unknown[0]} (null, or no finite number), but every "
+                "example needs a weight: fill it, or filter such rows out."
+            )
+        if not self.allow_negative and len(negative := values[values < 0]):
+            raise ValueError(
+                f"Column {self.column!r} of the stream holds the negative weight {negative[0]:g}. Set "
+                "allow_negative=True (with normalize='none') if training against an example is meant."
+            )
+
+    def observe(self, run: Run, step: Step) -> None:
+        if self._streaming and run.step == 1 and not np.any(step.values["weight"]):
+            raise ValueError(
+                f"Column {self.column!r} of the stream is 0 in all {len(step.ids)} examples of the first step: "
+                "nothing was trained. Filter such rows out, or give another column."
+            )

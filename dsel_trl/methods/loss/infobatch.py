@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ...bases.scored import known_scores
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_range, check_refresh
+from ...core.parameters import check_range, check_refresh, check_whole
 from ...core.registry import register
-from ...functional.loss.infobatch import infobatch_prune, is_pruned_epoch
+from ...functional.loss.infobatch import infobatch_epoch, is_pruned_epoch
 from ...signals.batch import Batch, Signal
 
 
@@ -62,7 +62,7 @@ class InfoBatch(Method):
     def __post_init__(self) -> None:
         check_range("keep_learned", self.keep_learned, 0, 1, open_low=True)
         check_range("delta", self.delta, 0, 1)
-        check_range("min_keep", self.min_keep, 0, 2**31)
+        check_whole("min_keep", self.min_keep, 0)
         check_refresh(self.refresh, ("epoch", "steps"))
         self._weights = np.empty(0, dtype=np.float32)
         self._next = np.empty(0, dtype=np.float32)
@@ -98,17 +98,15 @@ class InfoBatch(Method):
         pruning = run.progress < self.delta
         if isinstance(self.refresh, str):
             pruning = pruning and is_pruned_epoch(run.plans_made, run.epochs, self.delta)
-        if pruning and self.keep_learned < 1:
-            ids, weights = infobatch_prune(
-                known_scores(run, "loss"),
-                rng,
-                prune_ratio=1 - self.keep_learned,
-                exact_weight=self.exact_weight,
-                min_keep=self.min_keep,
-                candidates=asked,
-            )
-        else:
-            ids, weights = rng.permutation(asked), np.ones(run.size, dtype=np.float32)
+        ids, weights = infobatch_epoch(
+            known_scores(run, "loss"),
+            rng,
+            pruned=pruning and self.keep_learned < 1,
+            prune_ratio=1 - self.keep_learned,
+            exact_weight=self.exact_weight,
+            min_keep=self.min_keep,
+            candidates=asked,
+        )
         self._left_out[asked] = True
         self._left_out[ids] = False
         run.ledger.drop(self._left_out, self.name)

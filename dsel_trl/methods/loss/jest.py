@@ -10,9 +10,9 @@ from torch import Tensor
 from ...bases.reference_loss import SecondModel
 from ...core.cache import cached
 from ...core.method import Run
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_range, check_whole, given, when
 from ...core.registry import register
-from ...functional.loss.jest import jest_select, learnability, separable_select, similarity_penalty_matrix
+from ...functional.loss.jest import chunk_size, jest_select, learnability, separable_select, similarity_penalty_matrix
 from ...scorers.embeddings import SOURCE_HELP, check_embeddings, check_source, embeddings
 from ...signals.batch import Batch, Signal
 
@@ -45,6 +45,10 @@ class Jest(SecondModel):
 
     signals = (Signal.LOSS,)
     paper = "hf.co/papers/2406.17711"
+    reads: ClassVar[Reads] = {
+        "embedding": (given("diversity"),),
+        "pooling": (given("diversity"), when("embedding", "policy")),
+    }
     family = "indicator"
     renamed: ClassVar[dict[str, str]] = {"reference_column": "loss_column"}
     criterion = "external_continuous"
@@ -53,9 +57,7 @@ class Jest(SecondModel):
     state = "the second model's losses (8 bytes per example); with diversity 4 d bytes per example"
 
     def __post_init__(self) -> None:
-        check_range("factor", self.factor, 2, 1024)
-        if not isinstance(self.factor, int):
-            raise ValueError(f"factor={self.factor!r} is not a whole number.")
+        check_whole("factor", self.factor, 2, 1024)
         check_range("temperature", self.temperature, 0, float("inf"))
         check_range("diversity", self.diversity, 0, float("inf"))
         check_source(self.embedding, self.pooling)
@@ -98,7 +100,7 @@ class Jest(SecondModel):
             logits = scores[known] / max(self.temperature, 1e-6)
             matrix = similarity_penalty_matrix(logits, self._vectors[ids[known]], self.diversity)
             chunks = min(CHUNKS, count)
-            picked = known[jest_select(matrix, chunks, -(-count // chunks), rng)[:count]]
+            picked = known[jest_select(matrix, chunks, chunk_size(count, chunks), rng)[:count]]
         # Where too few candidates have a known score, the batch is filled with the others.
         rest = np.setdiff1d(np.arange(len(ids)), picked)
         return torch.as_tensor(np.concatenate([picked, rest])[:count])

@@ -16,7 +16,7 @@ from ...core.parameters import check_choice, check_range
 from ...core.registry import register
 from ...data.files import save_arrays
 from ...data.tokens import Sequences
-from ...functional.loss.rho1 import SCOPES, excess_loss, select_tokens
+from ...functional.loss.rho1 import SCOPES, excess_loss, select_tokens, selected_token_weights
 from ...signals.batch import Batch, Signal
 from ...signals.sequence_batch import SequenceBatch
 
@@ -106,7 +106,7 @@ class Rho1(SecondModel):
             own = everywhere[part]
         weights = torch.zeros(mask.shape, device=mask.device)
         # The trainer divides by all trained tokens: with this factor the loss is a mean over the selected ones.
-        weights[mask] = own.float() * (len(everywhere) / everywhere.sum().clamp(min=1))
+        weights[mask] = selected_token_weights(own, everywhere.sum(), len(everywhere))
         return weights
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ...bases.scored import known_scores
 from ...core.cache import cached
 from ...core.method import Method, Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, check_whole, unless, when
 from ...core.registry import register
 from ...functional.loss.rho_loss import median_irreducible, reducible_loss
 from ...functional.loss.select_k_of_b import select_k_of_b
@@ -52,14 +53,20 @@ class RhoLoss(Method):
 
     signals = (Signal.LOSS,)
     paper = "hf.co/papers/2206.07137"
+    reads: ClassVar[Reads] = {
+        "column": (when("source", "column"),),
+        "holdout": (when("source", "holdout"),),
+        **{
+            name: (unless("source", "column"),)
+            for name in ("helper_model", "helper_lora", "helper_epochs", "helper_learning_rate")
+        },
+    }
     selector = "top_k of the candidates"
     cost = "training of the helpers and one scoring of the data once; factor forwards per trained example"
     state = "the irreducible loss (8 bytes per example)"
 
     def __post_init__(self) -> None:
-        check_range("factor", self.factor, 2, 1024)
-        if not isinstance(self.factor, int):
-            raise ValueError(f"factor={self.factor!r} is not a whole number.")
+        check_whole("factor", self.factor, 2, 1024)
         check_choice("source", self.source, SOURCES)
         check_range("holdout", self.holdout, 0, 1, open_low=True, open_high=True)
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)

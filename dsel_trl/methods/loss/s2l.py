@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
 from ...core.cache import cached
 from ...core.method import Method, Run
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_range, check_whole, without
 from ...core.registry import register
 from ...data.columns import refuse_truth
 from ...functional.loss.s2l import cluster_trajectories, loss_trajectories, s2l_select
@@ -49,6 +49,10 @@ class S2L(Method):
 
     signals = (Signal.LOSS,)
     paper = "hf.co/papers/2403.07384"
+    reads: ClassVar[Reads] = {
+        name: (without("trajectory_column"),)
+        for name in ("checkpoints", "helper_model", "helper_lora", "helper_epochs", "helper_learning_rate")
+    }
     family = "reduction"
     selector = "random, balanced over clusters"
     cost = "one training of the helper and `checkpoints` forwards per example, once"
@@ -56,8 +60,9 @@ class S2L(Method):
 
     def __post_init__(self) -> None:
         check_range("keep", self.keep, 0, 1, open_low=True)
-        check_range("clusters", self.clusters, 1, 2**24)
-        check_range("checkpoints", self.checkpoints, 1, 10_000)
+        check_whole("clusters", self.clusters, 1, 2**24)
+        check_whole("checkpoints", self.checkpoints, 1, 10_000)
+        check_whole("seed", self.seed, 0, 2**63)
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
         self._mask: np.ndarray | None = None
 
@@ -75,13 +80,19 @@ class S2L(Method):
         if run.resumed:
             return
         rng = run.rng("s2l/choice", self.seed)
-        trajectories = loss_trajectories(self._trajectories(run))
-        labels = np.zeros(run.size, dtype=np.int64)
+        losses = self._trajectories(run)
+        trajectories = loss_trajectories(losses)
+        # Without a single loss there is no trajectory, and nothing to be chosen by.
+        known = np.isfinite(losses).any(axis=1)
+        if not known.any():
+            raise ValueError(f"{self.name!r} found no example with a loss: nothing can be clustered.")
+        labels = np.full(run.size, -1, dtype=np.int64)
         sources = self._sources(run)
-        for source in np.unique(sources):
-            members = np.flatnonzero(sources == source)
+        for source in np.unique(sources[known]):
+            members = np.flatnonzero(known & (sources == source))
             labels[members] = cluster_trajectories(trajectories[members], rng, self.clusters)
-        ids = s2l_select(labels, keep_count(self.keep, run.size), rng, sources)
+        budget = keep_count(self.keep, run.size)
+        ids = np.flatnonzero(known)[s2l_select(labels[known], budget, rng, sources[known])]
         self._mask = np.zeros(run.size, dtype=bool)
         self._mask[ids] = True
         run.ledger.write(f"{self.name}_cluster", None, labels, step=0)

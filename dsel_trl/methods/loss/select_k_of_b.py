@@ -1,13 +1,14 @@
 """Train on the best k of a larger candidate batch."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ...bases.explicit_margin import ExplicitMargin
+from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, check_whole, when
 from ...core.registry import register
 from ...functional.loss.select_k_of_b import select_k_of_b
 from ...signals.batch import Batch, Signal
@@ -38,6 +39,11 @@ class SelectKOfB(ExplicitMargin):
 
     signals = (Signal.LOSS,)
     trainers = ("dpo", "sft", "kto")
+    reads: ClassVar[Reads] = {
+        **score_reads(when("by", "explicit_margin")),
+        "temperature": (when("mode", "gumbel_top_k"),),
+        "epsilon": (when("mode", "epsilon_mix"),),
+    }
     selector = "top_k, gumbel_top_k"
     cost = "factor forwards per trained example (twice with a reference model)"
     state = "none"
@@ -45,9 +51,7 @@ class SelectKOfB(ExplicitMargin):
     def __post_init__(self) -> None:
         check_choice("by", self.by, SCORES)
         check_choice("mode", self.mode, MODES)
-        check_range("factor", self.factor, 2, 1024)
-        if not isinstance(self.factor, int):
-            raise ValueError(f"factor={self.factor!r} is not a whole number.")
+        check_whole("factor", self.factor, 2, 1024)
         check_range("temperature", self.temperature, 0, float("inf"))
         check_range("epsilon", self.epsilon, 0, 1)
         self.check_reward()

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...bases.scored import ByScore, known_scores
 from ...core.cache import cached
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, given, unless, when
 from ...core.registry import register
 from ...data.tokens import Sequences
 from ...functional.pacing import unigram_rarity
@@ -30,7 +30,8 @@ class Curriculum(ByScore):
     What: difficulty is the trained tokens (`length`, `total_length` with prompts), the rarity of the tokens
     (minus their summed log unigram probability), the loss at the last visit, or a `column`. With `action: curriculum`
     only the easiest `pacing(progress)` share is open (hf.co/papers/2012.03107); `pacing: competence` is the
-    square-root competence of hf.co/papers/1903.09848 with `start` as c0 (0.01 there) and `full_at` as its end;
+    square-root competence of hf.co/papers/1903.09848 with `start` as c0 (0.01 there) and `full_at` as its end, where
+    equally hard examples open together;
     `pacing_over: run` stretches it over all epochs instead of each. `reverse` starts with the hard ones
     (anti-curriculum); `random_order` opens a random pool that grows alike, the control that a curriculum has to beat.
     With `action: sample` examples are drawn without replacement from softmax(-difficulty / temperature), hard ones
@@ -57,6 +58,12 @@ class Curriculum(ByScore):
     signals = (Signal.LENGTH, Signal.LOSS)
     trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/1903.09848, hf.co/papers/2012.03107"
+    reads: ClassVar[Reads] = {
+        "column": (when("by", "column"),),
+        "pacing_over": (when("action", "curriculum"), unless("pacing", "none")),
+        "unbiased": (when("action", "sample"),),
+        "clip": (given("unbiased"),),
+    }
     family = "indicator"
     criterion = "internal"
     selector = "curriculum, sample"
@@ -73,8 +80,6 @@ class Curriculum(ByScore):
             raise ValueError(
                 f"by={self.by!r} with column={self.column!r}: give both by='column' and column, or neither."
             )
-        if self.unbiased and self.action != "sample":
-            raise ValueError(f"unbiased=True undoes a sampling, but action={self.action!r} samples nothing.")
         self._weights: np.ndarray | None = None
         self._epoch, self._epochs = 0, 1.0
 

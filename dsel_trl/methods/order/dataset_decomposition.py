@@ -1,13 +1,14 @@
 """Sequences of one power-of-two length per step, in a curriculum of lengths."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ...bases.batch_forming import Batched
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_whole, when
 from ...core.registry import register
 from ...core.run import Run
 from ...data.build.documents import cut_documents, document_tokens
@@ -70,6 +71,11 @@ class DatasetDecomposition(Batched):
     drop_last: bool = field(default=False, metadata={"help": "drop the smaller last batch of each bucket"})
     drop_long: bool = field(default=False, metadata={"help": "bucket: drop examples longer than the longest bucket"})
 
+    reads: ClassVar[Reads] = {
+        "keep_tail": (when("mode", "decompose"),),
+        "random_cut": (when("mode", "decompose"),),
+        "drop_long": (when("mode", "bucket"),),
+    }
     paper = "hf.co/papers/2405.13226"
     selector = "all, one length per step; curriculum"
 
@@ -78,12 +84,12 @@ class DatasetDecomposition(Batched):
         check_choice("mode", self.mode, MODES)
         check_choice("curriculum", self.curriculum, CURRICULA)
         check_choice("construction", self.construction, SCHEDULES)
-        check_range("min_log2", self.min_log2, 0, 40)
-        check_range("cycles", self.cycles, 1, 2**31)
+        check_whole("min_log2", self.min_log2, 0, 40)
+        check_whole("cycles", self.cycles, 1)
         if self.max_log2 is not None:
-            check_range("max_log2", self.max_log2, self.min_log2, 40)
+            check_whole("max_log2", self.max_log2, self.min_log2, 40)
         if self.tokens is not None:
-            check_range("tokens", self.tokens, 1, 2**62)
+            check_whole("tokens", self.tokens, 1, 2**62)
         if self.construction == "subcycle":
             subcycle_odds(self.curriculum, 2)
         curriculum_odds(self.curriculum, 2)
@@ -136,6 +142,7 @@ class DatasetDecomposition(Batched):
             max_log2=longest,
             keep_tail=self.keep_tail,
             rng=run.rng("dataset_decomposition/cut") if self.random_cut else None,
+            positions=dataclasses.replace(run.rows, dataset=dataset).positions,
         )
         logger.info("%d documents (%d tokens) cut into %d pieces", len(lengths), len(flat), len(pieces))
         return pieces

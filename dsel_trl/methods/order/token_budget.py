@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ...bases.batch_forming import Batched
+from ...core.parameters import check_whole
 from ...core.registry import register
 from ...core.run import Run
 from ...functional.order.token_budget import budget_starts, sorted_windows
@@ -63,9 +64,8 @@ class TokenBudget(Batched):
 
     def __post_init__(self) -> None:
         for name in ("tokens", "window", "max_examples"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name}={value!r} is not a positive whole number.")
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), 1, 2**62)
         super().__post_init__()
         self._lengths, self._rows = np.empty(0, dtype=np.int32), 1
         self._budget, self._examples, self._steps = 1, 0, 0

@@ -1,23 +1,24 @@
 """Pairs whose external margin is large and not yet reached by the model."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.explicit_margin import ExplicitMargin
-from ...bases.scored import ByScore, keep_top, known_scores
+from ...bases.explicit_margin import ExplicitMargin, score_reads
+from ...bases.scored import ByScore, keep_top, known_scores, tell_ties, tie_rng, untied
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, check_whole, either, given, unless, without
 from ...core.registry import register
 from ...data.build.self_play import build
 from ...data.columns import refuse_truth
 from ...functional.margins import average_logps, simpo_margin
 from ...functional.preference.alignment_potential import alignment_potential, reward_spread
 from ...functional.ranking import keep_count, top_k
-from ...scorers.rewards import dataset_rewards, reward_of
+from ...scorers.rewards import dataset_rewards, reward_of, score_responses
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
 
@@ -59,6 +60,15 @@ class AlignmentPotential(ExplicitMargin, ByScore):
     signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
     trainers = ("dpo",)
     paper = "hf.co/papers/2503.01864"
+    reads: ClassVar[Reads] = {
+        **score_reads(without("all_scores_column")),
+        "reward": (either(without("all_scores_column"), given("self_play")),),
+        "reward_model": (either(without("all_scores_column"), given("self_play")),),
+        "normalize_margins": (unless("action", "weight"),),
+        "prescore": (unless("action", "weight"),),
+        "evolve": (given("self_play"),),
+        "max_new_tokens": (given("self_play"),),
+    }
     criterion = "external_continuous and internal"
     selector = "top_k"
     cost = "prescore: one forward per example once (form dpo: two), else no extra forward"
@@ -71,7 +81,8 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         check_choice("normalize_margins", self.normalize_margins, ("zscore", "none"))
         check_range("weight", self.weight, 0, float("inf"))
         self.check_reward()
-        check_range("self_play", self.self_play, 0, 1024)
+        check_whole("self_play", self.self_play, 0, 1024)
+        check_whole("max_new_tokens", self.max_new_tokens, 1, 2**20)
         check_range("evolve", self.evolve, 0, 1)
         if self.self_play and (not self.scores_itself or self.self_play < 2 or self.action != "keep_top"):
             raise ValueError(
@@ -129,7 +140,11 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         return build(
             dataset,
             run.generate,
-            reward_of(self.reward, self.reward_model, run.model.device),
+            partial(
+                score_responses,
+                reward_of(self.reward, self.reward_model, run.model.device),
+                description="Scoring samples",
+            ),
             responses=self.self_play,
             max_new_tokens=self.max_new_tokens,
             evolve=evolve,
@@ -164,7 +179,9 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         elif self.refresh == "never" and self._mask is not None:
             mask = self._mask
         else:
-            mask = self._given | keep_top(np.where(self._given, -np.inf, scores), self.keep_share)
+            own = np.where(self._given, -np.inf, scores)
+            tell_ties(run, self.name, own)
+            mask = self._given | keep_top(untied(own, tie_rng(run, self.name)), self.keep_share)
         self._mask = mask
         run.ledger.write(self.name, None, scores, run.step)
         return mask

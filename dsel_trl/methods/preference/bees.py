@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.explicit_margin import ExplicitMargin
-from ...bases.scored import ByScore, known_scores
+from ...bases.explicit_margin import ExplicitMargin, score_reads
+from ...bases.scored import ByScore, known_scores, tell_ties, tie_rng, untied
 from ...core.cache import cached
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, among, check_choice, check_range, check_whole, either, when
 from ...core.registry import register
 from ...functional.preference.bees import (
     EXTERNAL_DIVISOR,
@@ -24,7 +24,6 @@ from ...functional.preference.bees import (
     unclipped_evidence,
     upper_bound,
 )
-from ...functional.ranking import keep_count
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
 
@@ -42,7 +41,8 @@ class Bees(ExplicitMargin, ByScore):
     probability p; the sources are fused by `prod p / (prod p + prod (1 - p))` (hf.co/papers/2502.14560). Sources:
     `explicit` (two score columns, `reward` or `reward_model`), `helper` (log-ratio margin of a helper model trained by
     DPO on `seed_pairs` random pairs, as in the paper), `implicit` (that of the run's own policy, by a pass over the
-    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others.
+    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others, and
+    comes last if none knows it.
     `refresh: never` chooses once; with `epoch` or a number of steps the policy's margins are measured and the bounds
     set anew, which is the iterative form for data that is collected in rounds. `action: weight` weighs by p.
     When: large, noisy preference sets; 5 to 25% of the pairs often suffice.
@@ -69,10 +69,20 @@ class Bees(ExplicitMargin, ByScore):
     signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.14560"
+    reads: ClassVar[Reads] = {
+        **score_reads(among("sources", "explicit")),
+        "lower": (either(when("fusion", "product"), when("action", "keep_top")),),
+        "temperature": (when("action", "sample"),),
+        **{
+            name: (among("sources", "helper"),)
+            for name in ("seed_pairs", "helper_model", "helper_lora", "helper_epochs", "helper_learning_rate")
+        },
+    }
     criterion = "external_continuous and internal"
     renamed: ClassVar[dict[str, str]] = {"num": "keep (the share of all pairs)"}
     selector = "top_k, weight, sample"
     cost = "helper: its training and two forwards a pair once; implicit: two forwards a pair at each refresh"
+    live = False
     state = "its score column and one per measured source (8 bytes per example each)"
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "weight", "sample")
 
@@ -85,7 +95,7 @@ class Bees(ExplicitMargin, ByScore):
             if not source.startswith("column:"):
                 check_choice("sources", source, (*OWN_SOURCES, "column:<name>"))
         check_choice("fusion", self.fusion, FUSIONS)
-        check_range("seed_pairs", self.seed_pairs, 1, 2**31)
+        check_whole("seed_pairs", self.seed_pairs, 1)
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
         self.check_reward()
         self._fused: np.ndarray | None = None
@@ -150,28 +160,38 @@ class Bees(ExplicitMargin, ByScore):
             fused = fuse_probabilities([margin_probability(margin, self.lower, upper) for margin, upper in pairs])
         else:
             fused = fuse_margins(margins, self.fusion)
+        # A pair that no source knows would stand in the middle, before known ones.
+        fused = np.where(np.isfinite(margins).any(axis=0), fused, np.nan)
         run.ledger.write(self.name, None, fused, run.step)
+        # A pair that no source knows is not one of even chances: it has no weight and is not drawn.
+        fused = np.where(np.isfinite(margins).any(axis=0), fused, -np.inf)
         self._fused = fused.astype(np.float32)
         return fused, unclipped_evidence(margins, self.lower, uppers)
 
     # ---- What is done about them ----
 
     def epoch_size(self, run: Run) -> int | None:
-        return None if self.action == "weight" else keep_count(self.keep_share, run.size)
+        return None if self.action == "weight" else self.share_of(run, self.scores(run))
 
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:
             return self._mask
         fused, evidence = self._fuse(run)
+        tell_ties(run, self.name, fused, "the evidence beyond the bounds")
+        evidence = untied(evidence, tie_rng(run, self.name))
         self._mask = np.zeros(run.size, dtype=bool)
-        self._mask[select_fused(fused, self.epoch_size(run) or run.size, evidence)] = True
+        size = self.epoch_size(run) or run.size
+        chosen = select_fused(fused, size, evidence)
+        self._mask[chosen] = True
+        self._mask[np.flatnonzero(np.isinf(fused))[: size - len(chosen)]] = True
         return self._mask
 
     def scores(self, run: Run) -> np.ndarray:
         if self._fused is None or self.refresh != "never":
             self._fuse(run)
         assert self._fused is not None
-        return self._fused
+        # A pair without a value in any source is never chosen.
+        return np.where(np.isnan(self._fused), -np.inf, self._fused).astype(np.float32)
 
     def weigh(self, batch: Batch) -> Tensor | None:
         assert self._fused is not None

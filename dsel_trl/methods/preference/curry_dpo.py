@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 
-from ...bases.explicit_margin import ExplicitMargin
+from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...core.method import Run, Step
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_whole, given, without
 from ...core.registry import register
 from ...data.columns import refuse_truth
-from ...data.responses import as_response, prompts_of, unprepared
+from ...data.responses import as_response, plain_prompt, prompts_of, unprepared
 from ...functional.preference.curry_dpo import curriculum_pairs, curriculum_stages, split_stages
 from ...signals.batch import Signal
 
@@ -46,12 +46,17 @@ class CurryDpo(ExplicitMargin):
     signals = (Signal.EXPLICIT_MARGIN,)
     trainers = ("dpo",)
     paper = "hf.co/papers/2403.07230"
+    reads: ClassVar[Reads] = {
+        **score_reads(without("responses_column")),
+        "scores_column": (given("responses_column"),),
+        "stages": (without("responses_column"),),
+    }
     criterion = "external_continuous"
     selector = "curriculum"
     state = "the stage of each pair (8 bytes)"
 
     def __post_init__(self) -> None:
-        check_range("stages", self.stages, 1, 1000)
+        check_whole("stages", self.stages, 1, 1000)
         self.check_reward()
         self._stage = np.empty(0, dtype=np.int32)
         self._epoch, self._trained, self._reference = 0, 0, ""
@@ -104,7 +109,7 @@ class CurryDpo(ExplicitMargin):
 
         def response(prompt: int, position: int) -> Any:
             value = responses[prompt][position]
-            return as_response(value, prompts[prompt]) if isinstance(value, str) else value
+            return as_response(value, prompts[prompt]) if isinstance(value, str) else plain_prompt(value)
 
         new: dict[str, list[Any]] = {
             "chosen": [response(prompt, pair.chosen) for _, prompt, pair in picked],

@@ -1,13 +1,13 @@
 """Pairs whose chosen response the policy does not surpass yet."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ...core.method import Method, Run
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_range, check_whole, given
 from ...core.registry import register
 from ...data.responses import prompts_of, responses_of
 from ...functional.preference.filtered_dpo import surviving_ids, teaches
@@ -46,6 +46,9 @@ class FilteredDpo(Method):
     signals = (Signal.GENERATION, Signal.TEXT)
     trainers = ("dpo",)
     paper = "hf.co/papers/2404.13846"
+    reads: ClassVar[Reads] = {
+        "top_p": (given("temperature"),),
+    }
     criterion = "external_continuous"
     selector = "threshold"
     cost = "one generated response and one reward per remaining pair and epoch"
@@ -56,10 +59,11 @@ class FilteredDpo(Method):
             raise ValueError(f"reward={self.reward!r} and reward_model={self.reward_model!r}: give one of them.")
         if self.reward is not None:
             load_reward(self.reward)
-        check_range("max_new_tokens", self.max_new_tokens, 1, 2**20)
+        check_whole("start_epoch", self.start_epoch, 0)
+        check_whole("max_new_tokens", self.max_new_tokens, 1, 2**20)
         check_range("temperature", self.temperature, 0, float("inf"), open_high=True)
         check_range("top_p", self.top_p, 0, 1, open_low=True)
-        check_range("generation_batch_size", self.generation_batch_size, 1, 2**20)
+        check_whole("generation_batch_size", self.generation_batch_size, 1, 2**20)
         self._left: np.ndarray | None = None
         self._filtered = -1
 

@@ -1,14 +1,14 @@
 """A target margin per pair, larger where the policy is sure, with a fixed mean."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ...bases.replaced_loss import Averages, LossForm
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, when
 from ...core.registry import register
 from ...functional.margins import simpo_margin
 from ...functional.preference.gamma_po import (
@@ -44,6 +44,9 @@ class GammaPo(LossForm):
     tau: float = field(default=10.0, metadata={"help": "the larger, the nearer to one common margin; 3 to 20"})
 
     signals = (Signal.POLICY_LOGPS, Signal.REF_LOGPS)
+    reads: ClassVar[Reads] = {
+        "beta": (when("form", "simpo"),),
+    }
     paper = "github.com/sunjie279/gammaPO (ACL 2025)"
     state = f"the last {QUEUE_LENGTH} gaps"
 

@@ -1,18 +1,19 @@
 """Pairs whose responses begin as the dataset's and go on as the policy's."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from ...core.method import Method, Run
-from ...core.parameters import check_refresh
+from ...core.parameters import Reads, check_refresh, check_whole, given, without
 from ...core.registry import register
 from ...data.build.continuations import Synthesis, build
 from ...data.columns import refuse_truth
 from ...data.responses import Prompt
-from ...scorers.rewards import load_reward, reward_of
+from ...scorers.rewards import load_reward, reward_of, score_responses
 from ...signals.batch import Signal
 from ...signals.tap import label_log_probs
 
@@ -59,6 +60,13 @@ class IncoDpo(Method):
     signals = (Signal.GENERATION, Signal.TEXT)
     trainers = ("dpo",)
     paper = "hf.co/papers/2503.15880 (reconstruction)"
+    reads: ClassVar[Reads] = {
+        "ratio": (without("prefix_tokens"), given("continuations")),
+        "prefix_tokens": (given("continuations"),),
+        "whole_words": (given("continuations"),),
+        "continuation_temperature": (given("continuations"),),
+        "temperature": (given("samples"),),
+    }
     family = "raw"
     criterion = "external_continuous"
     selector = "builds the dataset"
@@ -71,6 +79,10 @@ class IncoDpo(Method):
         if self.reward is not None:
             load_reward(self.reward)
         check_refresh(self.refresh, ("epoch", "never"))
+        if self.prefix_tokens is not None:
+            check_whole("prefix_tokens", self.prefix_tokens, 0)
+        for name, low in (("samples", 0), ("continuations", 0), ("max_new_tokens", 1), ("generation_batch_size", 1)):
+            check_whole(name, getattr(self, name), low, 2**20)
         refuse_truth(self.response_column)
         self.rebuilds_each_epoch = self.refresh == "epoch"
         self._synthesis = Synthesis(
@@ -96,7 +108,11 @@ class IncoDpo(Method):
         return build(
             dataset,
             run.generate,
-            reward_of(self.reward, self.reward_model, run.model.device),
+            partial(
+                score_responses,
+                reward_of(self.reward, self.reward_model, run.model.device),
+                description="Scoring candidates",
+            ),
             run.processing_class,
             synthesis=self._synthesis,
             response_column=self.response_column,

@@ -1,15 +1,16 @@
 """Rank, keep, weigh or order pairs by a margin."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.explicit_margin import ExplicitMargin
+from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...bases.scored import ByScore, known_scores
 from ...core.method import Run
-from ...core.parameters import check_choice
+from ...core.parameters import Reads, check_choice, unless
 from ...core.registry import register
 from ...functional.ranking import zscore
 from ...signals.batch import Batch, Signal
@@ -39,6 +40,9 @@ class Margin(ExplicitMargin, ByScore):
 
     signals = (Signal.IMPLICIT_MARGIN, Signal.EXPLICIT_MARGIN)
     trainers = ("dpo", "kto", "reward")
+    reads: ClassVar[Reads] = {
+        **score_reads(unless("source", "implicit")),
+    }
     criterion = "internal or external_continuous"
     selector = "top_k, band, weight, sample, curriculum"
 

@@ -1,7 +1,7 @@
 """Weights for preference labels of which some are flipped."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...bases.replaced_loss import check_sigmoid
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, when
 from ...core.registry import register
 from ...functional.preference.robust_dpo import (
     clean_posterior,
@@ -44,6 +44,10 @@ class RobustDpo(Method):
     signals = (Signal.IMPLICIT_MARGIN,)
     trainers = ("dpo", "reward")
     paper = "hf.co/papers/2403.00409"
+    reads: ClassVar[Reads] = {
+        "warmup": (when("mode", "posterior"),),
+        "estimate": (when("mode", "posterior"),),
+    }
     selector = "weight"
     state = "eps and two sums"
 
@@ -52,8 +56,6 @@ class RobustDpo(Method):
         check_choice("mode", self.mode, ("posterior", "rdpo", "cdpo"))
         check_range("warmup", self.warmup, 0, 1)
         check_choice("normalize", self.normalize, ("none", "mean1"))
-        if self.estimate and self.mode != "posterior":
-            raise ValueError(f"estimate=True goes with mode='posterior', not with mode={self.mode!r}.")
         self.own_loss = self.mode != "posterior"
         self._eps = self.eps
         self._posteriors: list[np.ndarray] = []

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ...bases.scored import in_order, keep_top, known_scores, paced, with_unseen
+from ...bases.scored import in_order, keep_top, known_scores, paced, tell_ties, tie_rng, untied, with_unseen
 from ...core.cache import cached
 from ...core.method import Method, Run, Step
-from ...core.parameters import check_choice, check_range, check_refresh
+from ...core.parameters import Reads, check_choice, check_range, check_refresh, check_whole, unless, when
 from ...core.registry import register
-from ...data.difficulty_table import DIFFICULTY, read_table, write_table
+from ...data.difficulty_table import DIFFICULTY, read_table, table_columns, write_table
 from ...functional.preference.selective_dpo import (
     half_split,
     learned_step,
@@ -57,7 +57,7 @@ class SelectiveDpo(Method):
     helpers: int = field(default=2, metadata={"help": f"cross_fit: helper models, one of {HELPER_RUNS}"})
     criterion_by: str = field(
         default="loss",
-        metadata={"help": "cross_fit, table: loss (held out), or learned_step (margin stayed above 0.4)"},
+        metadata={"help": "cross_fit, table: loss (held out), or learned_step (margin stayed above 0.4; ties: loss)"},
     )
     helper_model: str | None = field(
         default=None,
@@ -79,20 +79,44 @@ class SelectiveDpo(Method):
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.09650"
     selector = "top_k, curriculum"
+    reads: ClassVar[Reads] = {
+        **{
+            name: (when("source", "cross_fit"),)
+            for name in (
+                "helpers",
+                "helper_model",
+                "helper_lora",
+                "helper_learning_rate",
+                "helper_epochs",
+                "evaluations",
+            )
+        },
+        "criterion_by": (when("source", "cross_fit", "table"),),
+        "column": (when("source", "column"),),
+        "table": (when("source", "table"),),
+        "refresh": (when("source", "online"),),
+        "pool": (when("source", "online"),),
+        "length_buckets": (unless("source", "online"),),
+    }
     renamed: ClassVar[dict[str, str]] = {"refreshes": "refresh (optimizer steps from one scoring to the next)"}
     cost = "cross_fit: helpers/2 epochs of training, 2.5 x helpers forwards a pair; online: up to 2 forwards a pair"
     state = "its score column (8 bytes per example), online also a count"
     LEARNED_STEP: ClassVar[str] = "selective_dpo_learned_step"
+    LOSS: ClassVar[str] = "selective_dpo_loss"
 
     def __post_init__(self) -> None:
         check_choice("source", self.source, SOURCES)
         check_range("keep", self.keep, 0, 1, open_low=True)
         check_choice("order_mode", self.order_mode, ORDERS)
+        check_whole("helpers", self.helpers, min(HELPER_RUNS), max(HELPER_RUNS))
         check_choice("helpers", self.helpers, HELPER_RUNS)
         check_choice("criterion_by", self.criterion_by, tuple(CRITERIA))
         if self.refresh is not None:
             check_refresh(self.refresh, ("steps",))
-        check_range("evaluations", self.evaluations, 1, 1000)
+        check_whole("evaluations", self.evaluations, 1, 1000)
+        check_whole("length_buckets", self.length_buckets, 0)
+        if self.pool is not None:
+            check_whole("pool", self.pool, 1)
         if (self.source == "table") != (self.table is not None):
             raise ValueError(f"source={self.source!r} with table={self.table!r}: give both or neither.")
         self._counts = np.empty(0, dtype=np.int32)
@@ -116,12 +140,15 @@ class SelectiveDpo(Method):
         elif self.source == "table":
             assert self.table is not None
             difficulty = read_table(self.table, run.dataset, CRITERIA[self.criterion_by])
+            if self.criterion_by == "learned_step" and DIFFICULTY in table_columns(self.table):
+                run.ledger.write(self.LOSS, None, read_table(self.table, run.dataset), step=0)
         else:
             difficulty = self._cross_fit(run)
         if not np.isfinite(difficulty).any():
             raise ValueError(f"selective_dpo: no pair has a difficulty (source={self.source!r}).")
         difficulty = np.where(np.isfinite(difficulty), difficulty, np.inf)
         if self.length_buckets:
+            difficulty = -untied(-difficulty, tie_rng(run, self.name), self._second(run))
             difficulty = rank_in_length_buckets(difficulty, run.completion_lengths, self.length_buckets)
         run.ledger.write(self.name, None, -difficulty, step=0)
 
@@ -142,6 +169,8 @@ class SelectiveDpo(Method):
         table[DIFFICULTY] = mean_validation_loss(losses.reshape(-1, run.size))
         table["learned_step"] = mean_validation_loss(np.stack([_learned_steps(one) for one in margins]))
         run.ledger.write(self.LEARNED_STEP, None, table["learned_step"], step=0)
+        if self.criterion_by == "learned_step":
+            run.ledger.write(self.LOSS, None, table[DIFFICULTY], step=0)
         if run.passes.rank == 0:
             write_table(Path(run.output_dir) / "selection" / "difficulty.csv", run.dataset, table)
         return table[CRITERIA[self.criterion_by]]
@@ -188,18 +217,32 @@ class SelectiveDpo(Method):
         # Before the policy has moved every loss is log 2: that says nothing of difficulty.
         if np.nanstd(margins) <= 1e-6:
             return
-        losses = np.logaddexp(0.0, -margins)
+        losses = np.full_like(margins, np.nan)
+        finite = np.isfinite(margins)
+        losses[finite] = np.logaddexp(0.0, -margins[finite])
         known = known_scores(run, self.name)[unseen]
         counts = self._counts[unseen]
         mean = np.where(counts > 0, (-known * counts + losses) / (counts + 1), losses)
         good = np.isfinite(mean)
+        # A pair that has been measured in vain is not an unseen one: it is never trained on.
+        vain = unseen[~good & (counts == 0)]
+        run.ledger.write(self.name, vain, np.full(len(vain), -np.inf), run.step)
         self._counts[unseen[good]] += 1
         run.ledger.write(self.name, unseen[good], -mean[good], run.step)
 
     # ---- Choice and order ----
 
+    def _second(self, run: Run) -> np.ndarray | None:
+        """What decides between pairs that were learned at the same step: the lower loss."""
+        return -run.ledger[self.LOSS] if self.LOSS in run.ledger else None
+
     def _scores(self, run: Run) -> np.ndarray:
-        return with_unseen(known_scores(run, self.name), run.plan_rng("selective_dpo/unseen"))
+        known, second = known_scores(run, self.name), self._second(run)
+        tell_ties(run, self.name, known, None if second is None else "the loss")
+        filled = with_unseen(
+            untied(known, tie_rng(run, self.name), second), run.plan_rng("selective_dpo/unseen"), run.ledger.visits > 0
+        )
+        return untied(filled, tie_rng(run, self.name))
 
     def select(self, run: Run) -> np.ndarray:
         return keep_top(self._scores(run), self.keep)

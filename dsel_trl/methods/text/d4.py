@@ -7,7 +7,7 @@ import numpy as np
 
 from ...bases.clustered import Clustered
 from ...core.method import Run
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_range, never
 from ...core.registry import register
 from ...functional.kmeans import spherical_kmeans
 from ...functional.text.d4 import d4_select
@@ -31,6 +31,9 @@ class D4(Clustered):
     diversify: float = field(default=0.5, metadata={"help": "fraction of the survivors to keep, in (0, 1]"})
 
     paper = "hf.co/papers/2308.12284"
+    reads: ClassVar[Reads] = {
+        "keep": (never("it keeps dedup * diversify of the data; set those"),),
+    }
     selector = "per_cluster"
     cost = "one forward per example (policy); 260 CPU seconds per 1,000,000 examples"
     state = "its score column (8 bytes per example)"
@@ -40,8 +43,6 @@ class D4(Clustered):
         super().__post_init__()
         check_range("dedup", self.dedup, 0, 1, open_low=True)
         check_range("diversify", self.diversify, 0, 1, open_low=True)
-        if self.keep is not None:
-            raise ValueError(f"keep={self.keep!r}: d4 keeps dedup * diversify of the data; set those.")
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         vectors = self.vectors(run)

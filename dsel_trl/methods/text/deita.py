@@ -7,7 +7,7 @@ import numpy as np
 
 from ...bases.offline import Prescored
 from ...core.method import Run
-from ...core.parameters import REFRESHES, check_range
+from ...core.parameters import REFRESHES, Reads, check_range, given, unless, when, without
 from ...core.registry import register
 from ...data.conversations import example_messages, text_columns, turns
 from ...data.fingerprints import column_hash
@@ -61,6 +61,18 @@ class Deita(Prescored):
 
     signals = (Signal.TEXT, Signal.EMBEDDING)
     paper = "hf.co/papers/2312.15685"
+    reads: ClassVar[Reads] = {
+        "keep": (unless("action", "weight"),),
+        "complexity_column": (without("complexity_model"),),
+        "complexity_template": (given("complexity_model"),),
+        "quality_column": (without("quality_model"),),
+        "quality_template": (given("quality_model"),),
+        "threshold": (unless("action", "weight"),),
+        "embedding": (unless("action", "weight"),),
+        "pooling": (unless("action", "weight"), when("embedding", "policy")),
+        "temperature": (when("action", "sample"),),
+        "refresh": (unless("action", "weight"),),
+    }
     family = "indicator and reduction"
     criterion = "external_discrete"
     selector = "greedy_diverse"

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...bases.offline import Prescored
 from ...core.method import Run
-from ...core.parameters import check_range
+from ...core.parameters import Reads, check_range, check_whole, given, when
 from ...core.registry import register
 from ...data.conversations import example_texts, text_columns
 from ...functional.ranking import keep_count
@@ -51,6 +51,12 @@ class Dsir(Prescored):
     signals = (Signal.TEXT,)
     trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2302.03169"
+    reads: ClassVar[Reads] = {
+        "target_above": (given("target_column"),),
+        "temperature": (when("action", "sample"),),
+        "reverse": (when("action", "curriculum"),),
+        "refresh": (when("action", "sample"),),
+    }
     family = "indicator"
     renamed: ClassVar[dict[str, str]] = {"target_file": "target"}
     criterion = "external_continuous"
@@ -72,7 +78,7 @@ class Dsir(Prescored):
             if not Path(self.target).is_file():
                 raise ValueError(f"target={self.target!r}: there is no such file.")
         for name, low in (("buckets", 1), ("ngrams", 1), ("min_words", 0)):
-            check_range(name, getattr(self, name), low, 2**31)
+            check_whole(name, getattr(self, name), low)
         check_range("smoothing", self.smoothing, 0, float("inf"))
 
     @property

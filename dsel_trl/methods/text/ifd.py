@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ...bases.offline import Prescored
 from ...core.method import Run
-from ...core.parameters import REFRESHES, check_choice, check_range
+from ...core.parameters import REFRESHES, Reads, check_choice, check_range, check_whole, given, when, without
 from ...core.registry import register
 from ...data.conversations import example_messages, prompt_and_answer, text_columns
 from ...data.tokens import IGNORED, Sequences, answer_alone, instruction_alone, start_tokens
@@ -74,6 +74,24 @@ class Ifd(Prescored):
 
     signals = (Signal.TOKEN_LOGPS,)
     paper = "hf.co/papers/2402.00530, hf.co/papers/2308.12032"
+    reads: ClassVar[Reads] = {
+        "temperature": (when("action", "sample"),),
+        "warm_up": (when("form", "cherry"), without("model")),
+        **{
+            name: (given("warm_up"),)
+            for name in (
+                "warm_up_clusters",
+                "warm_up_low",
+                "warm_up_high",
+                "helper_epochs",
+                "helper_learning_rate",
+                "helper_lora",
+            )
+        },
+        "diverse": (when("action", *SPREAD_ACTIONS),),
+        "embedding": (given("diverse"),),
+        "pooling": (given("diverse"), when("embedding", "policy")),
+    }
     family = "indicator"
     criterion = "internal"
     selector = "threshold, top_k; diverse: greedy_diverse"
@@ -99,9 +117,7 @@ class Ifd(Prescored):
 
     def _check_warm_up(self) -> None:
         for name, least in (("warm_up", 0), ("warm_up_clusters", 1)):
-            check_range(name, getattr(self, name), least, 2**31)
-            if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name}={getattr(self, name)!r} is not a whole number.")
+            check_whole(name, getattr(self, name), least)
         check_range("warm_up_low", self.warm_up_low, 0, 100)
         check_range("warm_up_high", self.warm_up_high, 0, 100)
         if self.warm_up_low >= self.warm_up_high:
@@ -109,12 +125,6 @@ class Ifd(Prescored):
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
         if not self.warm_up:
             return
-        if self.form != "cherry":
-            raise ValueError(f"warm_up={self.warm_up!r} belongs to form='cherry', but form={self.form!r}.")
-        if self.model is not None:
-            raise ValueError(
-                f"warm_up={self.warm_up!r} trains a copy of the policy, but model={self.model!r} is asked."
-            )
         if self.refresh != "never":
             raise ValueError(f"refresh={self.refresh!r} asks the policy, which has then been trained: set warm_up=0.")
 

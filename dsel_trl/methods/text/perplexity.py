@@ -7,7 +7,7 @@ import numpy as np
 
 from ...bases.offline import Prescored
 from ...core.method import Run
-from ...core.parameters import REFRESHES, check_choice
+from ...core.parameters import REFRESHES, Reads, check_choice, never, unless, when
 from ...core.registry import register
 from ...data.conversations import example_messages, prompt_and_answer, text_columns
 from ...data.tokens import Sequences
@@ -40,6 +40,12 @@ class Perplexity(Prescored):
     signals = (Signal.LOSS,)
     trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2309.04564"
+    reads: ClassVar[Reads] = {
+        "band": (when("action", "band"),),
+        "keep": (unless("action", "weight"),),
+        "low": (never("set keep and band"),),
+        "high": (never("set keep and band"),),
+    }
     family = "indicator"
     criterion = "internal"
     selector = "band"

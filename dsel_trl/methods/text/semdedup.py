@@ -7,7 +7,7 @@ import numpy as np
 
 from ...bases.clustered import Clustered
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_range, when
 from ...core.registry import register
 from ...functional.kmeans import spherical_kmeans, unit_rows
 from ...functional.text.semdedup import KEEP, eps_for_fraction, max_similarity, rank_clusters, semdedup_keep
@@ -35,6 +35,9 @@ class SemDedup(Clustered):
     pooling: str = field(default="mean", metadata={"help": 'policy: "last" token or "mean" of all tokens'})
 
     paper = "hf.co/papers/2303.09540"
+    reads: ClassVar[Reads] = {
+        "keep": (when("eps", None),),
+    }
     selector = "per_cluster, threshold"
     cost = "one forward per example (policy); 100 CPU seconds per 1,000,000 examples"
     state = "two columns (16 bytes per example)"

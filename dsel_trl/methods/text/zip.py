@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ...bases.offline import Prescored
 from ...core.method import Run
-from ...core.parameters import check_choice, check_range
+from ...core.parameters import Reads, check_choice, check_whole, reads_of, when
 from ...core.registry import register
 from ...data.conversations import example_messages, joined, text_columns
 from ...functional.ranking import keep_count, rank_order
@@ -20,6 +20,7 @@ from ...functional.text.zip_engine import CompressionEngine
 from ...signals.batch import Batch, Signal
 
 FORMS = ("offline", "online")
+OFFLINE = when("form", "offline")
 SERIALIZERS = ("repr", "text")
 # What DEFLATE sees of the text before: a longer window would change nothing but the time.
 WINDOW = 32_768
@@ -65,6 +66,12 @@ class Zip(Prescored):
     signals = (Signal.TEXT,)
     trainers = ("dpo", "sft", "kto")
     paper = "hf.co/papers/2407.06645"
+    reads: ClassVar[Reads] = {
+        # Nothing of what is done with scores is done by the online form, which has none.
+        **{name: (OFFLINE, *conditions) for name, conditions in reads_of(Prescored).items()},
+        **dict.fromkeys(("action", "k1", "k2", "k3", "unchosen", "workers"), (OFFLINE,)),
+        "factor": (when("form", "online"),),
+    }
     family = "raw"
     renamed: ClassVar[dict[str, str]] = {"rejected": "unchosen"}
     criterion = "internal"
@@ -84,10 +91,7 @@ class Zip(Prescored):
         check_choice("serializer", self.serializer, SERIALIZERS)
         check_choice("unchosen", self.unchosen, ("burn", "restore"))
         for name, low in (("k1", 1), ("k2", 1), ("k3", 1), ("workers", 0), ("factor", 2)):
-            value = getattr(self, name)
-            check_range(name, value, low, 2**31)
-            if not isinstance(value, int):
-                raise ValueError(f"{name}={value!r} is not a whole number.")
+            check_whole(name, getattr(self, name), low)
         self._pieces: list[bytes] = []
         self._engine: CompressionEngine | None = None
         self._window: list[int] = []

@@ -6,7 +6,6 @@ from dsel_trl.functional.loss.infobatch import (
     infobatch_prune,
     is_pruned_epoch,
     kept_share,
-    record_losses,
     well_learned,
 )
 
@@ -30,9 +29,12 @@ def test_the_published_mean_is_rounded_to_float32():
     ids, weights = infobatch_prune([0.1] * rounded[0], np.random.default_rng(0), as_published=True)
     assert len(ids) == rounded[0] // 2
     assert (weights[ids] == 2).all()
-    stale = np.ones(rounded[0])
-    assert len(infobatch_epoch([0.1] * rounded[0], 0, 2, np.random.default_rng(0), stale_weights=stale)[0]) == len(ids)
-    assert len(infobatch_epoch([0.1] * rounded[0], 0, 2, np.random.default_rng(0))[0]) == rounded[0]
+    scores = [0.1] * rounded[0]
+    published, exact = (
+        infobatch_epoch(scores, np.random.default_rng(0), pruned=True, prune_ratio=0.5, as_published=how)[0]
+        for how in (True, False)
+    )
+    assert (len(published), len(exact)) == (len(ids), rounded[0])
 
 
 def test_non_finite_scores_stay_and_do_not_move_the_mean():
@@ -93,11 +95,22 @@ def test_schedule_survives_rounding():
 def test_annealed_epochs_have_weight_one_unless_the_reference_is_asked_for():
     scores = np.arange(10.0)
     stale = np.full(10, 2.0)
-    ids, weights = infobatch_epoch(scores, 3, 4, np.random.default_rng(0))
+    ids, weights = infobatch_epoch(scores, np.random.default_rng(0), pruned=False)
     assert sorted(ids.tolist()) == list(range(10))
     assert (weights == 1).all()
-    assert (infobatch_epoch(scores, 3, 4, np.random.default_rng(0), stale_weights=stale)[1] == 2).all()
-    assert (infobatch_epoch(scores, 7, 8, np.random.default_rng(0), stale_weights=stale)[1] == 1).all()
+    kept = infobatch_epoch(scores, np.random.default_rng(0), pruned=False, stale_weights=stale)
+    assert kept[0].tolist() == ids.tolist()
+    assert (kept[1] == 2).all()
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_an_epoch_decides_on_its_candidates_only(pruned):
+    candidates = np.array([7, 2, 5, 0])
+    ids, weights = infobatch_epoch(np.arange(10.0), np.random.default_rng(0), pruned=pruned, candidates=candidates)
+    assert set(ids.tolist()) <= {7, 2, 5, 0}
+    assert len(ids) == (3 if pruned else 4)
+    assert len(weights) == 10
+    assert candidates.tolist() == [7, 2, 5, 0]
 
 
 def test_same_seed_same_lists():
@@ -106,13 +119,6 @@ def test_same_seed_same_lists():
     np.testing.assert_array_equal(first[0], second[0])
     np.testing.assert_array_equal(first[1], second[1])
     assert first[0].tolist() != infobatch_prune(scores, np.random.default_rng(6))[0].tolist()
-
-
-def test_record_losses_skips_nan_and_leaves_the_input():
-    before = np.array([3.0, 3.0, 3.0], dtype=np.float32)
-    after = record_losses(before, [2, 0], [1.5, np.nan])
-    assert after.tolist() == [3.0, 3.0, 1.5]
-    assert before.tolist() == [3.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize("bad", [{"prune_ratio": 1.2}, {"prune_ratio": -0.1}, {"min_keep": -1}])

@@ -23,9 +23,10 @@ def test_conditional_logits_by_hand():
 
 
 def test_chunks():
-    assert chunk_size(1024) == 12
-    assert chunk_size(10, 0.9, 16) == 1
-    assert chunk_size(10, 0.9, 16, at_least_one=False) == 0
+    assert chunk_size(204.8, cover=False) == 12
+    assert chunk_size(204.8) == 13
+    assert (chunk_size(1, 16), chunk_size(1, 16, cover=False)) == (1, 0)
+    assert chunk_size(32, 16) == chunk_size(32, 16, cover=False) == 2
 
 
 def test_selection_has_no_repeats_and_may_exhaust_the_batch():
@@ -60,9 +61,9 @@ def test_errors_name_the_value():
     with pytest.raises(ValueError, match=r"\(2,\) and \(1,\)"):
         learnability([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match=r"1\.0"):
-        chunk_size(10, 1.0)
+        chunk_size(-1.0)
     with pytest.raises(ValueError, match="num_chunks"):
-        chunk_size(10, 0.5, 0)
+        chunk_size(10, 0)
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
         conditional_logits(np.zeros((2, 3)), [])
     with pytest.raises(ValueError, match="0 and 3"):

@@ -1,11 +1,15 @@
 import pytest
 import torch
 
-from dsel_trl.functional.loss.rho1 import excess_loss, select_tokens, selected_token_weights, selective_loss
+from dsel_trl.functional.loss.rho1 import excess_loss, select_tokens, selected_token_weights
 
 LOSS = torch.tensor([[1.0, 4.0, 2.0, 3.0], [5.0, 0.5, 6.0, 7.0]])
 REF = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
 MASK = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]]).bool()
+
+
+def mean_of(selected, **options):
+    return (selected_token_weights(selected, **options) * LOSS).sum()
 
 
 def test_by_hand():
@@ -13,18 +17,19 @@ def test_by_hand():
     assert excess.tolist() == [[0, 3, 1, 2], [4, -0.5, 5, 6]]
     batch = select_tokens(excess, MASK, 0.6)
     assert batch.int().tolist() == [[0, 1, 0, 1], [1, 0, 0, 0]]
-    assert selective_loss(LOSS, batch).item() == 4.0
+    assert mean_of(batch).item() == 4.0
     per_row = select_tokens(excess, MASK, 0.6, scope="sequence")
     assert per_row.int().tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
-    assert selective_loss(LOSS, per_row).item() == 4.5
-    assert selective_loss(LOSS, per_row, n_selected=4).item() == 2.25
+    assert mean_of(per_row).item() == 4.5
+    assert mean_of(per_row, n_selected=4).item() == 2.25
+    assert mean_of(per_row, n_tokens=8).item() == 36.0
 
 
 @pytest.mark.parametrize("scope", ["batch", "sequence"])
 def test_ratio_one_is_the_ordinary_mean(scope):
     selected = select_tokens(excess_loss(LOSS, REF), MASK, 1.0, scope)
     assert torch.equal(selected, MASK)
-    torch.testing.assert_close(selective_loss(LOSS, selected), LOSS[MASK].mean())
+    torch.testing.assert_close(mean_of(selected), LOSS[MASK].mean())
 
 
 @pytest.mark.parametrize("scope", ["batch", "sequence"])
@@ -50,21 +55,17 @@ def test_non_finite_excess_is_never_selected():
     assert select_tokens(excess, torch.ones(1, 4), 1.0).int().tolist() == [[0, 0, 1, 1]]
 
 
-def test_nothing_valid_gives_zero_and_no_nan_gradient():
-    nll = torch.full((1, 3), float("inf"), requires_grad=True)
+def test_nothing_valid_gives_weight_zero():
     selected = select_tokens(torch.zeros(1, 3), torch.zeros(1, 3))
     assert not selected.any()
-    loss = selective_loss(nll, selected)
-    loss.backward()
-    assert loss.item() == 0
-    assert nll.grad.tolist() == [[0, 0, 0]]
+    assert selected_token_weights(selected, n_tokens=3).tolist() == [[0, 0, 0]]
 
 
-def test_gradient_is_the_token_weight():
-    nll = LOSS.clone().requires_grad_()
-    selected = select_tokens(excess_loss(nll, REF), MASK, 0.6)
-    selective_loss(nll, selected).backward()
-    torch.testing.assert_close(nll.grad, selected_token_weights(selected))
+def test_weights_make_the_mean_over_all_tokens_that_over_the_selected():
+    selected = select_tokens(excess_loss(LOSS, REF), MASK, 0.6)
+    weights = selected_token_weights(selected, n_tokens=int(MASK.sum()))
+    torch.testing.assert_close((weights * LOSS)[MASK].mean(), LOSS[selected].mean())
+    assert selected_token_weights(torch.ones(7, dtype=torch.bool), n_tokens=7).tolist() == [1.0] * 7
 
 
 def test_half_precision_is_upcast():

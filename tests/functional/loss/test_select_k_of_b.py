@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from dsel_trl.functional.loss.select_k_of_b import MODES, at_or_above, pair_rows, select_k_of_b
+from dsel_trl.functional.loss.select_k_of_b import MODES, at_or_above, select_k_of_b
 
 NAN = math.nan
 SCORES = [0.5, NAN, 2.0, -1.0, 2.0]
@@ -40,13 +40,6 @@ def test_fill_repeats_valid_rows_only():
 def test_threshold_of_ties_and_of_nothing():
     assert at_or_above([1.0, 1.0, NAN], 0.9).tolist() == [0, 1]
     assert at_or_above([NAN], 0.5).tolist() == []
-
-
-def test_pairs_are_cut_out_of_both_halves():
-    assert pair_rows([2, 0], 4).tolist() == [2, 0, 6, 4]
-    assert pair_rows([], 4).tolist() == []
-    with pytest.raises(ValueError, match="4 pairs"):
-        pair_rows([4], 4)
 
 
 def test_unknown_mode():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dsel_trl import SelectionCallback, create_method
+from dsel_trl.bases.scored import paced
 from dsel_trl.functional.pacing import competence, unigram_rarity
 from tests import tiny
 
@@ -112,3 +113,36 @@ def test_wrong_parameters(parameters, message):
 def test_a_missing_column(make_trainer):
     with pytest.raises(ValueError, match="nothing"):
         SelectionCallback(make_trainer("sft"), "curriculum", by="column", column="nothing")
+
+
+def test_equally_hard_examples_open_together():
+    scores = -np.repeat([0.0, 1.0, 2.0], [4, 12, 4])
+    rng = np.random.default_rng(0)
+
+    def order(together):
+        options = {"served": 0, "epoch_length": 20, "rng": rng, "blocks": 20, "ties_together": together}
+        return paced(scores, np.arange(20), lambda p: min(1.0, 0.2 + p), **options).tolist()
+
+    for _ in range(10):
+        ids = order(True)
+        assert sorted(ids) == list(range(20))
+        assert set(ids[:4]) == {0, 1, 2, 3}
+        # The twelve open at 80% of the difficulties: before, they come by id, where nothing else is left.
+        assert ids[4:12] == list(range(4, 12))
+    assert any(order(False)[4:12] != list(range(4, 12)) for _ in range(10))
+
+
+def test_grouped_lengths_are_a_random_order_of_like_neighbours(make_trainer):
+    def run(**config):
+        trainer = make_trainer("sft", per_device_train_batch_size=2, **config)
+        witness = tiny.attach(trainer, "length_curriculum", action="grouped", by="total")
+        trainer.train()
+        return trainer.selection.run.lengths, np.concatenate(witness.ids)
+
+    lengths, ids = run()
+    assert sorted(ids.tolist()) == list(range(40))
+    assert lengths[ids[0]] == lengths.max()
+    # 40 examples in steps of 2: mega-batches of 10, each from long to short (the longest of all was put first).
+    blocks = lengths[ids].reshape(4, 10)[1:]
+    assert sum((np.diff(block) > 0).sum() for block in blocks) <= 1
+    assert ids.tolist() != run(seed=7)[1].tolist()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dsel_trl import SelectionCallback, create_method
-from dsel_trl.functional.order.token_budget import padded_tokens
 from tests import tiny
+from tests.functional.order.padding import padded_tokens
 from tests.runs import make_run
 
 LENGTHS = np.random.default_rng(0).lognormal(4, 1, size=5000).astype(np.int64) + 1

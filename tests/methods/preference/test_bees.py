@@ -90,14 +90,36 @@ def test_the_share_is_of_all_pairs(make_trainer):
     assert (~callback.ledger.dropped).sum() == 7
 
 
+def test_pairs_that_no_source_knows_are_left_out(make_trainer):
+    """Known pairs of the lowest margins come before those of which nothing is known."""
+    margins = np.where(np.arange(40) % 4 == 0, np.nan, np.linspace(-3.0, 3.0, 40))
+    trainer = make_trainer("dpo", dataset=with_column("other", margins), max_steps=1)
+    callback = SelectionCallback(trainer, "bees", sources=["column:other"], keep=0.75)
+    trainer.train()
+    assert (~callback.ledger.dropped).tolist() == np.isfinite(margins).tolist()
+
+
 def test_missing_scores_leave_a_source_out(make_trainer):
     other = np.full(40, np.nan)
     other[:5] = 50.0
+    fused = []
+    for sources in (["explicit"], ["column:other", "explicit"]):
+        trainer = make_trainer("dpo", dataset=with_column("other", other), max_steps=1)
+        callback = SelectionCallback(trainer, "bees", sources=sources, keep=0.25)
+        trainer.train()
+        fused.append(callback.ledger["bees"])
+    np.testing.assert_allclose(fused[1][5:], fused[0][5:], rtol=1e-6)
+    assert (fused[1][:5] > fused[0][:5]).all()
+
+
+def test_a_pair_that_no_source_knows_is_not_trained(make_trainer):
+    other = np.full(40, np.nan)
+    other[:5] = np.arange(-2.0, 3.0)
     trainer = make_trainer("dpo", dataset=with_column("other", other), max_steps=1)
-    callback = SelectionCallback(trainer, "bees", sources=["column:other"], keep=0.25)
+    callback = SelectionCallback(trainer, "bees", sources=["column:other"], keep=1.0)
     trainer.train()
-    assert (~callback.ledger.dropped)[:5].all()
-    np.testing.assert_allclose(callback.ledger["bees"][5:], 0.5)
+    assert np.isnan(callback.ledger["bees"][5:]).all()
+    assert callback.ledger.dropped.tolist() == [False] * 5 + [True] * 35
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_the_helper_trains_on_some_of_every_cluster(make_trainer, monkeypatch, k
 
 def test_the_helper_is_asked_and_the_policy_stays(make_trainer):
     before = tiny.weights_of(make_trainer("sft"))
-    _, as_it_is = run(make_trainer, **{**WARM, "warm_up": 0})
+    _, as_it_is = run(make_trainer, form="cherry", limit=5.0, keep=0.5)
     trainer, callback = run(make_trainer, **WARM, helper_learning_rate=0.01)
     tiny.assert_same_weights(before, tiny.weights_of(trainer))
     # Three steps on a third of the data: answers have become likelier, with the instruction and without it.

@@ -89,6 +89,13 @@ def test_perplexity_is_measured_anew_each_epoch(make_trainer):
     assert (callback.ledger.steps("perplexity") == trainer.state.max_steps // 2).all()
 
 
+@pytest.mark.parametrize(("action", "last"), [("band", 4), ("weight", 6)])
+def test_perplexity_is_measured_anew_every_so_many_steps(make_trainer, action, last):
+    config = {"max_steps": 6, "learning_rate": 5e-3}
+    _, callback, _ = run(make_trainer, "sft", "perplexity", config, action=action, refresh=2)
+    assert (callback.ledger.steps("perplexity") == last).all()
+
+
 @pytest.mark.parametrize("kind", ["dpo", "sft", "lm"])
 @pytest.mark.parametrize("form", ["ratio", "diff"])
 def test_edge_measures_the_response_with_and_without_the_guideline(make_trainer, kind, form):

@@ -2,13 +2,8 @@
 
 import numpy as np
 
-from dsel_trl.functional.pacing import (
-    competence,
-    difficulty_cdf,
-    eligible_by_competence,
-    eligible_by_rank,
-    pacing_size,
-)
+from dsel_trl.bases.scored import keep_top
+from dsel_trl.functional.pacing import competence, difficulty_cdf, eligible_by_competence, pacing_size
 
 
 def evaluate(oracle):
@@ -32,15 +27,15 @@ def evaluate(oracle):
         got = competence(case["t"], case["T"], initial=case["c0"], power=case["p"])
         yield f"competence[{i}]", got, case["competence"]
     if "difficulty" in oracle:
-        difficulty = oracle["difficulty"]
+        difficulty = np.asarray(oracle["difficulty"], dtype=np.float64)
         cdf = difficulty_cdf(difficulty)
         yield "difficulty_cdf", cdf, oracle["difficulty_cdf"]
         for i, case in enumerate(oracle.get("eligibility", [])):
             level = case["competence"]
             got = {
                 "eligible_easy_first": eligible_by_competence(cdf, level, at_least_one=False),
-                "eligible_by_rank_topk": np.sort(eligible_by_rank(difficulty, level)),
-                "eligible_anti_curriculum": np.sort(eligible_by_rank(difficulty, level, hardest_first=True)),
+                "eligible_by_rank_topk": np.flatnonzero(keep_top(-difficulty, level)),
+                "eligible_anti_curriculum": np.flatnonzero(keep_top(difficulty, level)),
             }
             for key, value in got.items():
                 if key in case:

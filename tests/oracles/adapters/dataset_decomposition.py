@@ -4,6 +4,7 @@ import random
 
 import numpy as np
 
+from dsel_trl.commands.shards import ShardArguments, shard_lines
 from dsel_trl.functional.order.dataset_decomposition import bucket_batch_size, decompose, split_probabilities
 from dsel_trl.functional.order.length_curriculum import (
     bucket_probabilities,
@@ -13,7 +14,6 @@ from dsel_trl.functional.order.length_curriculum import (
     subcycle_counts,
     subcycle_odds,
 )
-from dsel_trl.functional.order.shard_plan import plan_shards
 
 
 def evaluate(oracle):
@@ -83,32 +83,4 @@ def evaluate_schedule(schedule):
 
 
 def evaluate_planner(case):
-    args = case["args"]
-    plan = plan_shards(
-        args["total_tokens"],
-        args["epochs"],
-        num_shards=args["number_of_shards"],
-        sequences_per_shard=args["sequence_per_shard"],
-        sequence_lengths=args["sequence_sizes"],
-        batch_multipliers=args["batch_mult"],
-        odds=args["curriculum"],
-        num_processes=args["num_gpus"],
-        num_workers=args["num_workers"],
-        global_batch=args["global_batch"],
-    )
-
-    def words(values):
-        return " ".join(str(int(value)) for value in values)
-
-    printed = [
-        "**** Use the following arguments:",
-        f"--epochs {args['epochs']}",
-        f"--train-num-samples {plan.tokens_per_cycle}",
-        f"--dataset-batch-mult {words(args['batch_mult'])}",
-        f"--source-num-seq-per-epoch {words(plan.sequences)}",
-        f"--train-data-mix-weights {words(plan.weights)}",
-    ]
-    if not plan.exact:
-        wanted, got = args["total_tokens"], plan.total_tokens
-        printed.insert(0, f"Cannot match requested number of tokens of {wanted:,}. Go with {got:,} instead.")
-    yield "get_dd_params", printed, case["printed"]
+    yield "get_dd_params", shard_lines(ShardArguments(**case["args"])), case["printed"]

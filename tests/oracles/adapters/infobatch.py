@@ -2,12 +2,13 @@
 
 import numpy as np
 
+from dsel_trl.core.ledger import Ledger
 from dsel_trl.functional.loss.infobatch import (
     INITIAL_SCORE,
     infobatch_epoch,
     infobatch_prune,
+    is_pruned_epoch,
     kept_share,
-    record_losses,
     well_learned,
 )
 
@@ -36,19 +37,21 @@ def evaluate(oracle):
 
 
 def evaluate_trace(label, trace):
-    scores = np.full(trace["n"], INITIAL_SCORE, dtype=np.float32)
+    ledger = Ledger(trace["n"])
+    ledger.write("loss", None, np.full(trace["n"], INITIAL_SCORE), step=0)
+    # The published code resets its weights only where the pruned epochs end with an epoch.
+    resets = float(trace.get("stop_prune", trace["delta"] * trace["num_epochs"])).is_integer()
     weights = np.ones(trace["n"], dtype=np.float32)
     total_pruned = 0
     for epoch in trace["epochs"]:
         rng = np.random.RandomState(epoch["sampler_iterations_counter_at_reset"])
         ids, weights = infobatch_epoch(
-            scores,
-            epoch["epoch"],
-            trace["num_epochs"],
+            ledger["loss"],
             rng,
+            pruned=is_pruned_epoch(epoch["epoch"], trace["num_epochs"], trace["delta"]),
             prune_ratio=trace["prune_ratio"],
-            delta=trace["delta"],
-            stale_weights=weights,
+            as_published=True,
+            stale_weights=None if resets else weights,
         )
         total_pruned += trace["n"] - len(ids)
         where = f"{label}.epochs[{epoch['epoch']}]"
@@ -61,7 +64,7 @@ def evaluate_trace(label, trace):
             losses = np.asarray(expected["raw_losses"], dtype=np.float32)
             yield f"{where}.indices", batch, expected["indices"]
             yield f"{where}.weighted_mean_loss", (weights[batch] * losses).mean(), expected["weighted_mean_loss"]
-            scores = record_losses(scores, batch, losses)
-        yield f"{where}.scores_after", scores, epoch["scores_after"]
+            ledger.write("loss", batch, losses, step=1)
+        yield f"{where}.scores_after", ledger["loss"], epoch["scores_after"]
     if "total_pruned" in trace:
         yield f"{label}.total_pruned", total_pruned, trace["total_pruned"]

@@ -32,7 +32,7 @@ def evaluate(oracle):
         yield f"joint_steps[{i}]", logits, step["conditional_logits"]
     if "chunk_arithmetic" in oracle:
         case = oracle["chunk_arithmetic"]
-        size = chunk_size(case["super_batch"], case["filter_ratio"], case["n_chunks"], at_least_one=False)
+        size = chunk_size(case["super_batch"] * (1 - case["filter_ratio"]), case["n_chunks"], cover=False)
         yield "draws_per_chunk", size, case["draws_per_chunk_int_floor"]
         if "batch" in case:
             yield "batch", size * case["n_chunks"], case["batch"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from dsel_trl.functional.loss.rho1 import excess_loss, select_tokens, selected_token_weights, selective_loss
+from dsel_trl.functional.loss.rho1 import excess_loss, select_tokens, selected_token_weights
 
 
 def evaluate(oracle):
@@ -12,12 +12,13 @@ def evaluate(oracle):
         mask = torch.tensor(case["mask"]).bool()
         excess = excess_loss(loss, ref_loss)
         selected = select_tokens(excess, mask, case["select_ratio"], case["scope"])
+        weights = selected_token_weights(selected)
         got = {
             "excess_loss": excess,
             "selected": selected.int(),
             "n_selected": int(selected.sum()),
-            "slm_loss": float(selective_loss(loss, selected)),
-            "grad_weight_per_token": selected_token_weights(selected),
+            "slm_loss": float((weights * loss)[selected].sum()),
+            "grad_weight_per_token": weights,
         }
         for key, value in got.items():
             if key in case:
