@@ -27,6 +27,7 @@ from .trainer.checks import check_run
 from .trainer.forwards import base_model, own_outputs, refer, request_outputs
 from .trainer.generation import generate
 from .trainer.helper_run import train_helper
+from .trainer.internals import check_internals
 from .trainer.kinds import is_map_style, trainer_kind
 from .trainer.mixin import join, part
 from .trainer.rows import TrainingRows, prepare_rows
@@ -59,6 +60,7 @@ class SelectionCallback(TrainerCallback):
             Parameters of a method given by name.
 
     Raises:
+        `ImportError`: where the installed TRL or transformers lacks what is used of it.
         `TypeError`: for a trainer that is not supported.
         `ValueError`: for anything the methods cannot work with (a missing column, a loss without per-example values, a
             dataset smaller than a batch, a mistyped parameter). Nothing has been changed then.
@@ -94,6 +96,7 @@ class SelectionCallback(TrainerCallback):
         self._attempted, self._checkpoint = False, None  # type: bool, str | None
         self._told: set[str] = set()
         self.kind = trainer_kind(trainer)
+        check_internals(trainer, self.kind)
         self.streaming = not is_map_style(trainer)
         if self.streaming and log_by is not None:
             raise ValueError(

@@ -27,7 +27,8 @@ class Internal:
             The name.
         owner (`str`):
             `"class"` for what a trainer's class has, `"instance"` for what its constructor sets, `"running"` for what
-            is set when training begins, or the module that holds it.
+            is set when training begins, `"model"` for what is set on a model for others to read, or the module that
+            holds it.
         parameters (`tuple[str, ...]`, *optional*):
             What a function is given, by these names or in this order; `None` for a value.
         kinds (`tuple[str, ...]`):
@@ -55,6 +56,7 @@ INTERNALS: tuple[Internal, ...] = (
     # Overridden, and called on the class beneath.
     *_seams(
         ("train", ("resume_from_checkpoint",)),
+        ("_inner_training_loop", ()),
         ("get_train_dataloader", ()),
         ("get_batch_samples", ("epoch_iterator", "num_batches", "device")),
         ("training_step", ("model", "inputs")),
@@ -91,7 +93,7 @@ INTERNALS: tuple[Internal, ...] = (
         "_train_batch_size",
     ),
     Internal("current_gradient_accumulation_steps", "running"),
-    *_values("_tokenizer", kinds=("dpo", "sft", "kto")),
+    *_values("_tokenizer", "_is_vision_dataset", kinds=("dpo", "sft", "kto")),
     *_values("ref_model", "beta", "precompute_ref_logps", kinds=WITH_REFERENCE),
     *_values(
         "loss_types",
@@ -103,10 +105,10 @@ INTERNALS: tuple[Internal, ...] = (
         "use_weighting",
         kinds=("dpo",),
     ),
-    *_values("_formatting_func", kinds=("sft",)),
-    *_values(
-        "loss_type", "desirable_weight", "undesirable_weight", "calculate_KL", "_is_vision_dataset", kinds=("kto",)
-    ),
+    *_values("_formatting_func", "_skip_prepare_dataset", kinds=("sft",)),
+    *_values("loss_type", "desirable_weight", "undesirable_weight", "calculate_KL", kinds=("kto",)),
+    # Set on the model, for torch to read.
+    Internal("_ddp_params_and_buffers_to_ignore", "model"),
     # Of modules that their documentation does not name.
     Internal("use_adapter", "trl.trainer.utils", ("model", "adapter_name")),
     Internal("add_fused_lm_head", "trl.trainer.utils", ("model", "outputs"), optional=True),
@@ -135,7 +137,7 @@ def check_internals(trainer: Any, kind: TrainerKind) -> None:
 
 def find_problem(internal: Internal, trainer: Any, cls: type) -> str | None:
     """What is wrong with a name on `trainer`, whose class in TRL is `cls`; `None` where it is as it is used."""
-    if internal.owner == "running":
+    if internal.owner in ("running", "model"):
         return None
     if internal.owner == "instance":
         return None if hasattr(trainer, internal.name) else _missing(internal.name, cls.__name__)
