@@ -88,8 +88,9 @@ class Tap:
         """Before a forward of the policy: a model with labels, but no fused head, computes its loss itself."""
         reading, labels = self._reading, kwargs.get("labels")
         self._inner = None
-        own = reading is not None and labels is not None and not kwargs.get("fused_lm_head")
-        if own and (reading.labels is None or labels.shape[0] == reading.labels.shape[0]):
+        if reading is None or labels is None or kwargs.get("fused_lm_head"):
+            return
+        if reading.labels is None or labels.shape[0] == reading.labels.shape[0]:
             self._inner = InnerLoss(labels, reading.gate, self.outputs)
             self._inner.__enter__()
 
