@@ -122,7 +122,7 @@ def build_trainer(options, rows: Dataset, kind: str, variant: str, seed: int = 0
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
-        "activation_checkpointing": False,
+        "gradient_checkpointing": False,
         "learning_rate": 1e-3 if kind == "sft" else 1e-4,
         **config,
     }

@@ -25,9 +25,10 @@ from .report.run_files import write_run
 from .signals.tap import Tap
 from .trainer.checkpoints import SavedSelection, read_selection, selection_fingerprint, write_selection
 from .trainer.checks import check_run
-from .trainer.forwards import base_model, refer, request_outputs
+from .trainer.forwards import base_model, own_outputs, refer, request_outputs
 from .trainer.generation import generate
 from .trainer.helper_run import train_helper
+from .trainer.internals import check_internals
 from .trainer.kinds import is_map_style, trainer_kind
 from .trainer.mixin import join, part
 from .trainer.rows import TrainingRows, prepare_rows
@@ -60,6 +61,7 @@ class SelectionCallback(TrainerCallback):
             Parameters of a method given by name.
 
     Raises:
+        `ImportError`: where the installed TRL or transformers lacks what is used of it.
         `TypeError`: for a trainer that is not supported.
         `ValueError`: for anything the methods cannot work with (a missing column, a loss without per-example values, a
             dataset smaller than a batch, a mistyped parameter). Nothing has been changed then.
@@ -96,6 +98,7 @@ class SelectionCallback(TrainerCallback):
         self._attempted, self._checkpoint = False, None  # type: bool, str | None
         self._told: set[str] = set()
         self.kind = trainer_kind(trainer)
+        check_internals(trainer, self.kind)
         self.streaming = not is_map_style(trainer)
         if self.streaming and log_by is not None:
             raise ValueError(
@@ -148,7 +151,7 @@ class SelectionCallback(TrainerCallback):
         join(trainer, self)
         names = tuple(name for method in self.methods.methods for name in method.outputs)
         self._undo_outputs = request_outputs(trainer, names)
-        self.tap = Tap(base_model(trainer), getattr(trainer, "ref_model", None), names)
+        self.tap = Tap(base_model(trainer), getattr(trainer, "ref_model", None), (*names, *own_outputs(trainer)))
 
     def detach(self) -> None:
         """Gives the trainer back as it was: its class, its model's forward, its callbacks."""

@@ -36,6 +36,22 @@ def make_trainer(model: Path, tmp_path: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def reward_trainer(model: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`reward_trainer(**config)`: a stock trainer of a reward model."""
+    from trl import RewardConfig, RewardTrainer
+
+    from tests import tiny
+
+    def make(**config: Any) -> Any:
+        args = RewardConfig(str(tmp_path / "out"), **{**tiny.COMMON, **config})
+        dataset = tiny.preferences().remove_columns(["prompt"])
+        torch.manual_seed(0)
+        return RewardTrainer(str(model), args=args, train_dataset=dataset)
+
+    return make
+
+
+@pytest.fixture
 def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without drawing: a picture takes longer than the run."""
     monkeypatch.setattr("dsel_trl.report.run_files.draw_run", lambda *args: None)

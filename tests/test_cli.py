@@ -57,7 +57,7 @@ def recipe(tmp_path, pairs, model):
             "per_device_train_batch_size": 4,
             "per_device_eval_batch_size": 8,
             "learning_rate": 1e-3,
-            "activation_checkpointing": False,
+            "gradient_checkpointing": False,
             "use_cpu": True,
             "save_strategy": "no",
             "disable_tqdm": True,

@@ -45,7 +45,7 @@ COMMON = {
     "num_train_epochs": 1,
     "learning_rate": 5e-3,
     "lr_scheduler_type": "constant",
-    "activation_checkpointing": False,
+    "gradient_checkpointing": False,
     "dataloader_pin_memory": False,
     "max_length": 64,
 }
@@ -193,11 +193,14 @@ def make_trainer(
         if lora
         else None
     )
-    cls, args = TRAINERS[kind]
+    cls, arguments = TRAINERS[kind]
+    args = arguments(str(output_dir), **{**COMMON, **config})
+    # Adapters start at random; TRL seeds them from 1.15 on.
+    transformers.set_seed(args.seed)
     with prepared_once(cls):
         return cls(
             str(model),
-            args=args(str(output_dir), **{**COMMON, **config}),
+            args=args,
             train_dataset=DATASETS[kind]() if dataset is None else dataset,
             eval_dataset=eval_dataset,
             peft_config=peft_config,

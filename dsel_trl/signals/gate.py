@@ -6,29 +6,34 @@ loss of a pair (or a conversation) reaches the parameters only through its own r
 gradient of the weighted loss, whatever the loss type.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+Place = Callable[[Tensor], Tensor]
+
 
 class _WeightedIdentity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, gate: "Gate") -> Tensor:
-        ctx.gate = gate
+    def forward(ctx: Any, values: Tensor, gate: "Gate", place: Place | None) -> Tensor:
+        ctx.gate, ctx.place = gate, place
         return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
         ctx.gate.arrived += 1
         weights = ctx.gate.weights
         if weights is None:
-            return grad, None
+            return grad, None, None
+        if ctx.place is not None:
+            weights = ctx.place(weights)
         if weights.shape[0] != grad.shape[0]:
             raise ValueError(f"{weights.shape[0]} weights meet the gradients of {grad.shape[0]} rows.")
         weights = weights.to(device=grad.device, dtype=grad.dtype)
-        return grad * weights.reshape(weights.shape + (1,) * (grad.dim() - weights.dim())), None
+        return grad * weights.reshape(weights.shape + (1,) * (grad.dim() - weights.dim())), None, None
 
 
 class Gate:
@@ -56,10 +61,14 @@ class Gate:
 
     # Kept out of a compiled graph, which would hold the weights that it met first, or none.
     @torch.compiler.disable
-    def __call__(self, values: Tensor) -> Tensor:
-        """`values` `(rows, T, ...)`, unchanged; its gradient is multiplied by `weights` `(rows,)` or `(rows, T)`."""
+    def __call__(self, values: Tensor, place: Place | None = None) -> Tensor:
+        """
+        `values` `(rows, T, ...)`, unchanged; its gradient is multiplied by `weights` `(rows,)` or `(rows, T)`.
+
+        `place` brings the weights into the layout of values that lie otherwise.
+        """
         self.passed += 1
-        return _WeightedIdentity.apply(values, self)
+        return _WeightedIdentity.apply(values, self, place)
 
     @property
     def effective(self) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 from ..core.composition import Composition
 from ..data.columns import column_names, refuse_truth
 from ..functional.dpo_losses import COUPLED_LOSSES
+from .forwards import fused_head
 from .kinds import TrainerKind
 from .rows import TrainingRows
 
@@ -35,6 +36,11 @@ def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: T
     """
     args, dataset = trainer.args, trainer.train_dataset
     examples = trainer._train_batch_size * args.world_size * methods.candidates
+    if fused_head() is None and getattr(args, "use_liger_kernel", False) and not kind.heads:
+        raise ValueError(
+            "use_liger_kernel=True hides each token's log-probability in this TRL, so no example can be measured or "
+            "weighed. Set use_liger_kernel=False, or use TRL 1.15 or newer, whose own head saves the same memory."
+        )
     for method in methods.methods:
         if kind.name not in method.trainers:
             raise ValueError(f"{method.name!r} works with {list(method.trainers)}, not with {type(trainer).__name__}.")

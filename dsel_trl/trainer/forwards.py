@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from trl.trainer.utils import add_fused_lm_head
 
 from ..core.costs import Costs
 from ..data.files import replacing
 from ..signals.batch import Batch, Forward
-from ..signals.tap import Reading, label_log_probs
+from ..signals.logits import read_logits
+from ..signals.tap import Reading
 from .kinds import COLUMNS, NOT_FOR_THE_MODEL, batch_type, labels_of, trainer_kind
 
 
@@ -37,9 +37,24 @@ def make_batch(
     return cls(ids, inputs, reading.policy, reading.reference, settings=settings, **context)
 
 
+def fused_head() -> Callable[..., None] | None:
+    """What gives a model TRL's fused head; `None` in a TRL without one, whose models return logits."""
+    try:
+        from trl.trainer.utils import add_fused_lm_head
+    except ImportError:
+        return None
+    return add_fused_lm_head
+
+
+def own_outputs(trainer: Any) -> tuple[str, ...]:
+    """Per-token fields that the trainer's own loss needs beside the log-probabilities."""
+    return ("log_sum_sq_probs",) if trainer_kind(trainer).settings(trainer).use_weighting else ()
+
+
 def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
     """Makes the fused head return more per-token fields; gives back what undoes it."""
-    if not names:
+    add_fused_lm_head = fused_head()
+    if not names or add_fused_lm_head is None:
         return lambda: None
     model = base_model(trainer)
     before = model.__dict__.get("forward")
@@ -53,6 +68,17 @@ def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
             model.forward = before
 
     return undo
+
+
+def read_tokens(model: Any, kwargs: dict[str, Any], labels: Tensor, outputs: tuple[str, ...] = ()) -> Forward:
+    """Per-token fields of a forward that is made only to look."""
+    kwargs = {**kwargs, "use_cache": False}
+    if fused_head() is None:
+        return read_logits(model(**kwargs).logits, labels, outputs)
+    output = model(**kwargs, labels=labels, fused_lm_head=True)
+    if output.log_probs is None:
+        return read_logits(output.logits, labels, outputs)
+    return Forward(output.log_probs, output.entropy, output.is_top1, output.log_sum_sq_probs)
 
 
 def base_model(trainer: Any) -> Any:
@@ -119,13 +145,9 @@ def score_rows(
                 costs.ran(f"{who}forwards", *size)
                 return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
             if policy is None:
-                output = model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True)
-                policy = Forward(
-                    output.log_probs if output.log_probs is not None else label_log_probs(output.logits, labels),
-                    output.entropy,
-                    output.is_top1,
-                    output.log_sum_sq_probs,
-                )
+                selection = getattr(trainer, "selection", None)
+                outputs = own_outputs(trainer) if selection is None else selection.tap.outputs
+                policy = read_tokens(model, kwargs, labels, outputs)
                 costs.ran(f"{who}forwards", *size)
             reading = Reading(policy=policy)
             if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
@@ -146,7 +168,7 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
     from trl.trainer.utils import use_adapter
 
     if trainer.ref_model is not None:
-        return trainer.ref_model(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+        return read_tokens(trainer.ref_model, kwargs, labels).log_probs
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not hasattr(model, "peft_config"):
         raise ValueError(
@@ -154,7 +176,7 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
             "measure margins of examples whose reference log-probabilities are not in the dataset."
         )
     with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-        return placed_model(trainer)(**{**kwargs, "use_cache": False}, labels=labels, fused_lm_head=True).log_probs
+        return read_tokens(placed_model(trainer), kwargs, labels).log_probs
 
 
 def refer(trainer: Any, file: Path, restore: bool) -> None:

@@ -26,7 +26,7 @@ from ..signals.kto_batch import KTOBatch
 from ..signals.pair_batch import PairBatch, RewardBatch
 from ..signals.sequence_batch import SequenceBatch
 from ..signals.tap import Reading
-from .kto import Collator, kl_term, paired_anew
+from .kto import Collator, kl_labels, kl_term, paired_anew
 
 EXAMPLE_ID = "example_id"
 COLUMNS = "example_columns"
@@ -69,6 +69,8 @@ class TrainerKind:
             What decides an example's loss, as the trainer holds it now.
         labels (`Callable[[dict], Tensor]`):
             Labels of a collated batch, -100 where there is no loss.
+        other_labels (`Callable[[dict], Tensor | None]`):
+            Labels of the rows of a collated batch that are no examples, where there are such rows.
         margin (`bool`):
             Whether an example has an implicit margin.
         heads (`bool`):
@@ -99,6 +101,7 @@ class TrainerKind:
     settings: Callable[[Any], LossSettings]
     labels: Callable[[dict[str, Any]], Tensor]
     kept: Callable[[Rows], np.ndarray]
+    other_labels: Callable[[dict[str, Any]], Tensor | None] = lambda inputs: None
     margin: bool = True
     heads: bool = False
     references: tuple[str, ...] = ()
@@ -211,6 +214,7 @@ KINDS: dict[str, TrainerKind] = {
             measure=Measure("eval_loss", "held-out loss", "{:.4f}"),
             settings=_kto_settings,
             labels=_completion_labels,
+            other_labels=kl_labels,
             kept=_room_for_completions,
             references=("ref_logps", "ref_KL_logps"),
             reference=_runs_reference,

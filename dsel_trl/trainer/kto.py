@@ -34,6 +34,13 @@ def paired_anew(trainer: Any, collator: Collator) -> Collator:
     return PairedAnew(collator) if trainer.calculate_KL and not trainer._is_vision_dataset else collator
 
 
+def kl_labels(inputs: dict[str, Any]) -> Tensor | None:
+    """Labels of the rows of the KL term in a collated batch, -100 where there is no completion."""
+    if "KL_completion_mask" not in inputs:
+        return None
+    return inputs["KL_input_ids"].masked_fill(inputs["KL_completion_mask"] == 0, -100)
+
+
 def kl_term(trainer: Any, inputs: dict[str, Any], reading: Reading) -> Tensor:
     """KTO's KL term of a training step, the mean over all ranks, as the trainer itself is about to compute it."""
     width = inputs["KL_completion_mask"].shape[1] - 1

@@ -107,7 +107,7 @@ class OptimizerStep:
         gate = Gate() if self.methods.using("weigh") else None
         labels = labels_of(self.kind, inputs)
         with contextlib.ExitStack() as stack:
-            reading = stack.enter_context(self.tap.open(labels, gate))
+            reading = stack.enter_context(self.tap.open(labels, gate, self.kind.other_labels(inputs)))
             listening = self._listening = Listening(ids, dict(inputs), columns, gate, reading)
             if self.methods.using("adjust"):
                 reading.when_read = partial(self._adjust, listening, stack)

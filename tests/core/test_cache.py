@@ -277,8 +277,14 @@ def test_a_failure_of_the_first_process_is_one_of_all(tmp_path):
     assert "PermissionError: not yours" in str(found[1])
 
 
+# Which process a thread stands for: the patched name below is one for all of them.
+OWN = threading.local()
+
+
 def rewarded(run, rank, monkeypatch, calls):
     from dsel_trl.scorers import rewards
+
+    OWN.rank = rank
 
     class Counting(rewards.RewardModel):
         def __init__(self, *args):
@@ -287,7 +293,7 @@ def rewarded(run, rank, monkeypatch, calls):
                 self.model.weight.fill_(1.0), self.model.bias.fill_(0.0)
 
         def __call__(self, prompts, responses):
-            calls.append((rank, len(responses)))
+            calls.append((OWN.rank, len(responses)))
             return [float(len(response)) for response in responses]
 
     rows = {"prompt": ["a", "b", "c"], "chosen": ["x", "xx", "xxx"]}

@@ -25,7 +25,7 @@ CASES = {
     "sigmoid_mean1": ("dpo", "mean1", {}),
     "ipo_lora_mean1": ("dpo", "mean1", {"lora": True, "loss_type": ["ipo"]}),
     "apo_zero_accumulated": ("dpo", "mean1", {"loss_type": ["apo_zero"], "gradient_accumulation_steps": 2}),
-    "hinge_checkpointing": ("dpo", "mean1", {"loss_type": ["hinge"], "activation_checkpointing": True}),
+    "hinge_checkpointing": ("dpo", "mean1", {"loss_type": ["hinge"], "gradient_checkpointing": True}),
     "nca_pair_precomputed": ("dpo", "mean1", {"loss_type": ["nca_pair"], "precompute_ref_log_probs": True}),
     "nll": ("sft", "none", {}),
     "nll_accumulated": ("sft", "mean1", {"gradient_accumulation_steps": 2}),

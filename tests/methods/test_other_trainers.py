@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from trl import RewardConfig, RewardTrainer
 
 from dsel_trl import SelectionCallback, create_method
 from dsel_trl.methods.control.weight_column import WeightColumn
@@ -14,17 +13,6 @@ from tests.methods import live
 @pytest.fixture(autouse=True)
 def _no_picture(no_picture):
     """Every run of this file ends without a picture."""
-
-
-@pytest.fixture
-def reward_trainer(model, tmp_path):
-    def make(**config):
-        args = RewardConfig(str(tmp_path / "out"), **{**tiny.COMMON, **config})
-        dataset = tiny.preferences().remove_columns(["prompt"])
-        torch.manual_seed(0)
-        return RewardTrainer(str(model), args=args, train_dataset=dataset)
-
-    return make
 
 
 def pair_loss(trainer, inputs, coefficient=0.0):

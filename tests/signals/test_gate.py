@@ -64,9 +64,9 @@ def test_every_way_to_change_a_dpo_loss(make_trainer, variant):
 @pytest.mark.parametrize(
     "config",
     [
-        {"activation_checkpointing": True},
+        {"gradient_checkpointing": True},
         {"precompute_ref_log_probs": True},
-        {"activation_checkpointing": True, "precompute_ref_log_probs": True},
+        {"gradient_checkpointing": True, "precompute_ref_log_probs": True},
     ],
     ids=["checkpointing", "precomputed", "both"],
 )
@@ -92,13 +92,21 @@ def test_normalisation_spans_the_optimizer_step(make_trainer, kind, steps, norma
         ("lm", {}),
         ("sft", {"padding_free": True, "max_length": None}),
         ("lm", {"padding_free": True, "max_length": None}),
-        ("sft", {"activation_checkpointing": True}),
+        ("sft", {"gradient_checkpointing": True}),
         ("sft", {"completion_only_loss": False}),
     ],
     ids=["completion", "text", "flat_completion", "flat_text", "checkpointing", "prompt_too"],
 )
 def test_every_sft_loss(make_trainer, kind, config, loss_type, lora):
     trainer = make_trainer(kind, lora=lora, **{**STEP, **config}, loss_type=loss_type)
+    assert weighted.compare(trainer, normalize="mean1").error < TOLERANCE
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(("kind", "config"), [("sft", {}), ("lm", {"padding_free": True, "max_length": None})])
+def test_sft_loss_in_chunks(make_trainer, kind, config, lora):
+    """The default up to TRL 1.14, which later releases take for `"nll"`."""
+    trainer = make_trainer(kind, lora=lora, **{**STEP, **config}, loss_type="chunked_nll")
     assert weighted.compare(trainer, normalize="mean1").error < TOLERANCE
 
 

@@ -277,3 +277,15 @@ def test_a_choice():
     check_choice("mode", "a", ("a", "b"))
     with pytest.raises(ValueError, match=r"mode='lnear' is none of \['linear', 'root'\]. Did you mean 'linear'"):
         check_choice("mode", "lnear", ("linear", "root"))
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft", "kto"])
+def test_a_kernel_that_hides_the_log_probabilities_is_refused(make_trainer, monkeypatch, kind):
+    """Up to TRL 1.14, which has no head of its own that gives them."""
+    trainer = make_trainer(kind)
+    trainer.args.use_liger_kernel = True
+    monkeypatch.setattr("dsel_trl.trainer.checks.fused_head", lambda: None)
+    with pytest.raises(ValueError, match="use_liger_kernel=False"):
+        SelectionCallback(trainer, "random")
+    monkeypatch.setattr("dsel_trl.trainer.checks.fused_head", lambda: print)
+    SelectionCallback(trainer, "random")

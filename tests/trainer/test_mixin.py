@@ -64,7 +64,7 @@ NEUTRAL = {
         ("dpo", {}),
         ("dpo", {"gradient_accumulation_steps": 2}),
         ("dpo", {"lora": True}),
-        ("dpo", {"lora": True, "gradient_accumulation_steps": 2, "activation_checkpointing": True}),
+        ("dpo", {"lora": True, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}),
         ("dpo", {"precompute_ref_log_probs": True, "loss_type": ["ipo", "sft"]}),
         ("sft", {}),
         ("sft", {"gradient_accumulation_steps": 2}),

@@ -23,9 +23,23 @@ def token_logps(logits: Tensor, labels: Tensor, ignore_index: int = -100) -> tup
     """
     targets = labels[:, 1:]
     mask = targets != ignore_index
-    logps = upcast(logits[:, :-1]).log_softmax(-1)
-    picked = logps.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return torch.where(mask, picked, 0.0), mask
+    return torch.where(mask, target_logps(logits[:, :-1], targets.clamp(min=0)), 0.0), mask
+
+
+def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """
+    Log-probability of each target under the logits at its own position.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., V)`):
+            Model output.
+        targets (`torch.Tensor` of shape `(...)`):
+            Token ids.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, in float32 or better.
+    """
+    return upcast(logits).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def log_sum_squared_probs(logits: Tensor) -> Tensor:
