@@ -201,7 +201,9 @@ class SelectionCallback(TrainerCallback):
             sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
             ordered=bool(self.methods.using("order", "plan")),
         )
-        self.steps = OptimizerStep(trainer, self.methods, self.run, self.tap)
+        self.steps = OptimizerStep(
+            trainer, self.methods, self.run, self.tap, readers=() if self.log_by is None else ("log_by",)
+        )
         self.serving = Serving(trainer, self.methods, self.run, self.metrics_window, saved)
         self._fingerprint: dict[str, Any] | None = None
 
