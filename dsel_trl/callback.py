@@ -1,6 +1,7 @@
 """`SelectionCallback`: joins a trainer and its methods."""
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +24,8 @@ from .core.run import Run
 from .core.sidecar import check_fingerprint
 from .report.run_files import write_run
 from .signals.tap import Tap
-from .trainer.checkpoints import SavedSelection, read_selection, selection_fingerprint, write_selection
+from .trainer.batches import Batches, difference, trained_share
+from .trainer.checkpoints import CHECKPOINT, SavedSelection, read_selection, selection_fingerprint, write_selection
 from .trainer.checks import check_run
 from .trainer.forwards import base_model, own_outputs, refer, request_outputs
 from .trainer.generation import generate
@@ -51,6 +53,14 @@ class SelectionCallback(TrainerCallback):
         resume_across_versions (`bool`, *optional*, defaults to `False`):
             Whether a checkpoint made with other versions of the libraries may be continued (then it need not be
             bit-identical to an undisturbed run).
+        resume_with_other_batches (`bool`, *optional*, defaults to `False`):
+            Whether a checkpoint may be continued with other batches (batch size, accumulation, processes) where that
+            cannot be exact. Then the rest of its unfinished epoch is left out, with a warning that says how much, and
+            training goes on with the next one; ledger and methods keep what they know. Steps are counted as though
+            the epochs so far, the unfinished one included, had been trained with the new batches: `global_step` is
+            their number times the new steps per epoch, and the learning rate is that of this step in the schedule
+            of the new length. With as many examples per optimizer step a run is mostly continued exactly, and
+            needs no leave.
         log_by (`str`, *optional*):
             Column of texts, such as `"source"`, by whose values (at most 50) loss, margin, kept share, weight and
             tokens are logged apart, as `selection/<column>=<value>/...`.
@@ -81,6 +91,7 @@ class SelectionCallback(TrainerCallback):
         method: Method | str | Sequence[Method | str],
         *,
         resume_across_versions: bool = False,
+        resume_with_other_batches: bool = False,
         log_by: str | None = None,
         identical: str = "warn",
         **parameters: Any,
@@ -89,11 +100,13 @@ class SelectionCallback(TrainerCallback):
         self.trainer = trainer
         self.methods = Composition(_methods(method, parameters))
         self.resume_across_versions = resume_across_versions
+        self.resume_with_other_batches = resume_with_other_batches
         self.log_by = log_by
         check_choice("identical", identical, IDENTICAL)
         self.identical = identical
 
         # What the run keeps
+        self.next_epoch: int | None = None
         self.costs = Costs()
         self._attempted, self._checkpoint = False, None  # type: bool, str | None
         self._told: set[str] = set()
@@ -202,7 +215,9 @@ class SelectionCallback(TrainerCallback):
             ordered=bool(self.methods.using("order", "plan")),
         )
         self.steps = OptimizerStep(trainer, self.methods, self.run, self.tap)
-        self.serving = Serving(trainer, self.methods, self.run, self.metrics_window, saved)
+        self.serving = Serving(
+            trainer, self.methods, self.run, self.metrics_window, saved, self.next_epoch is not None
+        )
         self._fingerprint: dict[str, Any] | None = None
 
     def begin_attempt(self) -> None:
@@ -233,6 +248,7 @@ class SelectionCallback(TrainerCallback):
         if self.training is not None:
             with self.costs.clock():
                 self.training.rebuild(self.run, self._saved_epoch, resumed=saved is not None)
+        self.next_epoch = None
         self._new_run(saved)
         if saved is not None:
             check_fingerprint(
@@ -241,6 +257,7 @@ class SelectionCallback(TrainerCallback):
                 saved.folder,
                 across_versions=self.resume_across_versions,
             )
+            self._take_batches(saved)
             saved.restore(self.run, self.ledger, self.metrics_window)
             self.steps.kl = saved.values["kl"]
         self._tell_identical()
@@ -254,6 +271,55 @@ class SelectionCallback(TrainerCallback):
             saved.restore_methods(self.methods.methods)
         # Made now: data that cannot be told apart must not fail the first save.
         _ = self.fingerprint
+
+    def _take_batches(self, saved: SavedSelection) -> None:
+        """Batches of another shape: nothing to do where they go on exactly, else the next epoch with leave."""
+        before, now = saved.batches, Batches.of(self.trainer)
+        size: int | None = None if self.training is None else len(self.training.rows)
+        sampler = saved.values.get("sampler")
+        if sampler is not None and not self.methods.using("batch"):
+            size = int(sampler["length"])
+        reason = difference(before, now, self.trainer, self.methods, size)
+        if reason is None:
+            return
+        if not self.resume_with_other_batches:
+            raise ValueError(
+                f"{saved.folder} was trained with {before}, this run has {now}, and {reason}: it cannot be continued "
+                "exactly. Set batch size, accumulation and processes as they were, or resume_with_other_batches=True "
+                "to leave out the rest of the unfinished epoch and go on with the next one."
+            )
+        epochs = trained_share(saved.folder)
+        self.next_epoch = math.ceil(epochs)
+        self.serving = Serving(self.trainer, self.methods, self.run, self.metrics_window, saved, anew=True)
+        rest, text = self.next_epoch - epochs, ""
+        if rest:
+            text = f"The last {rest:.1%} of epoch {self.next_epoch} are left out"
+            if size is not None and not self.methods.using("batch"):
+                left = max(0, size - round((epochs % 1) * -(-size // before.micro)) * before.micro)
+                text += f", {left} of {size} examples: those of the dataset that the ledger has not seen visited in it"
+            text += ". "
+        self._tell(
+            "resumed",
+            f"{saved.folder} was trained with {before}, this run has {now}, and {reason}. {text}Training goes on at "
+            f"the start of epoch {self.next_epoch + 1}, and steps are counted anew in the new batches.",
+            logging.WARNING,
+        )
+
+    def check_restart(self, step: int, max_steps: int) -> None:
+        """Refuses to go on at a step behind which there is nothing, or whose checkpoints would pass for old ones."""
+        if step >= max_steps:
+            raise ValueError(
+                f"With other batches the run would go on at the start of epoch {int(self.next_epoch or 0) + 1}, which "
+                f"is step {step} of {max_steps}: nothing is left to train. Resume with the batches of the checkpoint, "
+                "or train for more epochs."
+            )
+        folder = Path(self.trainer.args.output_dir)
+        numbers = [int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*") if CHECKPOINT.match(path.name)]
+        if max(numbers, default=0) > step:
+            raise ValueError(
+                f"With other batches the run would go on at step {step}, and checkpoint-{max(numbers)} in "
+                f"{str(folder)!r} would pass for newer than what it saves: give another output_dir."
+            )
 
     def _rebuild_next(self) -> None:
         """Between epochs: the dataset of the next one, where a method builds it anew."""
@@ -339,9 +405,7 @@ class SelectionCallback(TrainerCallback):
         """What must be the same for a checkpoint to be continued."""
         if self._fingerprint is None:
             user_rows = None if self.training is None else self.training.user_rows
-            self._fingerprint = selection_fingerprint(
-                self.run, self.methods.methods, self.columns, user_rows, self.serving.batch_examples
-            )
+            self._fingerprint = selection_fingerprint(self.run, self.methods.methods, self.columns, user_rows)
         return self._fingerprint
 
     def save(self, checkpoint: str | os.PathLike) -> None:
@@ -356,6 +420,7 @@ class SelectionCallback(TrainerCallback):
             sampler=self.serving.sampler,
             mid_epoch=not float(self.trainer.state.epoch).is_integer(),
             kl=float(self.steps.kl),
+            batches=Batches.of(self.trainer),
         )
 
 
