@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from .core.composition import Composition
+from .core.costs import Costs
 from .core.data_passes import Passes
 from .core.groups import Groups
 from .core.identical import IDENTICAL, DropIdentical
@@ -93,6 +94,7 @@ class SelectionCallback(TrainerCallback):
         self.identical = identical
 
         # What the run keeps
+        self.costs = Costs()
         self._attempted, self._checkpoint = False, None  # type: bool, str | None
         self._told: set[str] = set()
         self.kind = trainer_kind(trainer)
@@ -177,17 +179,20 @@ class SelectionCallback(TrainerCallback):
             output_dir=args.output_dir,
             processing_class=trainer.processing_class,
             model=trainer.model,
+            reference=getattr(trainer, "ref_model", None),
             passes=Passes(
                 rows=lambda: self.run.rows,
-                forward=lambda inputs, ids: self.steps.score_rows(inputs, ids),
+                forward=lambda inputs, ids, **how: self.steps.score_rows(inputs, ids, **how),
                 rank=accelerator.process_index,
                 world=accelerator.num_processes,
                 total=lambda values: accelerator.reduce(values.to(accelerator.device), "sum"),
+                costs=self.costs,
             ),
             prepare=partial(prepare_rows, trainer),
             train_helper=partial(train_helper, trainer),
-            generate=partial(generate, trainer),
+            generate=partial(generate, trainer, costs=self.costs),
             refer=partial(refer, trainer),
+            costs=self.costs,
             log=self.metrics_window.extra,
             tell=self._tell,
             seed=args.seed if args.data_seed is None else args.data_seed,
@@ -223,9 +228,11 @@ class SelectionCallback(TrainerCallback):
         for method in self.methods.methods:
             method.reset()
         saved = None if checkpoint is None else read_selection(checkpoint)
+        self.costs.reset()
         self._saved_epoch = 0 if saved is None else int(saved.values["epoch"])
         if self.training is not None:
-            self.training.rebuild(self.run, self._saved_epoch, resumed=saved is not None)
+            with self.costs.clock():
+                self.training.rebuild(self.run, self._saved_epoch, resumed=saved is not None)
         self._new_run(saved)
         if saved is not None:
             check_fingerprint(
@@ -241,7 +248,7 @@ class SelectionCallback(TrainerCallback):
             with naming(method):
                 method.check(self.run)
         for method in self.methods.using("setup"):
-            with naming(method):
+            with naming(method), self.costs.clock():
                 method.setup(self.run)
         if saved is not None:
             saved.restore_methods(self.methods.methods)
@@ -253,7 +260,9 @@ class SelectionCallback(TrainerCallback):
         again = any(method.rebuilds_each_epoch for method in self.methods.using("rebuild"))
         if self.training is None or not again or self.run.epoch >= self.run.epochs:
             return
-        if self.training.rebuild(self.run, self.run.epoch, resumed=False):
+        with self.costs.clock():
+            changed = self.training.rebuild(self.run, self.run.epoch, resumed=False)
+        if changed:
             self._fingerprint = None
             if self.log_by is not None:
                 self.metrics_window.groups = Groups.of(self.training.rows, self.log_by)
@@ -273,8 +282,9 @@ class SelectionCallback(TrainerCallback):
             self._rebuild_next()
         # FSDP may have put the model into another one.
         self.run.model = self.trainer.model
-        for method in self.methods.using("begin"):
-            method.begin(self.run)
+        with self.costs.clock():
+            for method in self.methods.using("begin"):
+                method.begin(self.run)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.run.epoch += 1
@@ -289,8 +299,9 @@ class SelectionCallback(TrainerCallback):
         for name, values in step.values.items():
             if name != "length":
                 self.ledger.write(name, step.ids, values, self.run.step)
-        for method in self.methods.using("observe"):
-            method.observe(self.run, step)
+        with self.costs.clock():
+            for method in self.methods.using("observe"):
+                method.observe(self.run, step)
         self.metrics_window.step(step, self.serving.served)
         self.serving.step_done()
 
@@ -307,6 +318,7 @@ class SelectionCallback(TrainerCallback):
                 "seed": self.run.seed,
                 "steps": state.global_step,
                 **self.metrics_window.summary(self.ledger),
+                "cost": self.costs.summary(self.run.size),
             },
             history=self.metrics_window.history,
         )
@@ -315,7 +327,8 @@ class SelectionCallback(TrainerCallback):
 
     def pick(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The rows to train on out of an oversized candidate batch."""
-        return self.steps.pick(inputs, self.metrics_window)
+        with self.costs.clock():
+            return self.steps.pick(inputs, self.metrics_window)
 
     def metrics(self) -> dict[str, float]:
         """What is logged beside the trainer's own values, as `selection/*`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from dsel_trl.core.costs import Costs
 from dsel_trl.core.data_passes import Passes
 from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.run import Run
@@ -54,6 +55,7 @@ def make_run(
 ) -> Run:
     """A run of `size` examples; `values` are fields of [`Run`]."""
     arguments = SimpleNamespace(per_device_train_batch_size=8, gradient_accumulation_steps=1, max_length=None)
+    costs = Costs()
     rows = NumberedRows(size, LAYOUTS[trainer], columns or {}, lengths, dataset)
     fields: dict[str, Any] = {
         "trainer": trainer,
@@ -63,7 +65,9 @@ def make_run(
         "output_dir": "",
         "processing_class": None,
         "model": None,
-        "passes": Passes(lambda: rows, not_here),
+        "reference": None,
+        "passes": Passes(lambda: rows, not_here, costs=costs),
+        "costs": costs,
         "log": lambda logged: None,
         "tell": lambda key, text, level: None,
         **dict.fromkeys(("prepare", "train_helper", "generate", "refer"), not_here),

@@ -390,10 +390,10 @@ def test_columns_and_lengths_of_a_stream_are_not_known_in_advance(make_trainer):
 
 
 def test_a_missing_value_of_a_stream_is_unknown(make_trainer):
-    rows = tiny.completions(4).to_list()
-    rows[1]["weight"] = None
-    trainer = make_trainer("sft", dataset=Dataset.from_list(rows).to_iterable_dataset(), max_steps=2)
-    callback = trained(trainer, "weight_column", normalize="none")
+    rows = tiny.preferences(4).to_list()
+    rows[1]["score_chosen"] = None
+    trainer = make_trainer("dpo", dataset=Dataset.from_list(rows).to_iterable_dataset(), max_steps=2)
+    callback = trained(trainer, "margin", source="explicit", action="weight")
     weights = callback.ledger.to_dataset()["weight"][:]
     assert sorted(weights)[0] == 0.0
     assert sorted(weights)[1] > 0.0

@@ -63,7 +63,7 @@ def test_a_column_that_cannot_be_logged_by(make_trainer):
             SelectionCallback(trainer, "uniform", log_by=column)
         assert type(trainer) is stock
     stream = make_trainer("sft", dataset=tiny.completions(8).to_iterable_dataset(), max_steps=2)
-    with pytest.raises(ValueError, match="log_by='source' needs all rows, but the dataset is a stream"):
+    with pytest.raises(ValueError, match="log_by='source' needs the rows of a dataset, but this one is a stream"):
         SelectionCallback(stream, "uniform", log_by="source")
 
 

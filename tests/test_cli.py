@@ -370,7 +370,9 @@ def test_comparison_takes_the_same_steps_and_counts_what_was_dropped(capsys, rec
     assert {run["efficiency_rank"] for run in runs.values()} <= {1, 2, 3}
     table = capsys.readouterr().out
     assert "held-out accuracy" in table
+    assert "added forwards" in table
     assert str(tmp_path / "out" / "selection" / "selection" / "ledger.parquet") in table
+    assert all(runs[run]["cost"]["forwards"] == 0 for run in ("selection", "random"))
 
 
 def test_what_the_selection_cannot_work_with_shows_before_the_first_run(capsys, recipe, tmp_path, pairs):

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..core.charges import Charge
 from ..core.parameters import REFRESHES, Reads, check_choice, check_whole, when
 from ..core.run import Run
 from ..functional.kmeans import BACKENDS, require_backend
@@ -32,6 +33,10 @@ class Clustered(Prescored):
     trainers = ("dpo", "sft", "kto")
     family = "reduction"
     criterion = "none"
+    charges: ClassVar[tuple[Charge, ...]] = (
+        Charge("forwards", per="example and measurement", when="embedding: policy"),
+        Charge("scorer_forwards", when="embedding: model"),
+    )
     refreshes = REFRESHES
     chooses = True
     reads: ClassVar[Reads] = {"pooling": (when("embedding", "policy"),)}
@@ -50,6 +55,10 @@ class Clustered(Prescored):
 
     def depends_on(self, run: Run) -> list[Any]:
         return [contents(run, self.embedding)]
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("policy", "seed") if self.embedding == "policy" else ("seed",)
 
     def vectors(self, run: Run) -> np.ndarray:
         """One vector per example, `(N, d)` float32; once training has begun, those of the policy as it is."""

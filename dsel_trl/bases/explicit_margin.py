@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.charges import Charge
 from ..core.method import Method, Run
 from ..core.parameters import Reads, When, without
 from ..functional.margins import explicit_margin
@@ -42,6 +43,8 @@ class ExplicitMargin(Method):
         default=None, metadata={"help": "instead of columns: folder or hub id of a sequence-classification model"}
     )
 
+    charges: ClassVar[tuple[Charge, ...]] = (Charge("rewards", "2", when="reward or reward_model"),)
+    cost = "no extra forward"
     reads: ClassVar[Reads] = score_reads()
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.cache import cached
+from ..core.cache import USES, cached
 from ..core.parameters import Reads
 from ..core.run import Run, Step
 from ..functional.ranking import band as rank_band
@@ -50,8 +50,29 @@ class Prescored(ByScore):
         """What is known of all examples, by ledger column; may make passes."""
         raise NotImplementedError
 
+    def units(self, run: Run) -> dict[str, float]:
+        again = 0
+        if self.refresh == "epoch":
+            again = int(np.ceil(run.epochs)) - 1
+        elif isinstance(self.refresh, int):
+            # What is only read by the next plan is not measured after the last step.
+            again = (run.max_steps if self.action == "weight" else run.max_steps - 1) // self.refresh
+        return {**super().units(run), "example and measurement": run.size * (1 + max(again, 0))}
+
     def depends_on(self, run: Run) -> list[Any]:
-        """What the scores depend on beside tokens, numeric `columns`, policy and parameters: JSON values."""
+        """What the scores depend on beside tokens, numeric `columns`, parameters and what `uses` says: JSON values."""
+        return []
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """
+        What of the run the scores depend on: any of `"policy"`, `"loss"` and `"seed"`. What is not named is no reason
+        to measure again: scores without a draw are the same for every seed.
+        """
+        return USES
+
+    def helpers(self, run: Run) -> list[dict[str, Any]]:
+        """The helper runs that the scores come from, as [`~dsel_trl.core.cache.run_fingerprint`] takes them."""
         return []
 
     def weights(self, scores: np.ndarray) -> np.ndarray:
@@ -79,9 +100,9 @@ class Prescored(ByScore):
         if run.resumed:
             return
         own = {f.name for f in dataclasses.fields(ByScore)}
-        parts = [{k: v for k, v in self.describe().items() if k not in own - {"keep"}}, self.columns]
-        parts += [run.rows.fingerprint(self.columns), self.depends_on(run)]
-        self._write(run, cached(run, self.name, parts, lambda: self._arrays(run)))
+        parts = [{k: v for k, v in self.describe().items() if k not in own - {"keep"}}, self.depends_on(run)]
+        key: dict[str, Any] = {"uses": self.uses, "helpers": self.helpers(run), "columns": self.columns}
+        self._write(run, cached(run, self.name, parts, lambda: self._arrays(run), **key))
 
     def _arrays(self, run: Run) -> dict[str, np.ndarray]:
         arrays = {name: np.asarray(values, dtype=np.float32) for name, values in self.measure(run).items()}

@@ -1,6 +1,5 @@
 """A second opinion on each example: losses under a model that knows better, measured once and kept."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.charges import Charge
 from ..core.method import Method
 from ..core.parameters import Reads, check_range, given
 from ..core.run import Run
@@ -16,6 +16,7 @@ from ..data.tokens import Sequences
 from ..scorers.language_model import LanguageModel
 from ..signals.batch import Batch, Forward
 from ..signals.tap import label_log_probs
+from .helper_model import helper_settings
 
 
 @dataclass
@@ -37,6 +38,11 @@ class SecondModel(Method):
     helper_learning_rate: float | None = field(default=None, metadata={"help": "of the helper; default the run's own"})
     helper_lora: bool = field(default=True, metadata={"help": "LoRA (r 16) or a full helper model"})
 
+    charges: ClassVar[tuple[Charge, ...]] = (
+        Charge("scorer_forwards", when="model", reference=True),
+        Charge("helper_trainings", "helper_epochs", per="clean row", when="clean_column", reference=True),
+        Charge("helper_forwards", when="clean_column", reference=True),
+    )
     reads: ClassVar[Reads] = {
         name: (given("clean_column"),)
         for name in ("clean_above", "helper_epochs", "helper_learning_rate", "helper_lora")
@@ -64,10 +70,24 @@ class SecondModel(Method):
                 f"clean_above={self.clean_above!r}."
             )
 
+    def units(self, run: Run) -> dict[str, float]:
+        clean = 0 if self.clean_column is None else int((run.column(self.clean_column) > self.clean_above).sum())
+        return {**super().units(run), "clean row": clean}
+
     @property
     def second_parts(self) -> list[Any]:
         """What the second model's losses depend on beside the run: JSON values."""
-        return [getattr(self, f.name) for f in dataclasses.fields(SecondModel) if f.init]
+        return [self.model, self.clean_column, self.clean_above]
+
+    def second_key(self, run: Run) -> dict[str, Any]:
+        """What of the run the second model's losses depend on, as [`~dsel_trl.core.cache.cached`] takes it."""
+        if self.model is None:
+            return {"columns": self.columns, "uses": (), "helpers": [self._helper_settings(run)]}
+        # A pair's loss is that of the run, with the second model in the policy's place.
+        return {"columns": self.columns, "uses": () if run.trainer == "sft" else ("loss",)}
+
+    def _helper_settings(self, run: Run) -> dict[str, Any]:
+        return helper_settings(self, run.stream_seed(f"{self.name}/reference"))
 
     def second_losses(self, run: Run) -> np.ndarray:
         """Loss of every example under the second model, `(N,)` float32: mean token loss, or the loss of the pair."""
@@ -114,11 +134,8 @@ class SecondModel(Method):
             np.arange(run.size),
             _loss,
             evaluations=1,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            seed=run.stream_seed(f"{self.name}/reference"),
             description="Helper model, evaluation",
+            **self._helper_settings(run),
             **how,
         )
 
@@ -130,7 +147,7 @@ def _loss(batch: Batch) -> Tensor:
 @torch.no_grad()
 def _pair_forward(run: Run, model: LanguageModel, inputs: dict[str, Any], ids: Tensor) -> Batch:
     """Pairs with the second model in the policy's place: their loss, had the policy been trained to it."""
-    batch = run.passes.forward(inputs, ids)
     labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
     output = model.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-    return dataclasses.replace(batch, policy=Forward(label_log_probs(output.logits, labels)))
+    run.costs.ran("scorer_forwards", ids.numel(), int(inputs["attention_mask"].sum()))
+    return run.passes.forward(inputs, ids, policy=Forward(label_log_probs(output.logits, labels)))

@@ -59,17 +59,21 @@ def untied(scores: np.ndarray, rng: np.random.Generator, second: np.ndarray | No
     Without ties they are given back as they are; else as places in their order, lowest first (infinite and unknown
     ones stay what they are). The order of the file decides nothing.
     """
-    known = selectable(scores)
+    known = np.flatnonzero(selectable(scores))
     values = scores[known]
-    if len(np.unique(values)) == len(values):
+    order = np.argsort(values)
+    equal = np.diff(values[order]) == 0
+    if not equal.any():
         return scores
-    keys = [rng.random(len(scores))[known]]
+    # Only those that are equal to a neighbour are sorted again: of millions of live scores they are few.
+    tied = np.concatenate([[False], equal]) | np.concatenate([equal, [False]])
+    among = order[tied]
+    keys = [rng.random(len(scores))[known[among]]]
     if second is not None:
-        keys.append(np.nan_to_num(second[known].astype(np.float64), nan=-np.inf))
-    places = np.empty(len(values))
-    places[np.lexsort([*keys, values])] = np.arange(len(values))
+        keys.append(np.nan_to_num(second[known[among]].astype(np.float64), nan=-np.inf))
+    order[tied] = among[np.lexsort([*keys, values[among]])]
     result = scores.astype(np.float64)
-    result[known] = places
+    result[known[order]] = np.arange(len(values))
     return result
 
 
@@ -104,11 +108,26 @@ def tell_ties(run: Run, name: str, scores: np.ndarray, second: str | None = None
         )
 
 
-def keep_top(scores: np.ndarray, fraction: float, count: int | None = None) -> np.ndarray:
-    """Mask of the best `fraction` of the selectable scores (or of `count` examples), `(N,)` bool."""
+def keep_top(
+    scores: np.ndarray, fraction: float, count: int | None = None, ties: np.random.Generator | None = None
+) -> np.ndarray:
+    """
+    Mask of the best `fraction` of the selectable scores (or of `count` examples), `(N,)` bool.
+
+    Where more examples have the lowest score that is kept than there is room for, `ties` draws among them; without it
+    the lower ids stay.
+    """
     valid = selectable(scores)
     size = keep_count(fraction, int(valid.sum())) if count is None else count
     mask = np.zeros(len(scores), dtype=bool)
+    if ties is not None and 0 < size < valid.sum():
+        cut = -np.partition(-scores[valid], size - 1)[size - 1]
+        at = np.flatnonzero(scores == cut)
+        room = size - int(np.count_nonzero(scores[valid] > cut))
+        if room < len(at):
+            drawn = at[np.argsort(ties.random(len(scores))[at])]
+            scores = scores.copy()
+            scores[drawn[room:]] = -np.inf
     mask[top_k(scores, size)] = True
     return mask
 
@@ -293,13 +312,13 @@ class ByScore(Method):
             return self._mask
         if self.keep_share < 1:
             tell_ties(run, self.name, self.scores(run))
-        scores = untied(self.filled_scores(run), tie_rng(run, self.name))
+        scores, ties = self.filled_scores(run), tie_rng(run, self.name)
         if self.action == "band":
-            mask = keep_band(scores, self.low, self.high)
+            mask = keep_band(untied(scores, ties), self.low, self.high)
         else:
             # The share is one of all that may be chosen, those without a score included: an epoch stays as long.
             size = self.share_of(run, scores)
-            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share, size)
+            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share, size, ties)
         self._mask = mask
         return mask
 

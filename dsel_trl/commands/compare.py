@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from ..core.costs import all_forwards
 from ..data.files import write_json
 from ..functional.evidence import (
     dense_rank,
@@ -52,6 +53,11 @@ def _arguments(training: Any, run: str) -> Any:
     changed.output_dir = str(Path(training.output_dir) / run)
     changed.run_name = f"{training.run_name}-{run}" if training.run_name else run
     return changed
+
+
+def _summary(output_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output_dir / "selection" / "summary.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _ledger(output_dir: Path) -> dict[str, np.ndarray]:
@@ -103,6 +109,7 @@ def _run_one(job: Job, run: str, selection: list[dict[str, Any]], steps: int | N
     trainer.accelerator.wait_for_everyone()
     if selection:
         result.update(_fate_of_flipped(job.train_dataset, _ledger(Path(training.output_dir))))
+        result["cost"] = _summary(Path(training.output_dir))["cost"]
         result.update(_effort(trainer.selection))
     else:
         seen = size = steps * _examples_per_step(training)
@@ -128,7 +135,7 @@ def _effort(selection: Any) -> dict[str, Any]:
         "selected_fraction": summary["selected_fraction"],
         # Its steps are the hooks it acts in, and its code is this package's.
         "simplicity_penalty": simplicity_penalty(
-            summary.get("cost", {}).get("helper_runs", 0),
+            selection.costs.counts["helper_runs"],
             sum(len(method.hooks) for method in methods),
             public_code=True,
         ),
@@ -170,9 +177,9 @@ def compare(job: Job) -> dict[str, Any]:
 
     Returns:
         `dict`: what is also in `output_dir/comparison.json`: seed, steps, and per run its held-out measure, seconds,
-        a survey's measures (hf.co/papers/2406.14115: the share of the data used, the improvement over stock,
-        efficiency and feasibility) and, where the training data has the column `truth_flipped`, what became of the
-        flipped pairs.
+        what selection added (`cost`), a survey's measures (hf.co/papers/2406.14115: the share of the data used, the
+        improvement over stock, efficiency and feasibility) and, where the training data has the column
+        `truth_flipped`, what became of the flipped pairs.
     """
     arguments = job.arguments
     # `random` keeps as much as `selection` did, so it comes last.
@@ -182,8 +189,7 @@ def compare(job: Job) -> dict[str, Any]:
     for run in runs:
         selection = arguments.selection if run == "selection" else []
         if run == "random":
-            summary = Path(arguments.training.output_dir) / "selection" / "selection" / "summary.json"
-            kept = json.loads(summary.read_text(encoding="utf-8"))["kept_fraction"]
+            kept = _summary(Path(arguments.training.output_dir) / "selection")["kept_fraction"]
             if kept >= 1:
                 logger.info("The selection drops nothing, so there is no random choice to compare it with.")
                 continue
@@ -201,7 +207,7 @@ def format_table(comparison: dict[str, Any]) -> str:
     """The comparison as text, one line per run."""
     measure = KINDS[comparison["trainer"]].measure
     fate = ["flipped dropped", "clean dropped", "flipped in training"]
-    rows = [["run", measure.name, *fate, "data used", "of stock", "steps", "seconds"]]
+    rows = [["run", measure.name, *fate, "data used", "of stock", "steps", "added forwards", "seconds"]]
     for result in comparison["runs"]:
         shares = [result.get(key) for key in ("flipped_dropped", "clean_dropped", "flipped_share_of_training")]
         rows.append(
@@ -212,6 +218,7 @@ def format_table(comparison: dict[str, Any]) -> str:
                 f"{result['selected_fraction']:.1%}",
                 f"{result['improvement_ratio']:.2f}" if "improvement_ratio" in result else "-",
                 str(result["steps"]),
+                str(all_forwards(result.get("cost", {}))),
                 f"{result['seconds']:.0f}",
             ]
         )

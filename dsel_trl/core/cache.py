@@ -2,22 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
+
+from .helper_settings import COMPUTING, LORA, LOSS, PRECISION, ROWS, helper_arguments
 
 if TYPE_CHECKING:
     from .run import Run
 from ..data.files import save_arrays
 
+logger = logging.getLogger(__name__)
+
 # Numbers looked at per parameter: enough to tell two checkpoints of a run apart.
 SAMPLED = 256
-# What of the training arguments decides what a helper model learns.
-TRAINING = ("beta", "learning_rate", "max_length", "loss_type", "per_device_train_batch_size", "bf16", "fp16")
+# What a result can depend on beside the rows: the policy's forwards, the run's loss and reference, the run's seed.
+USES = ("policy", "loss", "seed")
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps")
 
 
 def model_fingerprint(model: Any) -> str:
@@ -30,16 +37,79 @@ def model_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def run_fingerprint(run: "Run", *parts: Any) -> str:
-    """Hash of the run's dataset, model and training arguments, and of `parts` (JSON values)."""
-    arguments = {name: getattr(run.arguments, name, None) for name in TRAINING}
-    content = [run.rows.fingerprint(), model_fingerprint(run.model), run.seed, arguments, parts]
+def run_fingerprint(
+    run: "Run",
+    *parts: Any,
+    uses: Collection[str] = USES,
+    helpers: Sequence[Mapping[str, Any]] = (),
+    columns: Sequence[str] = (),
+) -> str:
+    """
+    Hash of the run's rows, of `parts` (JSON values), and of what else a result depends on.
+
+    Args:
+        run ([`Run`]):
+            The run.
+        *parts:
+            JSON values.
+        uses (`Collection[str]`, *optional*):
+            Any of `"policy"` (forwards of the policy), `"loss"` (what decides the run's loss, its reference included)
+            and `"seed"` (draws of the run). All of them by default.
+        helpers (`Sequence[Mapping]`, *optional*):
+            Helper runs it comes from: of each the arguments `epochs`, `learning_rate`, `lora`, `model` and `seed`, as
+            it is started with them. What the run shares with a helper counts by itself.
+        columns (`Sequence[str]`, *optional*):
+            Numeric dataset columns beside the tokens.
+    """
+    unknown = sorted(set(uses) - set(USES))
+    if unknown:
+        raise ValueError(f"uses={list(uses)}: {unknown[0]!r} is none of {list(USES)}.")
+    arguments = run.arguments
+    content: dict[str, Any] = {
+        "parts": parts,
+        "rows": [run.rows.fingerprint(columns), _taken(arguments, ROWS)],
+        "helpers": [_helper(run, helper) for helper in helpers],
+    }
+    if "policy" in uses:
+        content["policy"] = [model_fingerprint(run.model), _taken(arguments, PRECISION)]
+    if "loss" in uses:
+        precomputed = [name for name in REFERENCE_COLUMNS if name in run.dataset.column_names]
+        reference = None if run.reference is None else model_fingerprint(run.reference)
+        content["loss"] = [_taken(arguments, LOSS), reference, run.rows.fingerprint(precomputed)]
+    if "seed" in uses:
+        content["seed"] = run.seed
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def cached(run: "Run", name: str, parts: Any, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _taken(arguments: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+
+
+def _helper(run: "Run", helper: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides what a helper run gives, but the examples it trains on."""
+    own = {name: helper[name] for name in ("learning_rate", "epochs", "seed") if name in helper}
+    made = helper_arguments(run.arguments, **own)
+    model = helper.get("model")
+    return {
+        "arguments": {name: value for name, value in made.items() if name not in COMPUTING},
+        "adapter": LORA if helper.get("lora", True) else None,
+        "model": model_fingerprint(run.model) if model is None else model,
+        "processes": run.world,
+    }
+
+
+def cached(
+    run: "Run",
+    name: str,
+    parts: Any,
+    compute: Callable[[], dict[str, np.ndarray]],
+    *,
+    uses: Collection[str] = USES,
+    helpers: Sequence[Mapping[str, Any]] = (),
+    columns: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
     """
-    What `compute` gives, from disk if an earlier run of the same data, model, arguments and `parts` has computed it.
+    What `compute` gives, from disk if an earlier run has computed it from the same. All processes must call it.
 
     Args:
         run ([`Run`]):
@@ -50,11 +120,35 @@ def cached(run: "Run", name: str, parts: Any, compute: Callable[[], dict[str, np
             What the result depends on beside the run: JSON values.
         compute (`Callable`):
             Gives arrays by name, the same on every process.
+        uses, helpers, columns:
+            What of the run it depends on: see [`run_fingerprint`].
     """
-    file = Path(run.output_dir) / "selection" / f"{name}-{run_fingerprint(run, name, parts)}.safetensors"
-    if file.is_file():
-        return load_file(file)
+    key = run_fingerprint(run, name, parts, uses=uses, helpers=helpers, columns=columns)
+    return kept(run, f"{name}-{key}", compute)
+
+
+def kept(run: "Run", stem: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """
+    The arrays of `output_dir/selection/<stem>.safetensors`, which are computed where there is no such file.
+
+    The first process decides and reads for all: the others may be on machines that do not see its disk. So all
+    processes must call it, and `compute` must give the same to each of them.
+    """
+    file = Path(run.output_dir) / "selection" / f"{stem}.safetensors"
+    found = run.passes.everywhere(lambda: _read(file))
+    if found is not None:
+        return found
     arrays = compute()
     if run.passes.rank == 0:
         save_arrays(file, arrays)
     return arrays
+
+
+def _read(file: Path) -> dict[str, np.ndarray] | None:
+    if not file.is_file():
+        return None
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        logger.warning("%s cannot be read (%s): what it held is computed again.", file, error)
+        return None

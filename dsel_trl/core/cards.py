@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from ..signals.batch import Signal
+from .charges import described
 from .method import HOOKS, Method
 from .registry import get_method, list_methods
 
@@ -31,7 +32,7 @@ WATCHING = ("setup", "score", "observe")
 
 BUILT_IN = "dsel_trl.methods."
 TABLE_BEGIN, TABLE_END = "<!-- methods: begin -->", "<!-- methods: end -->"
-TABLE_COLUMNS = ("method", "what it does", "trainers", "acts by", "cost", "paper")
+TABLE_COLUMNS = ("method", "what it does", "trainers", "acts by", "cost by default", "paper")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class MethodCard:
         signals (`tuple[Signal, ...]`): what it measures.
         hooks (`tuple[str, ...]`): the hooks its class overrides; parameters may switch some of them off.
         cost (`str`): what it costs beside the training.
+        cost_by_default (`str`): the part of it that falls to the defaults of its parameters.
         state (`str`): what it keeps.
         family, criterion, selector (`str`): its place in a survey of data selection (hf.co/papers/2406.14115).
         parameters (`tuple[Parameter, ...]`): what can be set.
@@ -92,6 +94,7 @@ class MethodCard:
     signals: tuple[Signal, ...]
     hooks: tuple[str, ...]
     cost: str
+    cost_by_default: str
     state: str
     family: str
     criterion: str
@@ -154,6 +157,7 @@ def card_of(cls: type[Method]) -> MethodCard:
         signals=tuple(cls.signals),
         hooks=tuple(hook for hook in HOOKS if getattr(cls, hook) is not getattr(Method, hook)),
         cost=cls.cost,
+        cost_by_default=_cost_by_default(cls),
         state=cls.state,
         family=cls.family,
         criterion=cls.criterion,
@@ -164,6 +168,22 @@ def card_of(cls: type[Method]) -> MethodCard:
             if f.init
         ),
     )
+
+
+def _cost_by_default(cls: type[Method]) -> str:
+    # No object by its constructor: that may refuse the defaults, of which some method wants one to be set.
+    method = object.__new__(cls)
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if f.init:
+            default = _default(f)
+            # What has to be given is set.
+            setattr(method, f.name, True if default is dataclasses.MISSING else default)
+    words = cls.cost.removesuffix(described(cls.charges)).removesuffix("; ")
+    figures = [charge.figure for charge in cls.charges if charge.applies(method)]
+    if not words and not figures:
+        # The defaults alone do not run: the first way is what one pays for.
+        figures = [str(cls.charges[0])]
+    return "; ".join(filter(None, [words, *figures]))
 
 
 def vocabulary(value: str) -> tuple[str, ...]:
@@ -241,7 +261,8 @@ def _group_section(group: str, cards: list[MethodCard]) -> str:
     for card in cards:
         link = f"[`{card.name}`](recipes/{card.name}.yaml)"
         acts = ", ".join(f"`{hook}`" for hook in card.acts_by) or "-"
-        rows.append((link, card.summary, ", ".join(card.trainers), acts, card.cost, _linked(card.paper) or "-"))
+        paper = _linked(card.paper) or "-"
+        rows.append((link, card.summary, ", ".join(card.trainers), acts, card.cost_by_default, paper))
     table = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)
     return f"### {group}\n\n{sys.modules[BUILT_IN + group].__doc__}\n\n{table}"
 

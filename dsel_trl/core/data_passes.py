@@ -1,6 +1,9 @@
 """Extra passes over the data: length-sorted, token-budgeted, sharded over the ranks, with a progress bar."""
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +13,10 @@ from tqdm.auto import tqdm
 
 from ..data.rows import Rows
 from ..signals.batch import Batch
+from .costs import Costs
+
+# Bytes of one exchange.
+PIECE = 2**26
 
 
 class Passes:
@@ -25,6 +32,8 @@ class Passes:
             This process and their number.
         total (`Callable[[Tensor], Tensor]`):
             Sum of a tensor over the ranks.
+        costs ([`Costs`], *optional*):
+            Where the forwards of the passes are counted.
     """
 
     def __init__(
@@ -34,12 +43,14 @@ class Passes:
         rank: int = 0,
         world: int = 1,
         total: Callable[[Tensor], Tensor] = lambda values: values,
+        costs: Costs | None = None,
     ) -> None:
         self.rows = rows
         self.forward = forward
         self.rank = rank
         self.world = world
         self.total = total
+        self.costs = Costs() if costs is None else costs
 
     def measure(
         self,
@@ -50,6 +61,7 @@ class Passes:
         inputs: Callable[[np.ndarray], Any] | None = None,
         lengths: np.ndarray | None = None,
         forward: Callable[..., Any] | None = None,
+        reference: bool = True,
         tokens: int = 8192,
         description: str = "Scoring",
     ) -> np.ndarray:
@@ -70,17 +82,22 @@ class Passes:
             lengths (`np.ndarray`, *optional*):
                 Padded cost in tokens by id, where it is not that of the rows.
             forward (`Callable[..., Batch]`, *optional*):
-                Another forward, such as a helper model's.
+                Another forward, such as a helper model's. One that does not say what it ran (`costs.ran`) counts as
+                another model's.
+            reference (`bool`, *optional*, defaults to `True`):
+                Whether `measure` reads anything of the reference model; without it no reference forward is made.
             tokens (`int`, *optional*, defaults to `8192`):
                 Padded tokens per batch.
             description (`str`, *optional*, defaults to `"Scoring"`):
                 Text of the progress bar.
 
-        Time: one forward per example (and one of the reference where a pair needs it); memory: one batch and the
-        result. The batches, and so the numbers, do not depend on the number of processes.
+        Time: one forward per example (and one of the reference, unless `reference=False` or it is in the data);
+        memory: one batch and the result. The batches, and so the numbers, do not depend on the number of processes.
         """
         lengths, inputs = self._measured(rows, lengths, inputs)
         ids = np.arange(len(lengths)) if ids is None else np.asarray(ids, dtype=np.int64)
+        if forward is None and not reference:
+            forward = partial(self.forward, reference=False)
         result: np.ndarray | None = None
         batches = self._batches(lengths, ids, inputs, forward, tokens, description)
         for positions, batch, counts in batches:
@@ -131,7 +148,7 @@ class Passes:
     ) -> tuple[np.ndarray, Callable[[np.ndarray], Any]]:
         """Lengths and inputs of what is measured; rows are looked at only for what is not given."""
         if lengths is None:
-            lengths = (rows or self.rows()).costs
+            lengths = (rows or self.rows()).pass_lengths
         return lengths, inputs or (rows or self.rows()).collate
 
     def _batches(
@@ -148,11 +165,16 @@ class Passes:
         # Every rank runs as many forwards as the others, or a sharded model would wait for ever.
         rounds = -(-len(batches) // self.world)
         turns = [turn * self.world + self.rank for turn in range(rounds)]
+        gone_through: Counter[str] = Counter()
         for turn in tqdm(turns, desc=description, disable=self.rank > 0):
             positions = batches[min(turn, len(batches) - 1)]
             batch_ids = ids[positions]
-            batch = (forward or self.forward)(inputs(batch_ids), torch.as_tensor(batch_ids))
+            with self.costs.collecting() as ran:
+                batch = (forward or self.forward)(inputs(batch_ids), torch.as_tensor(batch_ids))
+            gone_through = ran
             yield positions, batch, turn < len(batches)
+        # What a batch went through all have gone through, on whichever rank; a batch repeated for company is no cost.
+        self.costs.add_all(gone_through or {"scorer_forwards": 1}, len(ids), int(np.asarray(lengths)[ids].sum()))
 
     def _summed(self, values: np.ndarray) -> np.ndarray:
         """Sum over the ranks; each entry is zero on all of them but one, so nothing is rounded."""
@@ -162,6 +184,57 @@ class Passes:
         """What the first process computes on its own, `(size,)` float64, on all of them."""
         values = np.asarray(compute(), dtype=np.float64) if self.rank == 0 else np.zeros(size)
         return self._summed(values)
+
+    def everywhere(self, read: Callable[[], dict[str, np.ndarray] | None]) -> dict[str, np.ndarray] | None:
+        """
+        What `read` gives on the first process, arrays by name or `None`, on all of them, bit for bit.
+
+        Only the first process calls it; if it fails there, it fails everywhere.
+        """
+        if self.world == 1:
+            return read()
+        arrays: dict[str, np.ndarray] | None = None
+        header: dict[str, Any] = {}
+        failure: Exception | None = None
+        if self.rank == 0:
+            try:
+                arrays = read()
+                if arrays is not None:
+                    header["arrays"] = [[name, array.dtype.str, array.shape] for name, array in arrays.items()]
+            except Exception as error:
+                failure, header = error, {"error": f"{type(error).__name__}: {error}"}
+        # How long the header is, what it says, and then the arrays one after the other.
+        text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+        length = int(self.total(torch.tensor([len(text) if self.rank == 0 else 0])).item())
+        header = json.loads(self._from_first(text, length).tobytes())
+        if failure is not None:
+            raise failure
+        if "error" in header:
+            raise RuntimeError(f"The first process failed: {header['error']}")
+        if "arrays" not in header:
+            return None
+        result = {}
+        for name, dtype, shape in header["arrays"]:
+            own = np.empty(0, dtype=np.uint8) if arrays is None else _as_bytes(arrays[name])
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            result[name] = self._from_first(own, size).view(dtype).reshape(shape)
+        return result
+
+    def _from_first(self, values: np.ndarray, size: int) -> np.ndarray:
+        """The bytes `values` of the first process, `(size,)` uint8, on all of them."""
+        result = np.zeros(size, dtype=np.uint8)
+        if self.rank == 0:
+            result[:] = values
+        # In pieces: an exchange may go by way of the accelerator's memory.
+        for start in range(0, size, PIECE):
+            piece = slice(start, start + PIECE)
+            # Zeros are added everywhere but on the first process, so no sum exceeds a byte.
+            result[piece] = self.total(torch.from_numpy(result[piece])).cpu().numpy()
+        return result
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def cut_by_tokens(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:

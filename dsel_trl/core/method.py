@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.rows import UnreadableError
 from ..signals.batch import Batch, Signal
+from .charges import Charge, charged, described
 from .parameters import Reads
 from .run import Run, Step
 
@@ -50,7 +51,9 @@ class Method:
             set but not read is an error. Those of base classes count as well.
         renamed (`dict[str, str]`): earlier names of parameters, each with the present one and, where the meaning is
             another, how the one follows from the other in brackets; those of base classes count as well.
-        paper, family, criterion, selector, cost: entries of the card.
+        paper, family, criterion, selector: entries of the card.
+        charges (`tuple[Charge, ...]`): what it adds to a run, in figures.
+        cost (`str`): the same in words, made of the figures; a class may say more, which then comes first.
     """
 
     name: ClassVar[str] = ""
@@ -63,6 +66,7 @@ class Method:
     family: ClassVar[str] = "indicator"
     criterion: ClassVar[str] = "internal"
     selector: ClassVar[str] = ""
+    charges: ClassVar[tuple[Charge, ...]] = ()
     cost: ClassVar[str] = "no extra forward"
     state: ClassVar[str] = "its score column (8 bytes per example)"
     reads: ClassVar[Reads] = {}
@@ -72,6 +76,11 @@ class Method:
     refresh: int | str | None = "epoch"
     own_loss: bool = False
     rebuilds_each_epoch: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__dict__.keys() & {"charges", "cost"}:
+            cls.cost = described(cls.charges, cls.__dict__.get("cost", ""))
 
     def __post_init__(self) -> None:
         """Checks the parameters; [`register`] adds what all methods have in common."""
@@ -113,6 +122,20 @@ class Method:
     def due(self, run: Run) -> bool:
         """Whether a new plan is wanted after the step that was just done."""
         return isinstance(self.refresh, int) and run.step % self.refresh == 0
+
+    def units(self, run: Run) -> dict[str, float]:
+        """How many there are in this run of what its `charges` are per."""
+        arguments = run.arguments
+        step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * run.world
+        return {"run": 1, "example": run.size, "candidate": run.max_steps * step * self.candidates}
+
+    def expected_cost(self, run: Run, **known: float) -> dict[str, tuple[float, float]]:
+        """
+        What its `charges` come to in this run, the least and the most examples by name of the counter
+        ([`~dsel_trl.core.costs.Costs`]). `known` are units that are known better by now.
+        """
+        has_reference = run.trainer in ("dpo", "kto") and not getattr(run.arguments, "precompute_ref_log_probs", False)
+        return charged(self.charges, self, {**self.units(run), **known}, has_reference)
 
     def reset(self) -> None:
         """Called when a run begins: forgets what an earlier run of the same trainer, or a failed attempt, has left."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data.rows import Rows, UnreadableError
+from .costs import Costs
 from .data_passes import Passes
 from .ledger import Ledger
 from .randomness import stream, stream_seed
@@ -49,6 +50,8 @@ class Run:
             The trainer's tokenizer or processor.
         model:
             The policy, to read only.
+        reference:
+            The separate reference model of the trainer, to read only; `None` where it has none.
         passes ([`Passes`]):
             Extra forwards over rows.
         prepare (`Callable[[Dataset, str], Rows]`):
@@ -61,6 +64,8 @@ class Run:
         refer (`Callable[[Path, bool], None]`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
+        costs ([`Costs`]):
+            What selection has added to the run so far.
         log (`Callable[[dict[str, float]], None]`):
             Adds values to the next row the trainer logs, as `selection/<name>`.
         tell (`Callable[[str, str, int], None]`):
@@ -93,11 +98,13 @@ class Run:
     output_dir: str
     processing_class: Any
     model: Any
+    reference: Any
     passes: Passes
     prepare: Callable[[Any, str], Rows]
     train_helper: Callable[..., Any]
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
+    costs: Costs
     log: Callable[[dict[str, float]], None]
     tell: Callable[[str, str, int], None]
     seed: int = 0
@@ -166,6 +173,18 @@ class Run:
     def column(self, name: str) -> np.ndarray:
         """A numeric dataset column, `(N,)` float64, NaN where null. Columns with the truth of a test are refused."""
         return self.rows.column(name)
+
+    def values(self, name: str, reader: str = "") -> Any:
+        """
+        A dataset column of any type, as the dataset gives it. Columns with the truth of a test are refused.
+
+        Args:
+            name (`str`):
+                The column.
+            reader (`str`, *optional*):
+                Who asks, such as the parameter that named it: the beginning of an error.
+        """
+        return self.rows.values(name, reader)
 
     @property
     def completion_lengths(self) -> np.ndarray:

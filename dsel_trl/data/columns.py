@@ -1,4 +1,4 @@
-"""Reading whole columns of a `datasets.Dataset` as arrays, and telling two datasets apart by their content."""
+"""Reading columns of a dataset for a method: in one place, which keeps the truth of a test from all of them."""
 
 from typing import Any
 
@@ -7,15 +7,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
+# Columns with what a comparison is judged by: a method that reads them has the answers.
 TRUTH_PREFIX = "truth_"
 # Position of a row in the dataset that the user named, which survives what a trainer does to prepare it.
 ROW_NUMBER = "dsel_row_number"
 
 
 def refuse_truth(name: str) -> None:
-    """Raises `ValueError` for a column that holds the answers a comparison is judged by."""
+    """Raises `ValueError` for a column with the truth of a test."""
     if name.startswith(TRUTH_PREFIX):
         raise ValueError(f"Column {name!r} holds the answers a comparison is judged by: no method may read it.")
+
+
+def check_column(dataset: Dataset, name: str, reader: str = "") -> None:
+    """Raises `ValueError` for a column that a method may not read or that is not there; `reader` says who asks."""
+    refuse_truth(name)
+    if name not in dataset.column_names:
+        who = f"{reader}: the" if reader else "The"
+        raise ValueError(f"{who} dataset has no column {name!r}. Its columns are {sorted(dataset.column_names)}.")
+
+
+def column_values(dataset: Dataset, name: str, reader: str = "") -> Any:
+    """A column as the user stored it, for any method; for errors see [`check_column`]."""
+    check_column(dataset, name, reader)
+    return plain_column(dataset, name)
+
+
+def without_truth(row: dict[str, Any]) -> dict[str, Any]:
+    """What a user's function may see of a row."""
+    return {name: value for name, value in row.items() if not name.startswith(TRUTH_PREFIX)}
 
 
 def column_names(dataset: Dataset | IterableDataset) -> list[str]:
@@ -27,6 +47,7 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
 
 def _arrow_column(dataset: Dataset, name: str) -> pa.ChunkedArray:
     """The column in the order of the dataset's rows, without copying other columns."""
+    check_column(dataset, name)
     rows = dataset.select_columns([name]).with_format("arrow")[:]
     return rows.column(name)
 
@@ -38,8 +59,6 @@ def numeric_column(dataset: Dataset, name: str) -> np.ndarray:
     Raises:
         `ValueError`: if the column is absent or holds something else than numbers; the message lists what is there.
     """
-    if name not in dataset.column_names:
-        raise ValueError(f"The dataset has no column {name!r}. Its columns are {sorted(dataset.column_names)}.")
     column = _arrow_column(dataset, name)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)):
         raise ValueError(f"Column {name!r} holds {column.type}, but numbers are needed.")
@@ -73,6 +92,13 @@ def text_codes(dataset: Dataset, name: str) -> tuple[list[str], np.ndarray]:
 def plain_column(dataset: Dataset, name: str) -> list[Any]:
     """A column as the user stored it: texts and messages, whatever the format or transform of the dataset makes."""
     return list(dataset.select_columns([name]).with_format(None)[name])
+
+
+def codes(dataset: Dataset, name: str) -> np.ndarray:
+    """A number for every different value of a column of any type, `int64` of shape `(N,)`; null is a value too."""
+    column = _arrow_column(dataset, name)
+    encoded = pa.chunked_array(column.chunks).combine_chunks().dictionary_encode(null_encoding="encode")
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def list_lengths(dataset: Dataset, name: str) -> np.ndarray:

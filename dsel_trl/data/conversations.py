@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .columns import plain_column
 from .responses import message_text
 from .rows import Rows, UnreadableError
 
@@ -37,7 +36,7 @@ def example_messages(rows: Rows) -> list[Messages]:
         `UnreadableError`: if the dataset holds no text.
     """
     form, end = text_columns(rows), rows.end
-    columns = [plain_column(rows.dataset, name) for name in form]
+    columns = [rows.values(name) for name in form]
     if form == ("messages",):
         return [_messages(row, "user", end) for row in columns[0]]
     if form in ((rows.text_field,), ("input_ids",)):

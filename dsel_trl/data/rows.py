@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from .columns import ROW_NUMBER, numeric_column, refuse_truth
+from .columns import ROW_NUMBER, column_values, numeric_column
 from .fingerprints import dataset_fingerprint
 from .identical import identical_pairs
 from .lengths import list_lengths, padded_lengths, response_lengths, sequence_lengths
@@ -161,7 +161,6 @@ class Rows:
 
     def column(self, name: str) -> np.ndarray:
         """A numeric column, `(N,)` float64, NaN where null. Columns with the truth of a test are refused."""
-        refuse_truth(name)
         if name not in self._columns:
             self._columns[name] = numeric_column(self.dataset, name)
         return self._columns[name]
@@ -172,6 +171,18 @@ class Rows:
                 f"the lengths and tokens of the rows of {self.name!r} are needed, but they are tokenized when they "
                 f"are collated: there are no columns {list(self.layout.tokens)}, only {sorted(self.column_names)}."
             )
+
+    def values(self, name: str, reader: str = "") -> Any:
+        """
+        A column of any type, as the dataset gives it. Columns with the truth of a test are refused.
+
+        Args:
+            name (`str`):
+                The column.
+            reader (`str`, *optional*):
+                Who asks, such as the parameter that named it: the beginning of an error.
+        """
+        return column_values(self.dataset, name, reader)
 
     @cached_property
     def _lengths(self) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +211,7 @@ class Rows:
         )
 
     @property
-    def costs(self) -> np.ndarray:
+    def pass_lengths(self) -> np.ndarray:
         """Tokens per row for cutting a pass into batches, `(N,)` int32; where they are not known, all are alike."""
         if self.tokenized:
             return self.lengths

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..core.cache import cached
 from ..core.parameters import check_choice
 from ..core.run import Run
+from ..data.columns import check_column
 from ..data.conversations import example_texts
 from ..data.fingerprints import column_hash
 from ..data.tokens import Sequences
@@ -40,8 +41,8 @@ def check_embeddings(run: Run, source: str) -> None:
     kind, _, rest = source.partition(":")
     if run.size == 0:
         raise ValueError(f"embedding={source!r}: a stream cannot be embedded before training.")
-    if kind == "column" and rest not in run.dataset.column_names:
-        raise ValueError(f"embedding={source!r}: the dataset's columns are {sorted(run.dataset.column_names)}.")
+    if kind == "column":
+        check_column(run.dataset, rest, f"embedding={source!r}")
     if kind == "file":
         _file_rows(run, rest)
     if kind == "model":
@@ -73,13 +74,15 @@ def embeddings(run: Run, source: str = "policy", pooling: str = "last", *, live:
     """
     kind, _, rest = source.partition(":")
     if kind == "column":
-        return _as_matrix(run.dataset[rest], source, run.size)
+        return _as_matrix(run.values(rest), source, run.size)
     if kind == "file":
         return _as_matrix(_file_rows(run, rest), source, run.size)
     compute = (lambda: _sentences(run, rest)) if kind == "model" else (lambda: policy_states(run, pooling))
     if live:
         return compute()
-    return cached(run, "embeddings", [source, pooling], lambda: {"embeddings": compute()})["embeddings"]
+    # A sentence model reads the texts as they are, whatever the policy is.
+    parts, uses = ([source], ()) if kind == "model" else ([source, pooling], ("policy",))
+    return cached(run, "embeddings", parts, lambda: {"embeddings": compute()}, uses=uses)["embeddings"]
 
 
 def contents(run: Run, source: str) -> str:
@@ -133,6 +136,7 @@ def _hidden_states(run: Run, pooling: str) -> Callable[[dict[str, Any], Tensor],
                 states = backbone(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False)[0].float()
         finally:
             run.model.train(training)
+        run.costs.ran("forwards", len(states), int(mask.sum()))
         if pooling == "mean":
             return (states * mask.unsqueeze(2)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         return states[torch.arange(len(states), device=states.device), (mask.sum(dim=1) - 1).clamp(min=0)]

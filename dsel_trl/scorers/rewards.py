@@ -1,6 +1,8 @@
 """Scores of responses by a reward: a Python function of the user's, or a sequence-classification model."""
 
+import hashlib
 import importlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 
-from ..core.cache import model_fingerprint, run_fingerprint
+from ..core.cache import kept, model_fingerprint
 from ..data.files import save_arrays
 from ..data.responses import Prompt, prompt_text, prompts_of, responses_of
 
@@ -91,6 +93,7 @@ class RewardModel:
             self.model.config.pad_token_id = self.tokenizer.pad_token_id
         self.tokenizer.truncation_side = "left"
         self.max_length = max_length
+        self.tokens = 0
 
     def text(self, prompt: Prompt, response: str) -> str:
         """What the model reads: through its chat template if it has one, else prompt and response in a row."""
@@ -112,6 +115,7 @@ class RewardModel:
             return_tensors="pt",
         )
         batch.pop("token_type_ids", None)
+        self.tokens += int(batch["attention_mask"].sum())
         return self.model(**batch.to(self.model.device)).logits[:, 0].float().tolist()
 
 
@@ -169,6 +173,23 @@ def reward_of(spec: Any, model_path: str | None, device: Any = None) -> Reward:
     return load_reward(spec) if model_path is None else RewardModel(model_path, device)
 
 
+def counted(run: Any, reward: Reward) -> Reward:
+    """The same reward, whose calls are counted among the run's costs: for what every process scores whole."""
+
+    def scored(prompts: list[Prompt], responses: list[str]) -> Sequence[float]:
+        before = tokens_read(reward)
+        values = reward(prompts, responses)
+        run.costs.add("rewards", len(responses), tokens_read(reward) - before)
+        return values
+
+    return scored
+
+
+def tokens_read(reward: Reward) -> int:
+    """Tokens that a reward model has read so far; a function reads none."""
+    return reward.tokens if isinstance(reward, RewardModel) else 0
+
+
 def dataset_rewards(run: Any, sides: Sequence[str], spec: Any, model_path: str | None) -> dict[str, np.ndarray]:
     """
     Rewards of the responses in the columns `sides` of the run's dataset, each `(N,)` float32.
@@ -178,34 +199,50 @@ def dataset_rewards(run: Any, sides: Sequence[str], spec: Any, model_path: str |
     """
     prompts, end = prompts_of(run.dataset), getattr(run.processing_class, "eos_token", None)
     reward = reward_of(spec, model_path, run.model.device)
-    rank, world = (run.passes.rank, run.world) if run.passes is not None else (0, 1)
-    own = np.arange(rank, run.size, world)
     found = {}
     for side in sides:
         responses = responses_of(run.dataset, side, end)
-        file = partial = None
-        if isinstance(reward, RewardModel):
-            key = run_fingerprint(run, "reward", side, responses, model_fingerprint(reward.model))
-            file = Path(run.output_dir) / "selection" / f"rewards-{side}-{key}.safetensors"
-            partial = file.with_name(f"{file.stem}-{rank}of{world}.part")
-            if file.is_file():
-                found[side] = load_file(file)["values"]
-                continue
-        values = score_responses(
-            reward,
-            [prompts[i] for i in own],
-            [responses[i] for i in own],
-            description=f"Rewards of {side}",
-            quiet=rank > 0,
-            partial=partial,
-        )
-        everything = np.zeros(run.size, dtype=np.float64)
-        everything[own] = values
-        if world > 1:
-            everything = run.passes.total(torch.from_numpy(everything)).cpu().numpy()
-        found[side] = everything.astype(np.float32)
-        if file is not None and rank == 0:
-            save_arrays(file, {"values": found[side]})
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+        if not isinstance(reward, RewardModel):
+            found[side] = _scored(run, reward, prompts, responses, side)
+            continue
+        stem = f"rewards-{side}-{_content(prompts, responses, reward)}"
+        rank, world = run.passes.rank, run.world
+        partial = Path(run.output_dir) / "selection" / f"{stem}-{rank}of{world}.part"
+        score = lambda of=responses, side=side, partial=partial: {  # noqa: E731
+            "values": _scored(run, reward, prompts, of, side, partial)
+        }
+        found[side] = kept(run, stem, score)["values"]
+        partial.unlink(missing_ok=True)
     return found
+
+
+def _content(prompts: list[Prompt], responses: list[str], reward: RewardModel) -> str:
+    """Hash of all that a reward model's scores depend on: neither the policy nor a seed is among it."""
+    digest = hashlib.sha256(f"{model_fingerprint(reward.model)} {reward.max_length}".encode())
+    for prompt, response in zip(prompts, responses, strict=True):
+        digest.update(json.dumps([prompt, response]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _scored(
+    run: Any, reward: Reward, prompts: list[Prompt], responses: list[str], side: str, partial: Path | None = None
+) -> np.ndarray:
+    """Rewards of all responses, `(N,)` float32, of which each process scores its share."""
+    rank, world = run.passes.rank, run.world
+    own, before = np.arange(rank, run.size, world), tokens_read(reward)
+    values = score_responses(
+        reward,
+        [prompts[i] for i in own],
+        [responses[i] for i in own],
+        description=f"Rewards of {side}",
+        quiet=rank > 0,
+        partial=partial,
+    )
+    everything = np.zeros(run.size, dtype=np.float64)
+    everything[own] = values
+    tokens = tokens_read(reward) - before
+    if world > 1:
+        everything = run.passes.total(torch.from_numpy(everything)).cpu().numpy()
+        tokens = int(run.passes.total(torch.tensor([tokens])))
+    run.costs.add("rewards", run.size, tokens)
+    return everything.astype(np.float32)

@@ -70,11 +70,12 @@ class SavedSelection:
         return part(self.arrays, name)
 
     def restore(self, run: Run, ledger: Ledger, metrics: Metrics) -> None:
-        """Puts ledger, counters and the place in the run back."""
+        """Puts ledger, counters, costs and the place in the run back."""
         ledger.load_state_dict(self.part("ledger"), self.values["ledger"])
         run.resumed = True
         run.step, run.epoch = self.values["step"], self.values["epoch"]
         metrics.load_state_dict(self.values["metrics"])
+        run.costs.load_state_dict(self.values["costs"])
 
     def restore_methods(self, methods: Sequence[Method]) -> None:
         """Puts the methods' own state back."""
@@ -110,6 +111,7 @@ def write_selection(
         "kl": kl,
         "ledger": ledger_values,
         "metrics": metrics.state_dict(),
+        "costs": run.costs.state_dict(),
         "methods": [],
     }
     if sampler is not None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
+from ..core.costs import Costs
 from ..data.files import replacing
 from ..signals.batch import Batch, Forward
 from ..signals.logits import read_logits
@@ -114,11 +115,17 @@ def score_rows(
     ids: Tensor,
     *,
     reference: bool = True,
+    policy: Forward | None = None,
     kl: float | Tensor = 0.0,
+    costs: Costs | None = None,
+    who: str = "",
     **context: Any,
 ) -> Batch:
     """
     Runs a collated batch through the policy (and the reference) without gradient, in evaluation mode.
+
+    With `policy` the outputs of another model stand in the policy's place, which is not run then. What is run is
+    counted in `costs`, under names that begin with `who` (`"helper_"`).
 
     The model is called, not `compute_loss`, so that the trainer's own metrics stay untouched. `kl` is what KTO's
     losses take for the KL term, which belongs to a trained batch: rows that are only looked at have none.
@@ -128,21 +135,33 @@ def score_rows(
     own = NOT_FOR_THE_MODEL | set(kind.references)
     kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith((f"{COLUMNS}.", "KL_"))}
     training = model.training
+    costs = Costs() if costs is None else costs
+    size = ids.numel(), token_count(inputs)
     model.eval()
     try:
         with torch.no_grad(), trainer.accelerator.autocast():
             if kind.heads:
                 rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
+                costs.ran(f"{who}forwards", *size)
                 return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
-            selection = getattr(trainer, "selection", None)
-            outputs = own_outputs(trainer) if selection is None else selection.tap.outputs
-            policy = read_tokens(model, kwargs, labels, outputs)
+            if policy is None:
+                selection = getattr(trainer, "selection", None)
+                outputs = own_outputs(trainer) if selection is None else selection.tap.outputs
+                policy = read_tokens(model, kwargs, labels, outputs)
+                costs.ran(f"{who}forwards", *size)
             reading = Reading(policy=policy)
             if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
                 reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
+                costs.ran(f"{who}reference_forwards", *size)
     finally:
         model.train(training)
     return make_batch(trainer, ids.to(labels.device), inputs, reading, kl=kl, **context)
+
+
+def token_count(inputs: dict[str, Any]) -> int:
+    """Tokens of a collated batch without its padding."""
+    mask = inputs.get("attention_mask")
+    return int(inputs["input_ids"].numel() if mask is None else mask.sum())
 
 
 def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor) -> Tensor:

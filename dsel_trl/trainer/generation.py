@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from trl.models.utils import unwrap_model_for_generation
 
+from ..core.costs import Costs
 from ..core.randomness import preserved_rng
 from ..data.responses import Prompt
 
@@ -26,6 +27,7 @@ def generate(
     batch_size: int = 16,
     seed: int = 0,
     description: str = "Generating",
+    costs: Costs | None = None,
 ) -> list[list[str]]:
     """
     Samples responses from the policy as it is now.
@@ -49,6 +51,8 @@ def generate(
             Sequences per batch.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws. The global generators are left as they were.
+        costs ([`Costs`], *optional*):
+            Where responses and tokens are counted.
 
     Returns:
         `list[list[str]]`: `samples` texts per prompt, without special tokens. All processes get the same.
@@ -63,7 +67,7 @@ def generate(
     kwargs: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         kwargs |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
-    results = [""] * len(rows)
+    results, generated = [""] * len(rows), 0
     training = trainer.model.training
     accelerator = trainer.accelerator
     with (
@@ -86,13 +90,26 @@ def generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), pad_token_id=tokenizer.pad_token_id, **kwargs
             )
             for i, tokens in zip(batch, output[:, width:].tolist(), strict=True):
+                generated += _length(tokens, tokenizer.pad_token_id)
                 # Some tokenizers drop white space at the beginning of a text: decode behind the prompt's last tokens.
                 before = encoded[i][-TAIL:]
                 head = tokenizer.decode(before, skip_special_tokens=True)
                 text = tokenizer.decode(before + tokens, skip_special_tokens=True)
                 results[i] = text[len(head) :]
     trainer.model.train(training)
+    if costs is not None:
+        # All processes generate the same: each response counts once.
+        costs.add("prompts", len(rows), sum(map(len, encoded)))
+        costs.add("generated_responses", len(rows), generated)
     return [results[i : i + samples] for i in range(0, len(results), samples)]
+
+
+def _length(tokens: list[int], pad: int) -> int:
+    """Tokens of a response before the padding that fills it up to the longest of its batch."""
+    size = len(tokens)
+    while size and tokens[size - 1] == pad:
+        size -= 1
+    return size
 
 
 def _templated(tokenizer: Any, prompt: Prompt) -> str:

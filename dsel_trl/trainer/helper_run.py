@@ -91,10 +91,23 @@ def train_helper(
         helper.add_callback(recorder)
         helper.train()
         recorder.finish()
+        _count(trainer, helper, train_ids)
         values = np.stack(recorder.values)
         del helper, recorder
         gc.collect()
     return values
+
+
+def _count(trainer: Any, helper: Any, train_ids: np.ndarray) -> None:
+    """Counts the training of a helper: forward, backward, and what its loss takes without gradient."""
+    run = trainer.selection.run
+    examples, tokens = (helper.state.epoch * n for n in (len(train_ids), int(run.lengths[train_ids].sum())))
+    silent = trainer_kind(helper).forwards_without_gradient(helper)
+    run.costs.add("helper_forwards", examples, tokens)
+    run.costs.add("helper_reference_forwards", silent * examples, silent * tokens)
+    run.costs.add("helper_backwards", examples, tokens)
+    run.costs.add("helper_runs", 1)
+    run.costs.add("helper_steps", helper.state.global_step)
 
 
 class _Recorder(TrainerCallback):
@@ -127,11 +140,14 @@ class _Recorder(TrainerCallback):
             self.values.append(self.values[-1]) if self.values else self._evaluate()
 
     def _evaluate(self) -> None:
-        forward = partial(score_rows, self.helper, **self.trainer.selection.steps.context())
+        selection = self.trainer.selection
+        forward = partial(
+            score_rows, self.helper, costs=selection.run.costs, who="helper_", **selection.steps.context()
+        )
         if self.evaluate is not None:
             self.values.append(self.evaluate(forward))
             return
-        values = self.trainer.selection.run.passes.measure(
+        values = selection.run.passes.measure(
             self.measure,
             self.ids,
             forward=forward,

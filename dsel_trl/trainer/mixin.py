@@ -45,10 +45,12 @@ class SelectionMixin(_Trainer):
             self.selection.begin_run(resume_from_checkpoint or None)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> Any:
         if self.selection is not None:
+            if self.args.auto_find_batch_size and batch_size:
+                self._train_batch_size = batch_size
             self.selection.begin_attempt()
-        return super()._inner_training_loop(*args, **kwargs)
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         dataset = super()._remove_unused_columns(dataset, description=description)

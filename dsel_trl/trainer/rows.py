@@ -209,7 +209,14 @@ def prepared(trainer: Any, dataset: Any, name: str) -> Any:
     if wanted and not set(kind.references) & set(dataset.column_names):
         batch_size = trainer.args.precompute_ref_batch_size or trainer.args.per_device_train_batch_size
         dataset = trainer._precompute_ref_logps(dataset, name, batch_size)
+        _count_references(trainer, make_rows(trainer, dataset, name))
     return dataset
+
+
+def _count_references(trainer: Any, rows: Rows) -> None:
+    """Rows that selection prepared went through the reference beside those that the trainer prepared itself."""
+    forwards = 1 + int(trainer_kind(trainer).kl(trainer))
+    trainer.selection.costs.add("reference_forwards", forwards * len(rows), forwards * int(rows.lengths.sum()))
 
 
 class TrainingRows:

@@ -76,7 +76,8 @@ class Serving:
     def _batch_sampler(self) -> BatchPlanSampler:
         if self._length is None:
             # The epoch is as long as its first plan, or its share of it where a method says that it will need less.
-            batches = self.methods.plan_batches(self.run)[0]
+            with self.run.costs.clock():
+                batches = self.methods.plan_batches(self.run)[0]
             planned, wanted = sum(map(len, batches)), self.methods.epoch_size(self.run)
             self._length = -(-len(batches) * min(wanted, planned) // (planned * self.run.world))
         return BatchPlanSampler(
@@ -89,7 +90,8 @@ class Serving:
 
     def _id_sampler(self) -> PlanSampler:
         if self._length is None:
-            self._length = self.methods.epoch_size(self.run)
+            with self.run.costs.clock():
+                self._length = self.methods.epoch_size(self.run)
         if self._length < self.batch_examples and drops_last(self.trainer.args, self.methods):
             raise ValueError(
                 f"Only {self._length} of {self.run.size} examples would be kept per epoch, fewer than one batch of "
@@ -100,13 +102,15 @@ class Serving:
 
     def _plan(self, served: np.ndarray, plans_made: int) -> np.ndarray:
         self.run.served, self.run.plans_made = served, plans_made
-        ids, kept = self.methods.plan(self.run)
+        with self.run.costs.clock():
+            ids, kept = self.methods.plan(self.run)
         self._planned(kept)
         return ids
 
     def _plan_batches(self, served: np.ndarray, plans_made: int) -> list[np.ndarray]:
         self.run.served, self.run.plans_made = served, plans_made
-        batches, kept = self.methods.plan_batches(self.run)
+        with self.run.costs.clock():
+            batches, kept = self.methods.plan_batches(self.run)
         self._planned(kept)
         return batches
 

@@ -16,7 +16,7 @@ from ..core.run import Run, Step
 from ..signals.batch import Batch, Forward
 from ..signals.gate import Gate, WeightAverage
 from ..signals.tap import Reading, Tap
-from .forwards import attributes, make_batch, score_rows
+from .forwards import attributes, make_batch, score_rows, token_count
 from .kinds import COLUMNS, EXAMPLE_ID, labels_of, trainer_kind
 
 
@@ -219,25 +219,29 @@ class OptimizerStep:
             self.trainer, listening.ids, listening.inputs, listening.reading, **self.context(listening.columns)
         )
 
-    def score_rows(self, inputs: dict[str, Any], ids: Tensor, *, reference: bool = True) -> Batch:
-        return score_rows(self.trainer, inputs, ids, reference=reference, kl=self.kl, **self.context())
+    def score_rows(self, inputs: dict[str, Any], ids: Tensor, **how: Any) -> Batch:
+        return score_rows(self.trainer, inputs, ids, kl=self.kl, costs=self.run.costs, **how, **self.context())
 
     def unscored(self, inputs: dict[str, Any], ids: Tensor) -> Batch:
         """Candidates of which only the ids and inputs are looked at: no forward is made."""
         device = inputs["input_ids"].device
-        return Batch(ids.to(device), inputs, Forward(torch.empty(0, device=device)), **self.context())
+        nothing = Reading(policy=Forward(torch.empty(0, device=device)))
+        return make_batch(self.trainer, ids.to(device), inputs, nothing, kl=0.0, **self.context())
 
     def pick(self, inputs: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
         """Scores an oversized candidate batch without gradient and returns the rows to train on."""
         (method,) = self.methods.using("pick")
         own_ids = inputs[EXAMPLE_ID].cpu()
-        candidates = (
-            self.score_rows(inputs, own_ids, reference=method.references)
-            if method.scores_candidates
-            else self.unscored(inputs, own_ids)
-        )
-        positions = method.pick(self.run, candidates).cpu()
+        with self.run.costs.collecting() as ran:
+            candidates = (
+                self.score_rows(inputs, own_ids, reference=method.references)
+                if method.scores_candidates
+                else self.unscored(inputs, own_ids)
+            )
         ids, _ = candidates.gather(candidates.ids)
+        tokens, _ = candidates.gather(torch.tensor([token_count(inputs)], device=candidates.ids.device))
+        self.run.costs.add_all(ran, len(ids), int(tokens.sum()))
+        positions = method.pick(self.run, candidates).cpu()
         rank, world = self.trainer.accelerator.process_index, self.trainer.accelerator.num_processes
         if len(positions) < world:
             # The last candidates of an epoch may be too few to choose from: every rank still trains one of them.

@@ -97,7 +97,7 @@ class Gaps(Method):
 
     def check(self, run: Any) -> None:
         run.ledger.__class__, run.ledger.gaps = LedgerWithGaps, self
-        column, measure, proxy = run.read_column, run.passes.measure, run.proxy
+        column, measure, train_helper = run.rows.column, run.passes.measure, run.train_helper
 
         def read_column(name: str) -> np.ndarray:
             self.looked.add(COLUMNS)
@@ -113,13 +113,13 @@ class Gaps(Method):
             return self.hide(PASSES, values, ids).astype(np.float32)
 
         def helped(train_ids: np.ndarray, score_ids: np.ndarray, *args: Any, **how: Any) -> np.ndarray:
-            values = proxy(train_ids, score_ids, *args, **how)
+            values = train_helper(train_ids, score_ids, *args, **how)
             if values.shape[-1] != len(score_ids):
                 return values
             self.looked.add(HELPERS)
             return self.hide(HELPERS, values, score_ids).astype(np.float32)
 
-        run.read_column, run.passes.measure, run.proxy = read_column, measured, helped
+        run.rows.column, run.passes.measure, run.train_helper = read_column, measured, helped
 
     def _measure(self, measure: Any, run: Any) -> dict[str, np.ndarray]:
         arrays, name = measure(run), self.method.name

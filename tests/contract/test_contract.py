@@ -138,6 +138,59 @@ def test_a_changed_dataset_is_not_resumed(bench, name):
     assert before == {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
 
 
+# ---- It plans once ----
+
+
+def known(run, method):
+    """All that a method and the ledger hold, as text that tells any two states apart."""
+    arrays, values = run.ledger.state_dict()
+    return {
+        key: value.tobytes() if isinstance(value, np.ndarray) else repr(value)
+        for key, value in {
+            **arrays,
+            "values": values,
+            **{f"own {k}": v for k, v in method.state_dict().items()},
+        }.items()
+    }
+
+
+def no_more_work(*args, **kwargs):
+    pytest.fail("a pass, a generation or a helper run for a plan that was made already")
+
+
+PLANNING = [name for name in GUISES if make(name).hooks & {"select", "order", "plan", "batch"}]
+
+
+@pytest.mark.parametrize("name", PLANNING)
+def test_asked_twice_for_one_plan_it_gives_the_same_and_works_once(bench, name, monkeypatch):
+    """The length of an epoch is that of its first plan, so that one is asked for twice."""
+    trainer = bench.trainer(first_kind(name), name)
+    method = make(name)
+    callback = attach(trainer, method)
+    hook = "plan_batches" if "batch" in method.hooks else "plan"
+    made, plan = [], getattr(callback.methods, hook)
+
+    def asked_twice(run):
+        first, first_mask = plan(run)
+        state = known(run, method)
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "generate", no_more_work)
+            patch.setattr(run, "train_helper", no_more_work)
+            patch.setattr(run.passes, "measure", no_more_work)
+            patch.setattr(run.passes, "measure_tokens", no_more_work)
+            second, second_mask = plan(run)
+        assert [np.asarray(part).tolist() for part in second] == [np.asarray(part).tolist() for part in first]
+        np.testing.assert_array_equal(second_mask, first_mask)
+        assert known(run, method) == state
+        made.append(len(first))
+        return second, second_mask
+
+    monkeypatch.setattr(callback.methods, hook, asked_twice)
+    trainer.train()
+    assert len(made) >= 2
+    assert callback.ledger.visits.any()
+
+
 # ---- It bears what data bring along ----
 
 

@@ -90,7 +90,7 @@ class Shuffles(Method):
     name = "toy"
 
     def order(self, run, ids):
-        return run.rng(run.plans_made, 77).permutation(ids)
+        return run.plan_rng("toy/order").permutation(ids)
 
 
 class PlansAll(Method):
@@ -99,7 +99,7 @@ class PlansAll(Method):
     name = "toy"
 
     def plan(self, run, epoch):
-        return run.rng(epoch, 78).permutation(run.size)
+        return run.rng("toy/plan", epoch).permutation(run.size)
 
 
 class BatchesAsUsual(Method):
@@ -129,7 +129,7 @@ class PicksAtRandom(PicksTheFirst):
     """A random half of twice as many candidates."""
 
     def pick(self, run, candidates):
-        order = run.rng(run.step, candidates.size).permutation(candidates.size)
+        order = run.rng("toy/pick", run.step, candidates.size).permutation(candidates.size)
         return torch.as_tensor(order[: max(1, candidates.size // 2)])
 
 
@@ -140,7 +140,7 @@ class RebuildsTheSame(Method):
 
     def rebuild(self, run, dataset):
         columns = [name for name in dataset.column_names if not name.endswith("ids")]
-        return dataset.select_columns(columns).select(run.rng(79).permutation(len(dataset)))
+        return dataset.select_columns(columns).select(run.rng("toy/rebuild").permutation(len(dataset)))
 
 
 IDLE = (

@@ -13,6 +13,7 @@ import dsel_trl
 from dsel_trl import Method, MethodCard, Signal, get_method, get_method_card, list_methods
 from dsel_trl.core import cards
 from dsel_trl.core.cards import CRITERIA, FAMILIES, card_of, put_methods_table, survey_rows, vocabulary
+from dsel_trl.core.charges import Charge
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(dsel_trl.__file__).parent
@@ -113,6 +114,33 @@ def test_a_card_as_text_and_as_json():
         {"name": "share", "type": "float | None", "default": None, "help": "a share | or none"},
         {"name": "words", "type": "Sequence[str]", "default": ["a", "b"], "help": ""},
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "cost"),
+    [
+        ("random", "no extra forward"),
+        ("jest", "factor candidates per trained example; 1 forward with reference per candidate"),
+        ("ifd", "2 forwards per example and measurement"),
+        ("margin", "no extra forward"),
+        # Neither a model nor clean rows are named by default, and one of them must be.
+        ("rho1", "1 scorer forward with reference per example (model)"),
+    ],
+)
+def test_the_cost_by_default_is_the_part_that_applies_to_the_defaults(name, cost):
+    card = get_method_card(name)
+    assert card.cost_by_default == cost
+    assert len(card.cost_by_default) <= len(card.cost)
+
+
+def test_a_parameter_that_has_to_be_given_counts_as_set():
+    charged = type(
+        "Charged",
+        (Foreign,),
+        {"name": "charged", "charges": (Charge("forwards", when="column"), Charge("rewards", when="share"))},
+    )
+    assert card_of(charged).cost == "1 forward per example (column); 1 reward per example (share)"
+    assert card_of(charged).cost_by_default == "1 forward per example"
 
 
 # ---- The survey ----

@@ -41,7 +41,7 @@ def passes_of(rank=0, world=1, total=lambda values: values, seen=None):
             seen.append(ids.tolist())
         return inputs
 
-    rows = SimpleNamespace(costs=LENGTHS, collate=lambda ids: torch.from_numpy(ids.copy()))
+    rows = SimpleNamespace(pass_lengths=LENGTHS, collate=lambda ids: torch.from_numpy(ids.copy()))
     return Passes(lambda: rows, forward, rank, world, total)
 
 

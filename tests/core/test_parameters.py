@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 
 from dsel_trl import Method, create_method, get_method, list_methods, register
+from dsel_trl.bases import helper_model
 from dsel_trl.core.parameters import check_whole, reads_of, when
 from dsel_trl.core.registry import renamed_parameters
 from dsel_trl.data.build.continuations import Synthesis
@@ -305,6 +306,8 @@ def test_each_parameter_is_looked_at(name):
         for node in body.body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith(("__post_init__", "_check", "check_")):
                 used |= {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
+                if any(isinstance(part, ast.Name) and part.id == "helper_settings" for part in ast.walk(node)):
+                    used |= set(helper_model.SETTINGS)
     elsewhere = {
         # Read as `getattr(self, f"{kind}_model")`, or handed on in the constructor.
         "deita": set(),

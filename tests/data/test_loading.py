@@ -108,7 +108,9 @@ def test_a_missing_split_lists_those_there_are(rows):
 def test_wrong_columns_and_empty_rows(rows):
     with pytest.raises(ValueError, match="needs the columns 'chosen' and 'rejected', but the columns of 'pairs'"):
         check_rows(rows.rename_column("chosen", "winner"), "pairs", PAIRS, "dsel dpo")
-    with pytest.raises(ValueError, match="'messages', or 'prompt' and 'completion', or 'input_ids', or 'body'"):
+    with pytest.raises(
+        ValueError, match="'messages', or 'prompt' and 'completion', or 'input_ids', or 'conversations', or 'body'"
+    ):
         check_rows(rows, "pairs", (*KINDS["sft"].columns, ("body",)), "dsel sft")
     with pytest.raises(ValueError, match="no rows"):
         check_rows(rows.select([]), "pairs", PAIRS, "dsel dpo")

@@ -1,5 +1,7 @@
 """Messages whose contents come in parts say what the same messages with plain contents say."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -7,6 +9,7 @@ from transformers import AutoTokenizer
 
 from dsel_trl.data.build.self_play import build
 from dsel_trl.data.responses import message_text, prompt_text, prompts_of, response_text, unprepared
+from dsel_trl.scorers.rewards import score_responses
 from tests import tiny
 
 TEMPLATE = (
@@ -122,6 +125,6 @@ def test_new_rows_go_beside_old_ones():
     def generate(prompts, samples=1, **drawn):
         return [[f"w{i} w{j}" for j in range(samples)] for i in range(len(prompts))]
 
-    built = [build(rows, generate, words, responses=2).to_list() for rows in (plain, parts)]
+    built = [build(rows, generate, partial(score_responses, words), responses=2).to_list() for rows in (plain, parts)]
     assert built[0] == built[1]
     assert np.sum([row["self_play"] for row in built[0]]) == len(plain)

@@ -159,6 +159,55 @@ def test_filtering_starts_at_its_epoch_and_resumes(make_trainer, tmp_path):
     found[1].assert_ends_as(found[0])
 
 
+def counted(callback):
+    """Counts how often the run generates, with the seeds of the draws."""
+    seeds, generate = [], callback.run.generate
+
+    def counting(prompts, *, seed, **how):
+        seeds.append(seed)
+        return generate(prompts, seed=seed, **how)
+
+    callback.run.generate = counting
+    return seeds
+
+
+def test_a_plan_that_is_asked_for_twice_is_sampled_for_once(make_trainer, monkeypatch):
+    from dsel_trl.methods.preference import filtered_dpo
+
+    reads, prompts_of = [], filtered_dpo.prompts_of
+    monkeypatch.setattr(filtered_dpo, "prompts_of", lambda dataset: reads.append(1) or prompts_of(dataset))
+    callback = SelectionCallback(make_trainer("dpo", dataset=marked()), "filtered_dpo", reward=even_is_good)
+    (method,), run, seeds = callback.methods.methods, callback.run, counted(callback)
+    method.max_new_tokens = 4
+    masks = []
+    for epoch in (0, 0, 1, 1):
+        run.epoch = epoch
+        masks += [callback.methods.kept(run).copy(), method.select(run).copy()]
+    assert len(seeds) == len(set(seeds)) == 2
+    for mask in masks:
+        assert np.flatnonzero(mask).tolist() == list(range(0, 40, 2))
+    assert len(reads) == 2, "the prompts of the whole dataset were read for every pair"
+
+
+def test_a_second_training_filters_all_pairs_again(make_trainer):
+    trainer = make_trainer("dpo", dataset=marked(), max_steps=1)
+    rewards, scored = [lambda prompts, responses: [0.0] * len(responses), even_is_good], []
+
+    def all_good_then_even(prompts, responses):
+        scored.extend(responses)
+        # The samples of all pairs and their chosen responses: what one training asks for.
+        return rewards[len(scored) > 2 * 40](prompts, responses)
+
+    callback = SelectionCallback(trainer, "filtered_dpo", reward=all_good_then_even, threshold=0.5, max_new_tokens=4)
+    (method,) = callback.methods.methods
+    trainer.train()
+    assert method.state_dict()["left"].all()
+    method.threshold = 0.0
+    trainer.train()
+    assert np.flatnonzero(method.state_dict()["left"]).tolist() == list(range(0, 40, 2))
+    assert len(scored) == 4 * 40
+
+
 def test_filtered_dpo_needs_one_reward():
     for parameters in ({}, {"reward": even_is_good, "reward_model": "x"}):
         with pytest.raises(ValueError, match="give one of them"):

@@ -157,7 +157,7 @@ loss = attrgetter("loss")
 def helped(run, measure, **how):
     """What all examples measure under a helper that learns nothing."""
     ids = np.arange(run.size)
-    return run.proxy(ids[:8], ids, measure, evaluations=1, learning_rate=0.0, **how)[-1]
+    return run.train_helper(ids[:8], ids, measure, evaluations=1, learning_rate=0.0, **how)[-1]
 
 
 def losses(trainer, **how):

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from ...functional.preference.inco_dpo import balanced_scores, choose_pair, prefix_length
+from ..columns import column_values
 from ..responses import Prompt, as_response, prompts_of, response_text, unprepared
 
 
@@ -117,21 +118,18 @@ def build(
         `ValueError`: if a column is missing, or no prompt gives a pair.
     """
     how = synthesis or Synthesis()
-    if response_column not in dataset.column_names:
-        raise ValueError(
-            f"There is no column {response_column!r} with responses, only {sorted(dataset.column_names)}."
-        )
+    responses = column_values(dataset, response_column, f"response_column={response_column!r}")
     if how.balance and mean_logps is None:
         raise ValueError(f"balance={how.balance} needs the policy's log-probabilities: pass mean_logps.")
     prompts = prompts_of(dataset)
     end = getattr(tokenizer, "eos_token", None)
-    prefixes = [prefix_of(response_text(value, end), tokenizer, how) for value in dataset[response_column]]
+    prefixes = [prefix_of(response_text(value, end), tokenizer, how) for value in responses]
     drawn = {"top_p": how.top_p, "max_new_tokens": how.max_new_tokens, "batch_size": how.batch_size}
     candidates: list[list[str]] = [[] for _ in prompts]
     if how.samples:
         fresh = generate(prompts, samples=how.samples, temperature=how.temperature, seed=seed, **drawn)
         candidates = [list(texts) for texts in fresh]
-    candidates = _continued(candidates, prompts, prefixes, dataset[response_column], generate, how, drawn, seed, end)
+    candidates = _continued(candidates, prompts, prefixes, responses, generate, how, drawn, seed, end)
     owner = np.repeat(np.arange(len(prompts)), [len(texts) for texts in candidates])
     texts = [text for row in candidates for text in row]
     rewards = score([prompts[i] for i in owner], texts)

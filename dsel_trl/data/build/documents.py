@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ...functional.order.dataset_decomposition import decompose
-from ..columns import list_lengths
+from ..columns import column_values, list_lengths
 
 DOCUMENT_ID = "document_id"
 TOKENS_AT_A_TIME = 1000
@@ -65,7 +65,7 @@ def _has_masked_labels(dataset: Dataset) -> bool:
 
 
 def _tokenize(dataset: Dataset, tokenizer: Any, text_field: str) -> tuple[np.ndarray, np.ndarray]:
-    texts, parts = dataset[text_field], []
+    texts, parts = column_values(dataset, text_field), []
     for start in range(0, len(dataset), TOKENS_AT_A_TIME):
         parts += tokenizer(list(texts[start : start + TOKENS_AT_A_TIME]))["input_ids"]
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...bases.scored import known_scores
+from ...core.charges import Charge
 from ...core.method import Method, Run, Step
 from ...core.parameters import check_range, check_refresh, check_whole
 from ...core.registry import register
@@ -56,7 +57,8 @@ class InfoBatch(Method):
     carry_over = True
     normalize = "none"
     renamed: ClassVar[dict[str, str]] = {"prune_ratio": "keep_learned (1 - prune_ratio)", "period": "refresh"}
-    cost = "no extra forward; prescore: one per example, once"
+    charges = (Charge("forwards", when="prescore", reference=True),)
+    cost = "no extra forward"
     state = "the loss column and 10 bytes per example; with steps in refresh 8 more"
 
     def __post_init__(self) -> None:
@@ -69,6 +71,7 @@ class InfoBatch(Method):
         self._in_flight = np.empty(0, dtype=bool)
         self._left_out = np.empty(0, dtype=bool)
         self._undecided = np.empty(0, dtype=np.int64)
+        self._planned: tuple[tuple[int, int], np.ndarray] | None = None
 
     def setup(self, run: Run) -> None:
         self._weights = np.ones(run.size, dtype=np.float32)
@@ -93,6 +96,13 @@ class InfoBatch(Method):
         return False
 
     def plan(self, run: Run, epoch: int) -> np.ndarray:
+        plan = (run.epoch, run.plans_made)
+        if self._planned is None or self._planned[0] != plan:
+            self._planned = plan, self._decide(run)
+        return self._planned[1]
+
+    def _decide(self, run: Run) -> np.ndarray:
+        """Ids of the plan being made: once for each, as those it keeps are on their way from then on."""
         rng = run.plan_rng("infobatch/prune")
         asked = self._asked(run, rng)
         pruning = run.progress < self.delta

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...bases.reference_loss import SecondModel
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import Reads, check_range, check_whole, given, when
 from ...core.registry import register
@@ -32,8 +33,9 @@ class Jest(SecondModel):
     model's losses are measured once: under `model`, under a helper trained on `clean_column`, or from `loss_column`.
     Of a pair it is the loss that the second model would have in the policy's place.
     When: much more data than can be trained, of mixed quality, with clean data or a good small model at hand.
-    When not: it costs `factor` extra forwards per trained example; rows that are not drawn count as seen, so an epoch
-    has `1 / factor` of the steps; learnability in nats differs little between pairs, so lower the temperature there.
+    When not: it costs `factor` extra forwards per trained example (in DPO as many of the reference model); rows that
+    are not drawn count as seen, so an epoch has `1 / factor` of the steps; learnability in nats differs little between
+    pairs, so lower the temperature there.
     """
 
     factor: int = field(default=5, metadata={"help": "candidates drawn for one trained example, at least 2"})
@@ -53,7 +55,13 @@ class Jest(SecondModel):
     renamed: ClassVar[dict[str, str]] = {"reference_column": "loss_column"}
     criterion = "external_continuous"
     selector = "gumbel_top_k of candidates"
-    cost = "factor forwards per trained example (twice with a reference model in DPO), one of the second model once"
+    charges = (
+        Charge("forwards", per="candidate", reference=True),
+        *SecondModel.charges,
+        Charge("forwards", when="diversity and embedding: policy"),
+        Charge("scorer_forwards", when="diversity and embedding: model"),
+    )
+    cost = "factor candidates per trained example"
     state = "the second model's losses (8 bytes per example); with diversity 4 d bytes per example"
 
     def __post_init__(self) -> None:
@@ -82,7 +90,8 @@ class Jest(SecondModel):
             if self.loss_column is not None:
                 losses = run.column(self.loss_column)
             else:
-                losses = cached(run, "jest", self.second_parts, lambda: {"losses": self.second_losses(run)})["losses"]
+                measure = lambda: {"losses": self.second_losses(run)}  # noqa: E731
+                losses = cached(run, "jest", self.second_parts, measure, **self.second_key(run))["losses"]
             run.ledger.write("jest_second_loss", None, losses, step=0)
         self._second_losses = run.ledger["jest_second_loss"]
         if self.diversity:

@@ -1,20 +1,17 @@
 """Rho-1: only the tokens on which the policy is worse than a second model."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 from torch import Tensor
 
 from ...bases.reference_loss import SecondModel
-from ...core.cache import run_fingerprint
+from ...core.cache import kept, run_fingerprint
 from ...core.method import Run
 from ...core.parameters import check_choice, check_range
 from ...core.registry import register
-from ...data.files import save_arrays
 from ...data.tokens import Sequences
 from ...functional.loss.rho1 import SCOPES, excess_loss, select_tokens, selected_token_weights
 from ...signals.batch import Batch, Signal
@@ -47,7 +44,6 @@ class Rho1(SecondModel):
     selector = "top_k of tokens"
     normalize = "none"
     renamed: ClassVar[dict[str, str]] = {"select_ratio": "keep"}
-    cost = "one forward of the second model per example, once; with clean_column also the helper's training"
     state = "4 bytes per trained token (1.2 GB for 1,000,000 examples of 300), on disk and in memory"
 
     def __post_init__(self) -> None:
@@ -68,18 +64,13 @@ class Rho1(SecondModel):
         self._offsets = np.concatenate([[0], np.cumsum(sizes)])
         self._run, self._sizes = run, sizes
         if not run.resumed:
-            self._measure(run_fingerprint(run, "rho1", self.second_parts))
+            self._measure(run_fingerprint(run, "rho1", self.second_parts, **self.second_key(run)))
 
     def _measure(self, key: str) -> None:
         """The second model's tokens: from disk where they have been measured under this key."""
         self._key = key
-        file = Path(self._run.output_dir) / "selection" / f"rho1-{key}.safetensors"
-        if file.is_file():
-            self._tokens = load_file(file)["tokens"]
-            return
-        self._tokens = self.second_tokens(self._run, self._sizes)
-        if self._run.passes.rank == 0:
-            save_arrays(file, {"tokens": self._tokens})
+        measure = lambda: {"tokens": self.second_tokens(self._run, self._sizes)}  # noqa: E731
+        self._tokens = kept(self._run, f"rho1-{key}", measure)["tokens"]
 
     def _excess(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert isinstance(batch, SequenceBatch)

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...bases.helper_model import helper_settings
 from ...bases.scored import known_scores
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Method, Run
 from ...core.parameters import Reads, check_choice, check_range, check_whole, unless, when
 from ...core.registry import register
@@ -62,7 +64,14 @@ class RhoLoss(Method):
         },
     }
     selector = "top_k of the candidates"
-    cost = "training of the helpers and one scoring of the data once; factor forwards per trained example"
+    charges = (
+        Charge("forwards", per="candidate", reference=True),
+        Charge("helper_trainings", "helper_epochs", when="source: cross_fit", reference=True),
+        Charge("helper_forwards", when="source: cross_fit", reference=True),
+        Charge("helper_trainings", "helper_epochs", per="held-out example", when="source: holdout", reference=True),
+        Charge("helper_forwards", per="other example", when="source: holdout", reference=True),
+    )
+    cost = "factor candidates per trained example"
     state = "the irreducible loss (8 bytes per example)"
 
     def __post_init__(self) -> None:
@@ -85,6 +94,10 @@ class RhoLoss(Method):
     def hooks(self) -> frozenset[str]:
         return super().hooks if self.source == "holdout" else super().hooks - {"select"}
 
+    def units(self, run: Run) -> dict[str, float]:
+        held_out = keep_count(self.holdout, run.size)
+        return {**super().units(run), "held-out example": held_out, "other example": run.size - held_out}
+
     # ---- The irreducible loss ----
 
     def setup(self, run: Run) -> None:
@@ -99,10 +112,13 @@ class RhoLoss(Method):
     def _measure(self, run: Run) -> np.ndarray:
         if self.source == "column":
             return run.column(self.column)
-        parts = {k: v for k, v in self.describe().items() if k.startswith(("helper", "source", "holdout"))}
-        return cached(run, "irreducible-loss", parts, lambda: {"loss": self._helper_losses(run)})["loss"]
+        count = 1 if self.source == "holdout" else 2
+        helpers = [helper_settings(self, run.stream_seed("rho_loss/helper", number)) for number in range(count)]
+        parts = [self.source, self.holdout if self.source == "holdout" else None]
+        measure = lambda: {"loss": self._helper_losses(run, helpers)}  # noqa: E731
+        return cached(run, "irreducible-loss", parts, measure, uses=("seed",), helpers=helpers)["loss"]
 
-    def _helper_losses(self, run: Run) -> np.ndarray:
+    def _helper_losses(self, run: Run, helpers: list[dict[str, Any]]) -> np.ndarray:
         if self.source == "holdout":
             halves = [(np.flatnonzero(self._held_out), np.flatnonzero(~self._held_out))]
         else:
@@ -115,12 +131,8 @@ class RhoLoss(Method):
                 score_ids,
                 attrgetter("loss"),
                 evaluations=1,
-                epochs=self.helper_epochs,
-                learning_rate=self.helper_learning_rate,
-                lora=self.helper_lora,
-                model=self.helper_model,
-                seed=run.stream_seed("rho_loss/helper", number),
                 description=f"Helper model {number + 1}/{len(halves)}, evaluation",
+                **helpers[number],
             )[-1]
         return losses
 

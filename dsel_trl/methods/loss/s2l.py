@@ -5,13 +5,14 @@ from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 
+from ...bases.helper_model import helper_settings
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Method, Run
 from ...core.parameters import Reads, check_range, check_whole, without
 from ...core.registry import register
-from ...data.columns import refuse_truth
+from ...data.columns import check_column, codes
 from ...functional.loss.s2l import cluster_trajectories, loss_trajectories, s2l_select
 from ...functional.ranking import keep_count
 from ...signals.batch import Signal
@@ -55,7 +56,10 @@ class S2L(Method):
     }
     family = "reduction"
     selector = "random, balanced over clusters"
-    cost = "one training of the helper and `checkpoints` forwards per example, once"
+    charges = (
+        Charge("helper_trainings", "helper_epochs", when="no trajectory_column", reference=True),
+        Charge("helper_forwards", "checkpoints", when="no trajectory_column", reference=True),
+    )
     state = "the cluster and the choice of each example (9 bytes)"
 
     def __post_init__(self) -> None:
@@ -68,13 +72,8 @@ class S2L(Method):
 
     def check(self, run: Run) -> None:
         for name in (self.trajectory_column, self.source_column):
-            if name is None:
-                continue
-            refuse_truth(name)
-            if name not in run.dataset.column_names:
-                raise ValueError(
-                    f"'s2l' reads the column {name!r}, but there are only {sorted(run.dataset.column_names)}."
-                )
+            if name is not None:
+                check_column(run.dataset, name, "'s2l'")
 
     def setup(self, run: Run) -> None:
         if run.resumed:
@@ -100,36 +99,31 @@ class S2L(Method):
     def _trajectories(self, run: Run) -> np.ndarray:
         """Losses of all examples, `(N, T)`."""
         if self.trajectory_column is not None:
-            rows = run.dataset[self.trajectory_column]
+            rows = run.values(self.trajectory_column)
             widths = {len(row) for row in rows}
             if len(widths) != 1:
                 raise ValueError(f"Column {self.trajectory_column!r} must hold equally many losses per row: {widths}.")
             return np.array(rows, dtype=np.float32)
-        parts = {k: v for k, v in self.describe().items() if k.startswith(("helper", "checkpoints"))}
-        return cached(run, "loss-trajectories", parts, lambda: {"losses": self._helper_losses(run)})["losses"]
+        helper = helper_settings(self, run.stream_seed("s2l/helper"))
+        measure = lambda: {"losses": self._helper_losses(run, helper)}  # noqa: E731
+        return cached(run, "loss-trajectories", [self.checkpoints], measure, uses=(), helpers=[helper])["losses"]
 
-    def _helper_losses(self, run: Run) -> np.ndarray:
+    def _helper_losses(self, run: Run, helper: dict[str, Any]) -> np.ndarray:
         everything = np.arange(run.size)
         values = run.train_helper(
             everything,
             everything,
             attrgetter("loss"),
             evaluations=self.checkpoints,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            model=self.helper_model,
-            seed=run.stream_seed("s2l/helper"),
             description="Helper model, checkpoint",
+            **helper,
         )
         return np.ascontiguousarray(values.T)
 
     def _sources(self, run: Run) -> np.ndarray:
         if self.source_column is None:
             return np.zeros(run.size, dtype=np.int64)
-        column = run.dataset.select_columns([self.source_column]).with_format("arrow")[:].column(self.source_column)
-        codes = pa.chunked_array(column.chunks).combine_chunks().dictionary_encode(null_encoding="encode").indices
-        return codes.to_numpy(zero_copy_only=False).astype(np.int64)
+        return codes(run.dataset, self.source_column)
 
     def epoch_size(self, run: Run) -> int:
         return keep_count(self.keep, run.size)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin, score_reads
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import Reads, check_choice, check_range, check_whole, when
 from ...core.registry import register
@@ -28,7 +29,7 @@ class SelectKOfB(ExplicitMargin):
     without sampler lag. Rows that are not chosen count as seen: an epoch has `1 / factor` of the steps. KTO's losses
     are compared at the KL term of the batch trained last.
     When: the choice must follow the model closely. When not: it costs `factor` extra forwards per trained example
-    (twice that with a reference model that is not precomputed); a plan costs none.
+    (twice that with a reference model that is not precomputed; none by length or explicit margin); a plan costs none.
     """
 
     by: str = field(default="loss", metadata={"help": f"score: one of {', '.join(SCORES)}"})
@@ -45,7 +46,11 @@ class SelectKOfB(ExplicitMargin):
         "epsilon": (when("mode", "epsilon_mix"),),
     }
     selector = "top_k, gumbel_top_k"
-    cost = "factor forwards per trained example (twice with a reference model)"
+    charges = (
+        Charge("forwards", per="candidate", when="by: loss or by: implicit_margin", reference=True),
+        *ExplicitMargin.charges,
+    )
+    cost = "factor candidates per trained example"
     state = "none"
 
     def __post_init__(self) -> None:
@@ -65,8 +70,12 @@ class SelectKOfB(ExplicitMargin):
         return self.factor
 
     @property
-    def references(self) -> bool:
+    def scores_candidates(self) -> bool:
         return self.by in ("loss", "implicit_margin")
+
+    @property
+    def references(self) -> bool:
+        return self.scores_candidates
 
     def check(self, run: Run) -> None:
         if self.by == "explicit_margin" and run.trainer != "dpo":

@@ -93,7 +93,7 @@ class Curriculum(ByScore):
 
     def setup(self, run: Run) -> None:
         if self.by == "rarity" and not run.resumed:
-            found = cached(run, "rarity", [], lambda: {"rarity": rarity(run)})
+            found = cached(run, "rarity", [], lambda: {"rarity": rarity(run)}, uses=())
             run.ledger.write(self.RARITY, None, found["rarity"], step=0)
 
     def scores(self, run: Run) -> np.ndarray:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin, score_reads
+from ...bases.helper_model import helper_settings
 from ...bases.scored import ByScore, known_scores, tell_ties, tie_rng, untied
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import Reads, among, check_choice, check_range, check_whole, either, when
 from ...core.registry import register
@@ -81,7 +83,12 @@ class Bees(ExplicitMargin, ByScore):
     criterion = "external_continuous and internal"
     renamed: ClassVar[dict[str, str]] = {"num": "keep (the share of all pairs)"}
     selector = "top_k, weight, sample"
-    cost = "helper: its training and two forwards a pair once; implicit: two forwards a pair at each refresh"
+    charges = (
+        Charge("helper_trainings", "helper_epochs", per="seed pair", when="sources: helper", reference=True),
+        Charge("helper_forwards", when="sources: helper", reference=True),
+        Charge("forwards", per="example and plan", when="sources: implicit", reference=True, at_most=True),
+        *ExplicitMargin.charges,
+    )
     live = False
     state = "its score column and one per measured source (8 bytes per example each)"
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "weight", "sample")
@@ -116,26 +123,34 @@ class Bees(ExplicitMargin, ByScore):
         super().setup(run)
         run.ledger.add(self.name)
         if "helper" in self.sources and not run.resumed:
-            parts = {key: value for key, value in self.describe().items() if key.startswith(("helper", "seed"))}
-            found = cached(run, "bees-helper", parts, lambda: {"margin": self._helper_margins(run)})
+            helper = helper_settings(self, run.stream_seed("bees/helper"))
+            measure = lambda: {"margin": self._helper_margins(run, helper)}  # noqa: E731
+            found = cached(run, "bees-helper", [self.seed_pairs], measure, uses=("seed",), helpers=[helper])
             run.ledger.write(f"{self.name}_helper", None, found["margin"], step=0)
         if self.action == "weight":
             self._fuse(run)
 
-    def _helper_margins(self, run: Run) -> np.ndarray:
+    def _seed_size(self, run: Run) -> int:
+        return min(self.seed_pairs, max(1, run.size // 2))
+
+    def units(self, run: Run) -> dict[str, float]:
+        starts = {0}
+        if self.action != "weight" and self.refresh != "never":
+            starts |= set(range(0, run.max_steps, max(1, round(run.max_steps / max(run.epochs, 1)))))
+            if isinstance(self.refresh, int):
+                starts |= set(range(0, run.max_steps, self.refresh))
+        return {**super().units(run), "seed pair": self._seed_size(run), "example and plan": run.size * len(starts)}
+
+    def _helper_margins(self, run: Run, helper: dict[str, Any]) -> np.ndarray:
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
-        size = min(self.seed_pairs, max(1, run.size // 2))
+        size = self._seed_size(run)
         values = run.train_helper(
             run.rng("bees/seed_pairs").choice(run.size, size, replace=False),
             np.arange(run.size),
             log_ratio_margin,
             evaluations=1,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            seed=run.stream_seed("bees/helper"),
-            model=self.helper_model,
             description="Helper model, evaluation",
+            **helper,
         )
         return values[-1]
 

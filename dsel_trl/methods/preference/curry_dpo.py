@@ -11,7 +11,7 @@ from ...bases.explicit_margin import ExplicitMargin, score_reads
 from ...core.method import Run, Step
 from ...core.parameters import Reads, check_whole, given, without
 from ...core.registry import register
-from ...data.columns import refuse_truth
+from ...data.columns import column_values
 from ...data.responses import as_response, plain_prompt, prompts_of, unprepared
 from ...functional.preference.curry_dpo import curriculum_pairs, curriculum_stages, split_stages
 from ...signals.batch import Signal
@@ -84,14 +84,10 @@ class CurryDpo(ExplicitMargin):
 
     def rebuild(self, run: Run, dataset: Any) -> Dataset:
         assert self.responses_column is not None
-        for name in (self.responses_column, self.scores_column):
-            refuse_truth(name)
-            if name not in dataset.column_names:
-                raise ValueError(
-                    f"'curry_dpo' reads the column {name!r}, but there are {sorted(dataset.column_names)}."
-                )
+        responses, scores = (
+            list(column_values(dataset, name, "'curry_dpo'")) for name in (self.responses_column, self.scores_column)
+        )
         prompts = prompts_of(dataset)
-        responses, scores = list(dataset[self.responses_column]), list(dataset[self.scores_column])
         for row, (texts, values) in enumerate(zip(responses, scores, strict=True)):
             if len(texts) != len(values):
                 raise ValueError(f"Row {row} has {len(texts)} responses but {len(values)} scores.")

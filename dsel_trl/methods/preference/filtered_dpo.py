@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ...core.charges import Charge
 from ...core.method import Method, Run
 from ...core.parameters import Reads, check_range, check_whole, given
 from ...core.registry import register
 from ...data.responses import prompts_of, responses_of
 from ...functional.preference.filtered_dpo import surviving_ids, teaches
-from ...scorers.rewards import load_reward, reward_of, score_responses
+from ...scorers.rewards import counted, load_reward, reward_of, score_responses
 from ...signals.batch import Signal
 
 
@@ -51,7 +52,11 @@ class FilteredDpo(Method):
     }
     criterion = "external_continuous"
     selector = "threshold"
-    cost = "one generated response and one reward per remaining pair and epoch"
+    charges = (
+        Charge("generated_responses", per="example and epoch", at_most=True),
+        Charge("rewards", per="example and epoch", at_most=True),
+        Charge("rewards"),
+    )
     state = "one byte per example, and two reward columns"
 
     def __post_init__(self) -> None:
@@ -67,9 +72,14 @@ class FilteredDpo(Method):
         self._left: np.ndarray | None = None
         self._filtered = -1
 
+    def units(self, run: Run) -> dict[str, float]:
+        epochs = max(int(np.ceil(run.epochs)) - self.start_epoch, 0)
+        return {**super().units(run), "example and epoch": run.size * epochs}
+
     def select(self, run: Run) -> np.ndarray:
         if self._left is None:
             self._left = np.ones(run.size, dtype=bool)
+        # Once an epoch, however often its plan is asked for: what is generated is dear.
         if run.epoch > self._filtered and run.epoch >= self.start_epoch:
             self._filter(run)
             self._filtered = run.epoch
@@ -77,8 +87,8 @@ class FilteredDpo(Method):
 
     def _filter(self, run: Run) -> None:
         assert self._left is not None
-        ids = np.flatnonzero(self._left)
-        prompts = [prompts_of(run.dataset)[i] for i in ids]
+        ids, everyone = np.flatnonzero(self._left), prompts_of(run.dataset)
+        prompts = [everyone[i] for i in ids]
         samples = run.generate(
             prompts,
             max_new_tokens=self.max_new_tokens,
@@ -93,7 +103,7 @@ class FilteredDpo(Method):
         name = f"{self.name}_chosen"
         if name not in run.ledger:
             responses = responses_of(run.dataset, "chosen", getattr(run.processing_class, "eos_token", None))
-            run.ledger.write(name, None, self._rewards(run, prompts_of(run.dataset), responses), run.step)
+            run.ledger.write(name, None, self._rewards(run, everyone, responses), run.step)
         chosen = run.ledger[name][ids]
         left = surviving_ids(ids, teaches(generated, chosen, self.threshold))
         self._left = np.zeros(run.size, dtype=bool)
@@ -104,7 +114,7 @@ class FilteredDpo(Method):
         values = np.zeros(len(responses))
         if run.passes.rank == 0:
             reward = reward_of(self.reward, self.reward_model, run.model.device)
-            values = score_responses(reward, prompts, responses).astype(np.float64)
+            values = score_responses(counted(run, reward), prompts, responses).astype(np.float64)
         return run.passes.total(torch.from_numpy(values)).cpu().numpy().astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from ...core.charges import Charge
 from ...core.method import Method, Run
 from ...core.parameters import Reads, check_refresh, check_whole, given, without
 from ...core.registry import register
 from ...data.build.continuations import Synthesis, build
 from ...data.columns import refuse_truth
 from ...data.responses import Prompt
-from ...scorers.rewards import load_reward, reward_of, score_responses
+from ...scorers.rewards import counted, load_reward, reward_of, score_responses
 from ...signals.batch import Signal
 from ...signals.tap import label_log_probs
 
@@ -70,7 +71,13 @@ class IncoDpo(Method):
     family = "raw"
     criterion = "external_continuous"
     selector = "builds the dataset"
-    cost = "samples + continuations generated responses and rewards per prompt and build"
+    charges = (
+        Charge("generated_responses", "samples", per="prompt and build"),
+        Charge("generated_responses", "continuations", per="prompt and build", at_most=True),
+        Charge("rewards", "samples", per="prompt and build"),
+        Charge("rewards", "continuations", per="prompt and build", at_most=True),
+        Charge("forwards", "samples + continuations", per="prompt and build", when="balance", at_most=True),
+    )
     state = "the dataset of each epoch, on disk"
 
     def __post_init__(self) -> None:
@@ -100,6 +107,10 @@ class IncoDpo(Method):
             batch_size=self.generation_batch_size,
         )
 
+    def units(self, run: Run) -> dict[str, float]:
+        builds = int(np.ceil(run.epochs)) if self.rebuilds_each_epoch else 1
+        return {**super().units(run), "prompt and build": run.size * builds}
+
     def rebuild(self, run: Run, dataset: Any) -> Any:
 
         def mean_logps(prompts: Any, responses: Any) -> np.ndarray:
@@ -110,7 +121,7 @@ class IncoDpo(Method):
             run.generate,
             partial(
                 score_responses,
-                reward_of(self.reward, self.reward_model, run.model.device),
+                counted(run, reward_of(self.reward, self.reward_model, run.model.device)),
                 description="Scoring candidates",
             ),
             run.processing_class,
@@ -139,4 +150,5 @@ def _mean_logp(run: Run, prompt: Prompt, response: str) -> float:
     run.model.eval()
     logps = label_log_probs(run.model(input_ids=ids).logits, labels)
     run.model.train(training)
+    run.costs.add("forwards", 1, ids.numel())
     return float(logps.sum() / max(int((labels[:, 1:] != -100).sum()), 1))

@@ -76,5 +76,5 @@ class RewardAugmented(ExplicitMargin):
         )
 
     def rebuild_evaluation(self, run: Run, dataset: Any) -> Any:
-        best = self.best if self.best is not None else float(max(run.dataset["goal"]))
+        best = self.best if self.best is not None else float(max(run.values("goal")))
         return condition(dataset, best, template=self.template, system_role=self._system_role(run))

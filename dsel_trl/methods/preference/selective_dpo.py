@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
+from ...bases.helper_model import helper_settings
 from ...bases.scored import in_order, keep_top, known_scores, paced, tell_ties, tie_rng, untied, with_unseen
 from ...core.cache import cached
+from ...core.charges import Charge
 from ...core.method import Method, Run, Step
 from ...core.parameters import Reads, check_choice, check_range, check_refresh, check_whole, unless, when
 from ...core.registry import register
@@ -29,7 +31,6 @@ ORDERS = ("strict", "random", "hard_first", "linear_pacing")
 HELPER_RUNS = (1, 2, 6, 10)
 # What a pair is ranked by, and its column in the table of difficulty.
 CRITERIA = {"loss": DIFFICULTY, "learned_step": "learned_step"}
-FIRST_SEED = 41
 # Online: how often unseen pairs are scored in the first epoch, where `refresh` does not say.
 SCORINGS = 5
 
@@ -43,8 +44,10 @@ class SelectiveDpo(Method):
     What: difficulty is the validation loss of a pair under a model that has not trained on it
     (hf.co/papers/2502.09650). `source: cross_fit` trains `helpers` helper models on halves of the data and scores the
     other halves, five times per run, averaged (kept under `output_dir/selection`, with a table `difficulty.csv`);
-    `online` scores pairs that the run itself has not seen yet, every `refresh` steps of the first epoch; `column` and
-    `table` read a difficulty that exists already: a dataset column, or a CSV/JSON table by `prompt_id` or row `id`.
+    `online` scores pairs that the run itself has not seen yet, every `refresh` steps of the first epoch but not after
+    the last step of the run (at the defaults 2.9 forwards per pair in a run of one epoch, 3.4 in a longer one);
+    `column` and `table` read a difficulty that exists already: a dataset column, or a CSV/JSON table by `prompt_id` or
+    row `id`.
     When: noisy or too difficult preference data; one epoch.
     When not: easy pairs are shorter, so lengths shrink (`length_buckets` ranks within lengths); what is hard but
     right, like mathematics, is dropped too.
@@ -79,6 +82,11 @@ class SelectiveDpo(Method):
     trainers = ("dpo",)
     paper = "hf.co/papers/2502.09650"
     selector = "top_k, curriculum"
+    charges = (
+        Charge("helper_trainings", "helpers * helper_epochs / 2", when="source: cross_fit", reference=True),
+        Charge("helper_forwards", "helpers * evaluations / 2", when="source: cross_fit", reference=True),
+        Charge("forwards", per="unseen pair and scoring", when="source: online", reference=True),
+    )
     reads: ClassVar[Reads] = {
         **{
             name: (when("source", "cross_fit"),)
@@ -99,7 +107,6 @@ class SelectiveDpo(Method):
         "length_buckets": (unless("source", "online"),),
     }
     renamed: ClassVar[dict[str, str]] = {"refreshes": "refresh (optimizer steps from one scoring to the next)"}
-    cost = "cross_fit: helpers/2 epochs of training, 2.5 x helpers forwards a pair; online: up to 2 forwards a pair"
     state = "its score column (8 bytes per example), online also a count"
     LEARNED_STEP: ClassVar[str] = "selective_dpo_learned_step"
     LOSS: ClassVar[str] = "selective_dpo_loss"
@@ -154,9 +161,11 @@ class SelectiveDpo(Method):
 
     def _cross_fit(self, run: Run) -> np.ndarray:
         """Mean held-out loss of each pair over helper models and evaluations, `(N,)`."""
-        parts = {k: v for k, v in self.describe().items() if k.startswith("helper") or k == "evaluations"}
-        found = cached(run, "difficulty", parts, lambda: self._helper_margins(run))
-        margins, seeds = found["margins"], [FIRST_SEED + helper // 2 for helper in range(self.helpers)]
+        # Two helper models share a seed: each of them scores the half that the other trains on.
+        seeds = [run.stream_seed("selective_dpo/helper", helper // 2) for helper in range(self.helpers)]
+        helpers = [helper_settings(self, seed) for seed in seeds]
+        measure = lambda: {"margins": self._helper_margins(run, helpers)}  # noqa: E731
+        margins = cached(run, "difficulty", [self.evaluations], measure, uses=(), helpers=helpers)["margins"]
         losses = np.full_like(margins, np.nan)
         held_out = np.isfinite(margins)
         losses[held_out] = np.logaddexp(0.0, -margins[held_out])
@@ -175,26 +184,22 @@ class SelectiveDpo(Method):
             write_table(Path(run.output_dir) / "selection" / "difficulty.csv", run.dataset, table)
         return table[CRITERIA[self.criterion_by]]
 
-    def _helper_margins(self, run: Run) -> dict[str, np.ndarray]:
+    def _helper_margins(self, run: Run, helpers: list[dict[str, Any]]) -> np.ndarray:
         """Margins of the pairs each helper has not seen, `(helpers, evaluations, N)`, NaN elsewhere."""
         margins = np.full((self.helpers, self.evaluations, run.size), np.nan, dtype=np.float32)
-        for helper in range(self.helpers):
-            split = half_split(run.size, FIRST_SEED + helper // 2)
-            first = helper % 2 == 0
+        for number, helper in enumerate(helpers):
+            split = half_split(run.size, helper["seed"])
+            first = number % 2 == 0
             score_ids = split.first_eval if first else split.second_eval
-            margins[helper][:, score_ids] = run.train_helper(
+            margins[number][:, score_ids] = run.train_helper(
                 split.first_train if first else split.second_train,
                 score_ids,
                 _margin,
                 evaluations=self.evaluations,
-                epochs=self.helper_epochs,
-                learning_rate=self.helper_learning_rate,
-                lora=self.helper_lora,
-                model=self.helper_model,
-                seed=FIRST_SEED + helper // 2,
-                description=f"Helper model {helper + 1}/{self.helpers}, evaluation",
+                description=f"Helper model {number + 1}/{self.helpers}, evaluation",
+                **helper,
             )
-        return {"margins": margins}
+        return margins
 
     # ---- Online: pairs the run has not trained on yet are held out by construction. ----
 
@@ -202,7 +207,9 @@ class SelectiveDpo(Method):
         return self.refresh or max(1, round(run.max_steps / max(run.epochs, 1) / SCORINGS))
 
     def due(self, run: Run) -> bool:
-        return self.source == "online" and run.epoch == 0 and run.step % self._interval(run) == 0
+        # What is measured after the last step would serve nobody.
+        live = self.source == "online" and run.epoch == 0 and run.step < run.max_steps
+        return live and run.step % self._interval(run) == 0
 
     def observe(self, run: Run, step: Step) -> None:
         if not self.due(run):
@@ -229,6 +236,19 @@ class SelectiveDpo(Method):
         run.ledger.write(self.name, vain, np.full(len(vain), -np.inf), run.step)
         self._counts[unseen[good]] += 1
         run.ledger.write(self.name, unseen[good], -mean[good], run.step)
+
+    def units(self, run: Run) -> dict[str, float]:
+        known = super().units(run)
+        if self.source != "online":
+            return known
+        steps, interval = round(run.max_steps / max(run.epochs, 1)), self._interval(run)
+        batch = known["candidate"] / max(run.max_steps, 1)
+        last = min(steps, run.max_steps - 1)
+        pairs = sum(
+            min(self.pool or 8 * interval * batch, max(run.size - step * batch, 0))
+            for step in range(interval, last + 1, interval)
+        )
+        return {**known, "unseen pair and scoring": pairs}
 
     # ---- Choice and order ----
 

@@ -35,7 +35,7 @@ class D4(Clustered):
         "keep": (never("it keeps dedup * diversify of the data; set those"),),
     }
     selector = "per_cluster"
-    cost = "one forward per example (policy); 260 CPU seconds per 1,000,000 examples"
+    cost = "260 CPU seconds per 1,000,000 examples"
     state = "its score column (8 bytes per example)"
     actions: ClassVar[tuple[str, ...]] = ("keep_top",)
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...bases.offline import Prescored
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import REFRESHES, Reads, check_range, given, unless, when, without
 from ...core.registry import register
@@ -76,7 +77,12 @@ class Deita(Prescored):
     family = "indicator and reduction"
     criterion = "external_discrete"
     selector = "greedy_diverse"
-    cost = "one embedding forward per example; with scorers one forward of each per turn"
+    charges = (
+        Charge("forwards", per="example and measurement", when="embeds and embedding: policy"),
+        Charge("scorer_forwards", when="embeds and embedding: model"),
+        Charge("scorer_forwards", per="turn", when="complexity_model"),
+        Charge("scorer_forwards", per="turn", when="quality_model"),
+    )
     state = "its score column (8 bytes per example)"
     refreshes = REFRESHES
     chooses = True
@@ -100,13 +106,9 @@ class Deita(Prescored):
             model, column = getattr(self, f"{kind}_model"), getattr(self, f"{kind}_column")
             if model is not None:
                 text_columns(run.rows)
-            elif column not in run.dataset.column_names:
-                raise ValueError(
-                    f"{kind}_column={column!r} is none of the columns {sorted(run.dataset.column_names)}. Name one, "
-                    f"or give {kind}_model."
-                )
             else:
-                _turn_scores(run.dataset[column], column)
+                who = f"{kind}_column={column!r} (another one, or {kind}_model, would do)"
+                _turn_scores(run.values(column, who), column)
 
     def depends_on(self, run: Run) -> list[Any]:
         columns = [
@@ -116,6 +118,18 @@ class Deita(Prescored):
         ]
         hashes = [column_hash(run.dataset, name) for name in columns]
         return hashes if self.action == "weight" else [*hashes, contents(run, self.embedding)]
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the filter for diversity is used."""
+        return self.action != "weight"
+
+    def units(self, run: Run) -> dict[str, float]:
+        return {**super().units(run), "turn": sum(map(len, map(turns, example_messages(run.rows))))}
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("policy",) if self.action != "weight" and self.embedding == "policy" else ()
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         known = run.ledger[self.SCORE] if self.SCORE in run.ledger.names else self._rate(run)
@@ -137,10 +151,10 @@ class Deita(Prescored):
             [turns(messages) for messages in example_messages(run.rows.side("chosen"))] if self._uses_models else []
         )
         rated = [
-            _turn_scores(run.dataset[self.complexity_column], self.complexity_column)
+            _turn_scores(run.values(self.complexity_column), self.complexity_column)
             if self.complexity_model is None
             else self._ask(run, self.complexity_model, self.complexity_template, conversations, "complexity"),
-            _turn_scores(run.dataset[self.quality_column], self.quality_column)
+            _turn_scores(run.values(self.quality_column), self.quality_column)
             if self.quality_model is None
             else self._ask(run, self.quality_model, self.quality_template, conversations, "quality"),
         ]

@@ -107,6 +107,10 @@ class Dsir(Prescored):
         marked = np.flatnonzero(run.column(self.target_column) > self.target_above)
         return [str(i) for i in marked] if texts is None else [texts[i] for i in marked]
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ()
+
     def renew(self, run: Run) -> None:
         """The weights stay what they are: what `refresh` makes anew is the draw."""
 

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...bases.offline import Prescored
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import REFRESHES, check_choice
 from ...core.registry import register
+from ...data.columns import without_truth
 from ...data.tokens import IGNORED, Sequences
 from ...functional.text.edge import AGGREGATES, FORMS, edge_scores, guideline_effect, mean_turn_nll
 from ...scorers.rewards import load_reward
@@ -51,7 +53,7 @@ class Edge(Prescored):
     family = "indicator"
     criterion = "internal"
     selector = "bottom_k"
-    cost = "two forwards per example before training and per renewal"
+    charges = (Charge("forwards", "2", per="example and measurement"),)
     state = "its score column (8 bytes per example)"
     refreshes = REFRESHES
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "keep_bottom", "band", "weight", "sample", "curriculum")
@@ -74,7 +76,7 @@ class Edge(Prescored):
 
     def check(self, run: Run) -> None:
         super().check(run)
-        text = self._write_guideline(run.dataset[0])
+        text = self._write_guideline(without_truth(run.dataset[0]))
         if not isinstance(text, str):
             raise ValueError(f"guideline={self.guideline!r} gave {type(text).__name__} for the first row, not a text.")
         longest = getattr(run.model.config.get_text_config(), "max_position_embeddings", None)
@@ -89,6 +91,10 @@ class Edge(Prescored):
     def _tokens(run: Run, text: str) -> list[int]:
         return run.processing_class(text + "\n", add_special_tokens=False)["input_ids"]
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("policy",)
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         sequences, write = Sequences(run.rows.side("chosen")), self._write_guideline
         lengths, trained = sequences.scan()
@@ -96,7 +102,7 @@ class Edge(Prescored):
             common = self._tokens(run, self.guideline)
             guide, sizes = (lambda i: common), np.full(run.size, len(common))
         else:
-            guides = [self._tokens(run, write(row)) for row in run.dataset]
+            guides = [self._tokens(run, write(without_truth(row))) for row in run.dataset]
             guide, sizes = (lambda i: guides[i]), np.array([len(tokens) for tokens in guides])
         first = run.processing_class.bos_token_id
 

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...bases.helper_model import helper_settings
 from ...bases.offline import Prescored
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import REFRESHES, Reads, check_choice, check_range, check_whole, given, when, without
 from ...core.registry import register
@@ -95,7 +97,22 @@ class Ifd(Prescored):
     family = "indicator"
     criterion = "internal"
     selector = "threshold, top_k; diverse: greedy_diverse"
-    cost = "two forwards per example, once (or per renewal); warm_up: two more and the helper; diverse: one more"
+    charges = (
+        Charge("forwards", "2", per="example and measurement", when="no model and no warm_up"),
+        Charge("scorer_forwards", "2", when="model"),
+        Charge("forwards", "2", when="warm_up", at_most=True),
+        Charge(
+            "helper_trainings",
+            "warm_up * warm_up_clusters * helper_epochs",
+            per="run",
+            when="warm_up",
+            reference=True,
+            at_most=True,
+        ),
+        Charge("helper_forwards", "2", when="warm_up"),
+        Charge("forwards", per="example and measurement", when="diverse and embedding: policy"),
+        Charge("scorer_forwards", when="diverse and embedding: model"),
+    )
     state = "three columns (24 bytes per example)"
     refreshes = REFRESHES
 
@@ -157,6 +174,14 @@ class Ifd(Prescored):
     def depends_on(self, run: Run) -> list[Any]:
         return [] if self.diverse is None else [contents(run, self.embedding)]
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        policy = self.model is None or (self.diverse is not None and self.embedding == "policy")
+        return (*(("policy",) if policy else ()), *(("seed",) if self.warm_up else ()))
+
+    def helpers(self, run: Run) -> list[dict[str, Any]]:
+        return [helper_settings(self, run.stream_seed("ifd/helper"))] if self.warm_up else []
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         if self.model is not None:
             conditioned, alone = self._with_model(run)
@@ -206,11 +231,8 @@ class Ifd(Prescored):
             np.arange(run.size),
             attrgetter("loss"),
             evaluations=1,
-            epochs=self.helper_epochs,
-            learning_rate=self.helper_learning_rate,
-            lora=self.helper_lora,
-            seed=run.stream_seed("ifd/helper"),
             evaluate=partial(self._with_policy, run),
+            **self.helpers(run)[0],
         )[-1]
 
     def _pre_experienced(self, run: Run) -> np.ndarray:

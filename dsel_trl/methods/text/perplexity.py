@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...bases.offline import Prescored
+from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import REFRESHES, Reads, check_choice, never, unless, when
 from ...core.registry import register
@@ -49,7 +50,10 @@ class Perplexity(Prescored):
     family = "indicator"
     criterion = "internal"
     selector = "band"
-    cost = "one forward per example, once (or per renewal)"
+    charges = (
+        Charge("forwards", per="example and measurement", when="no model"),
+        Charge("scorer_forwards", when="model"),
+    )
     state = "its score column (8 bytes per example)"
     refreshes = REFRESHES
     actions: ClassVar[tuple[str, ...]] = ("band", "weight", "sample", "curriculum")
@@ -70,6 +74,10 @@ class Perplexity(Prescored):
         super().check(run)
         if self.model is not None:
             text_columns(run.rows)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("policy",) if self.model is None else ()
 
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         if self.model is not None:

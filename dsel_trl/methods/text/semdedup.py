@@ -39,7 +39,7 @@ class SemDedup(Clustered):
         "keep": (when("eps", None),),
     }
     selector = "per_cluster, threshold"
-    cost = "one forward per example (policy); 100 CPU seconds per 1,000,000 examples"
+    cost = "100 CPU seconds per 1,000,000 examples"
     state = "two columns (16 bytes per example)"
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "curriculum", "sample")
 

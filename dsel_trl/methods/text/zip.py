@@ -146,6 +146,10 @@ class Zip(Prescored):
         self._pieces, frame = serialize(self._examples(run), self.serializer)
         self._engine = CompressionEngine(self._pieces, frame)
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ()
+
     def measure(self, run: Run) -> dict[str, np.ndarray]:
         size = self._budget(run)
         needed = size * self._spent

@@ -111,8 +111,8 @@ def test_with_other_methods(make_trainer, no_picture, other):
     elif other == "length_curriculum":
         assert visits.tolist() == [3] * 160
     else:
-        # The epoch is as short as that method says, so that steps are saved.
-        assert visits.sum() < 0.95 * 3 * 160
+        # The epoch is as short as that method says, 147 of 160 on average, up to a batch: so steps are saved.
+        assert 3 * (147 - 8) < visits.sum() < 3 * (147 + 8)
 
 
 def test_a_weight_of_another_method_is_still_averaged_over_the_examples(make_trainer, no_picture):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dsel_trl import SelectionCallback, create_method
+from dsel_trl.core.randomness import stream_seed
 from dsel_trl.data.difficulty_table import prompt_ids, read_table, write_table
 from tests import tiny
 
@@ -49,7 +50,8 @@ def test_helpers_and_their_table(make_trainer, tmp_path, helpers, known):
         rows = list(csv.DictReader(file))
     assert len(rows) == known
     row = rows[3]
-    losses = [float(row[f"loss_step{step}_seed41"]) for step in range(2)]
+    seed = stream_seed(trainer.selection.run.seed, "selective_dpo/helper", 0)
+    losses = [float(row[f"loss_step{step}_seed{seed}"]) for step in range(2)]
     assert float(row["learning_order"]) == pytest.approx(np.mean(losses), rel=1e-5)
     assert -callback.ledger["selective_dpo"][int(row["id"])] == pytest.approx(float(row["learning_order"]), rel=1e-5)
     assert 0 <= float(row["learned_step"]) <= 2
