@@ -260,7 +260,9 @@ def test_other_outputs_are_ignored():
     model = Speaks("hidden")
     with Tap(model).open(torch.zeros(2, 5, dtype=torch.long)) as reading:
         model()
-    assert reading == Reading(labels=reading.labels)
+    # Not as a whole: from Python 3.13 on, records that hold tensors cannot be compared.
+    assert reading.policy is None
+    assert reading.without_gradient == []
 
 
 def test_half_precision_logits_are_upcast():
