@@ -95,8 +95,8 @@ def tell_ties(run: Run, name: str, scores: np.ndarray, second: str | None = None
             logging.WARNING,
         )
         return
-    _, counts = np.unique(values, return_counts=True)
-    tied = int(counts[counts > 1].sum())
+    equal = np.diff(np.sort(values)) == 0
+    tied = int(np.count_nonzero(np.append(equal, False) | np.insert(equal, 0, False)))
     run.log({f"{name}_tied": tied})
     if tied:
         decides = f"a draw (seed {run.seed})" if second is None else f"{second}, then a draw (seed {run.seed}),"
@@ -132,16 +132,31 @@ def keep_top(
     return mask
 
 
-def keep_band(scores: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Mask of the scores whose rank, counted from the lowest as a share of the selectable ones, is in [low, high)."""
+def keep_band(scores: np.ndarray, low: float, high: float, ties: np.random.Generator | None = None) -> np.ndarray:
+    """
+    Mask of the scores whose rank, counted from the lowest as a share of the selectable ones, is in [low, high).
+
+    Equal scores are ranked as `ties` draws them; without it, by id.
+    """
     mask = np.zeros(len(scores), dtype=bool)
-    mask[band(scores, low, high)] = True
+    if ties is None:
+        mask[band(scores, low, high)] = True
+    else:
+        # Sorting is stable: where equals come in a drawn order they stay in it.
+        drawn = ties.permutation(len(scores))
+        mask[drawn[band(scores[drawn], low, high)]] = True
     return mask
 
 
-def in_order(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """`ids` by descending score, ties by the lower id, unselectable ones last."""
-    ids = np.sort(ids)
+def in_order(scores: np.ndarray, ids: np.ndarray, ties: np.random.Generator | None = None) -> np.ndarray:
+    """`ids` by descending score, unselectable ones last; equal scores as `ties` draws them, without it by id."""
+    if ties is None:
+        ids = np.sort(ids)
+    else:
+        wanted = np.zeros(len(scores), dtype=bool)
+        wanted[ids] = True
+        drawn = ties.permutation(len(scores))
+        ids = drawn[wanted[drawn]]
     return ids[rank_order(scores[ids], descending=True)]
 
 
@@ -155,6 +170,7 @@ def paced(
     rng: np.random.Generator,
     blocks: int = 100,
     ties_together: bool = False,
+    ties: np.random.Generator | None = None,
 ) -> np.ndarray:
     """
     `ids` so that at progress p of the epoch only the best `fraction(p)` of it has been drawn from, in random order.
@@ -173,9 +189,12 @@ def paced(
         blocks (`int`, *optional*, defaults to `100`):
             How often per epoch the open share is looked at.
         ties_together (`bool`, *optional*, defaults to `False`):
-            Whether examples of equal score open together, once all of them are within the share; else by id.
+            Whether examples of equal score open together, once all of them are within the share; else as `ties` draws
+            them.
+        ties (`np.random.Generator`, *optional*):
+            Draws between equal scores; without it the lower id comes first.
     """
-    ranked = in_order(scores, ids)
+    ranked = in_order(scores, ids, ties)
     size = max(1, -(-epoch_length // blocks))
     starts = np.arange(0, len(ranked), size)
     opened = np.array([fraction((served + start) / epoch_length) * epoch_length for start in starts]) - served
@@ -314,7 +333,7 @@ class ByScore(Method):
             tell_ties(run, self.name, self.scores(run))
         scores, ties = self.filled_scores(run), tie_rng(run, self.name)
         if self.action == "band":
-            mask = keep_band(untied(scores, ties), self.low, self.high)
+            mask = keep_band(scores, self.low, self.high, ties)
         else:
             # The share is one of all that may be chosen, those without a score included: an epoch stays as long.
             size = self.share_of(run, scores)
@@ -332,14 +351,21 @@ class ByScore(Method):
             drawn = ids[gumbel_top_k(scores[ids], max(left, 1), temperature=self.temperature, rng=rng)]
             # What has no score although it was seen comes when nothing else is left.
             return np.concatenate([drawn, ids[np.isnan(scores[ids])]])[: max(left, 1)]
-        scores = untied(scores, tie_rng(run, self.name))
+        ties = tie_rng(run, self.name)
         if self.pacing == "none":
-            return in_order(scores, ids)
+            return in_order(scores, ids, ties)
         length = self.share_of(run, scores)
         # Competence is a share of the difficulties (hf.co/papers/1903.09848, Algorithm 1), a pacing one of the ranks.
-        together = self.pacing == "competence"
-        served = len(run.served)
-        return paced(scores, ids, self.open_share, served=served, epoch_length=length, rng=rng, ties_together=together)
+        return paced(
+            scores,
+            ids,
+            self.open_share,
+            served=len(run.served),
+            epoch_length=length,
+            rng=rng,
+            ties_together=self.pacing == "competence",
+            ties=ties,
+        )
 
     def open_share(self, progress: float) -> float:
         """Share of the epoch's examples that the curriculum has opened at `progress` of the epoch."""
