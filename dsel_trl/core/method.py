@@ -98,6 +98,11 @@ class Method:
         return ()
 
     @property
+    def list_columns(self) -> tuple[str, ...]:
+        """Those of `columns` that may hold lists of numbers: the method checks them itself."""
+        return ()
+
+    @property
     def reads_batches(self) -> bool:
         """Whether the method looks at the batches at all; what reads nothing never fails."""
         return True

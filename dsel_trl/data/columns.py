@@ -101,6 +101,12 @@ def codes(dataset: Dataset, name: str) -> np.ndarray:
     return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
+def is_list_column(dataset: Dataset, name: str) -> bool:
+    """Whether the rows of a column are lists, of any or of a fixed size."""
+    kind = _arrow_column(dataset, name).type
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
 def list_lengths(dataset: Dataset, name: str) -> np.ndarray:
     """Number of items of each row of a list column, `int32` of shape `(N,)`."""
     lengths = pc.list_value_length(_arrow_column(dataset, name))

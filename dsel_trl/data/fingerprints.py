@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from .columns import _arrow_column, numeric_column
+from .columns import _arrow_column, is_list_column, numeric_column
 
 # Rows hashed of a dataset that does not fit this budget: evenly spaced, so that a changed shard is noticed.
 FINGERPRINT_ROWS = 65_536
@@ -31,7 +31,7 @@ def dataset_fingerprint(dataset: Dataset, trained: Sequence[str], columns: Seque
         trained (`Sequence[str]`):
             Columns of any type that are trained on.
         columns (`Sequence[str]`, *optional*):
-            Numeric columns that decide about training: each of their values counts.
+            Columns of numbers, or of lists of them, that decide about training: each of their values counts.
     """
     digest = hashlib.sha256(f"rows={len(dataset)}".encode())
     if trained and len(dataset):
@@ -48,7 +48,10 @@ def dataset_fingerprint(dataset: Dataset, trained: Sequence[str], columns: Seque
             update_with_values(digest, _arrow_column(rows, name))
     for name in sorted(set(columns)):
         digest.update(name.encode())
-        digest.update(numeric_column(dataset, name).tobytes())
+        if is_list_column(dataset, name):
+            update_with_values(digest, _arrow_column(dataset, name))
+        else:
+            digest.update(numeric_column(dataset, name).tobytes())
     return digest.hexdigest()
 
 

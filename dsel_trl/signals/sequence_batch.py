@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,12 @@ class SequenceBatch(Batch):
         return torch.zeros(self.size, dtype=values.dtype, device=values.device).index_add_(
             0, self._segments[0], values[0]
         )
+
+    def at_tokens(self, values: np.ndarray) -> Tensor:
+        """One value per trained token, example after example, in the place of each, `(rows, T)`; 0 elsewhere."""
+        placed = torch.zeros(self.token_mask.shape, device=self.token_mask.device)
+        placed[self.token_mask] = torch.from_numpy(values).to(placed.device, placed.dtype)
+        return placed
 
     @cached_property
     def token_logps(self) -> Tensor:

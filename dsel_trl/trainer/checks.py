@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ..core.composition import Composition
-from ..data.columns import column_names, refuse_truth
+from ..data.columns import column_names, is_list_column, refuse_truth
 from ..functional.dpo_losses import COUPLED_LOSSES
 from .forwards import fused_head
 from .kinds import TrainerKind
@@ -104,5 +104,7 @@ def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: T
                     f"{method.name!r} reads the column {name!r}, which the dataset does not have. Its columns are "
                     f"{sorted(present)}."
                 )
+            if training is not None and name in method.list_columns and is_list_column(training.rows.dataset, name):
+                continue
             if training is not None and np.isnan(training.rows.column(name)).all():
                 raise ValueError(f"Column {name!r}, read by {method.name!r}, has no value at all: every row is NaN.")

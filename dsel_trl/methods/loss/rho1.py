@@ -78,8 +78,7 @@ class Rho1(SecondModel):
         mask = batch.token_mask
         ids = batch.ids.cpu().numpy()
         found = [self._tokens[self._offsets[i] : self._offsets[i + 1]] for i in ids]
-        second = torch.zeros(mask.shape, device=mask.device)
-        second[mask] = torch.from_numpy(np.concatenate(found)).to(mask.device)
+        second = batch.at_tokens(np.concatenate(found))
         return excess_loss(-batch.token_logps, -second), mask
 
     def score(self, batch: Batch) -> Tensor:

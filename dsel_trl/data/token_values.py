@@ -1,0 +1,107 @@
+"""Values that a dataset holds for each turn or token of a row, laid out along the tokens that are trained."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .columns import _arrow_column, is_list_column, list_lengths
+from .rows import Rows
+
+PER = ("turn", "token")
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """
+    One value for each trained token after the first of every row: those that have a log-probability.
+
+    Attributes:
+        values (`np.ndarray` of float32):
+            The values, row after row.
+        offsets (`np.ndarray` of int64 of shape `(N + 1,)`):
+            Where the values of each row begin.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """The values of some rows, one after another."""
+        return np.concatenate([self.values[self.offsets[i] : self.offsets[i + 1]] for i in ids])
+
+
+def token_values(rows: Rows, name: str, per: str) -> TokenValues:
+    """
+    A column of lists with a number for each turn (run of trained tokens) or trained token of a sequence.
+
+    Where truncation has shortened a row, its list is shortened at the same end. A null in the place of a list or of a
+    number is 0, and so is what is no finite number.
+
+    Args:
+        rows ([`~dsel_trl.data.rows.Rows`]):
+            Tokenised sequences.
+        name (`str`):
+            The column.
+        per (`str`):
+            `"turn"` or `"token"`.
+
+    Raises:
+        `ValueError`: if the column holds no lists of numbers, or a list has not one number for each turn or token.
+    """
+    if not is_list_column(rows.dataset, name):
+        raise ValueError(
+            f"per={per!r} needs lists of numbers, but column {name!r} holds "
+            f"{_arrow_column(rows.dataset, name).type}. Set per='example' for one weight a row."
+        )
+    column = _arrow_column(rows.dataset, name).combine_chunks()
+    numbers = column.flatten()
+    kind = numbers.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise ValueError(f"Column {name!r} holds lists of {kind}, but lists of numbers are needed.")
+    values = np.nan_to_num(
+        pc.cast(numbers, pa.float32()).to_numpy(zero_copy_only=False), nan=0.0, posinf=0.0, neginf=0.0
+    )
+    given = list_lengths(rows.dataset, name).astype(np.int64)
+    null = column.is_null().to_numpy(zero_copy_only=False)
+    totals = rows.lengths.astype(np.int64)
+    trained, starts = _trained(rows, totals)
+    units = trained & starts if per == "turn" else trained
+    ends = np.cumsum(totals)
+    counted = np.concatenate([[0], np.cumsum(units)])
+    needed = counted[ends] - counted[ends - totals]
+    cut = np.zeros(len(totals), dtype=bool) if rows.max_length is None else totals == rows.max_length
+    wrong = np.flatnonzero((given != needed) & ~null & ~((given > needed) & cut))
+    if len(wrong):
+        row = wrong[0]
+        what = "turns" if per == "turn" else "trained tokens (the end token included)"
+        raise ValueError(
+            f"Column {name!r} has {given[row]} weights at row {rows.positions[row]}, whose {what} are {needed[row]}: "
+            f"per={per!r} needs one for each. {len(wrong)} of {len(totals)} rows are so."
+        )
+    begins = np.cumsum(given) - given + (given - needed if rows.truncation == "keep_end" else 0)
+    row_of = np.repeat(np.arange(len(totals)), totals)[trained]
+    place = counted[1:][trained] - 1 - counted[ends - totals][row_of] + begins[row_of]
+    known = ~null[row_of]
+    along = np.zeros(len(row_of), dtype=np.float32)
+    along[known] = values[place[known]]
+    # Nothing predicts the first token of a row.
+    first = np.zeros(len(trained), dtype=bool)
+    first[(ends - totals)[totals > 0]] = True
+    predicted = ~first[trained]
+    sizes = np.bincount(row_of[predicted], minlength=len(totals))
+    return TokenValues(along[predicted], np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def _trained(rows: Rows, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens of all rows, one after another, are trained, and which of them follow one that is not."""
+    if "labels" in rows.column_names:
+        labels = _arrow_column(rows.dataset, "labels").combine_chunks().flatten()
+        trained = labels.to_numpy(zero_copy_only=False) != -100
+    else:
+        trained = np.ones(int(totals.sum()), dtype=bool)
+    starts = np.ones(len(trained), dtype=bool)
+    starts[1:] = ~trained[:-1]
+    starts[(np.cumsum(totals) - totals)[totals > 0]] = True
+    return trained, starts
