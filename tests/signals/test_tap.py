@@ -13,7 +13,7 @@ from dsel_trl.signals.batch import Forward, Signal
 from dsel_trl.signals.gate import Gate
 from dsel_trl.signals.pair_batch import PairBatch
 from dsel_trl.signals.sequence_batch import SequenceBatch
-from dsel_trl.signals.tap import Reading, Tap, label_log_probs
+from dsel_trl.signals.tap import Tap, label_log_probs
 from dsel_trl.trainer.forwards import score_rows
 from tests import tiny
 
