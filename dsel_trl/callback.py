@@ -1,6 +1,7 @@
 """`SelectionCallback`: joins a trainer and its methods."""
 
 import logging
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -13,16 +14,17 @@ from .core.composition import Composition
 from .core.costs import Costs
 from .core.data_passes import Passes
 from .core.groups import Groups
-from .core.identical import IDENTICAL, DropIdentical
+from .core.identical import IDENTICAL, DropIdentical, identical_notice
 from .core.ledger import Ledger
 from .core.method import Method, naming
 from .core.metrics import Metrics
 from .core.parameters import check_choice
-from .core.registry import create_method
+from .core.registry import as_methods
 from .core.run import Run
 from .core.sidecar import check_fingerprint
 from .report.run_files import write_run
 from .signals.tap import Tap
+from .trainer.batches import Batches, difference, restart_notice, trained_share
 from .trainer.checkpoints import SavedSelection, read_selection, selection_fingerprint, write_selection
 from .trainer.checks import check_run
 from .trainer.forwards import heard_model, own_outputs, refer, request_outputs
@@ -51,6 +53,14 @@ class SelectionCallback(TrainerCallback):
         resume_across_versions (`bool`, *optional*, defaults to `False`):
             Whether a checkpoint made with other versions of the libraries may be continued (then it need not be
             bit-identical to an undisturbed run).
+        resume_with_other_batches (`bool`, *optional*, defaults to `False`):
+            Whether a checkpoint may be continued with other batches (batch size, accumulation, processes) where that
+            cannot be exact. Then the rest of its unfinished epoch is left out, with a warning that says how much, and
+            training goes on with the next one; ledger and methods keep what they know. Steps are counted as though
+            the epochs so far, the unfinished one included, had been trained with the new batches: `global_step` is
+            their number times the new steps per epoch, and the learning rate is that of this step in the schedule
+            of the new length. With as many examples per optimizer step a run is mostly continued exactly, and
+            needs no leave.
         log_by (`str`, *optional*):
             Column of texts, such as `"source"`, by whose values (at most 50) loss, margin, kept share, weight and
             tokens are logged apart, as `selection/<column>=<value>/...`.
@@ -81,19 +91,22 @@ class SelectionCallback(TrainerCallback):
         method: Method | str | Sequence[Method | str],
         *,
         resume_across_versions: bool = False,
+        resume_with_other_batches: bool = False,
         log_by: str | None = None,
         identical: str = "warn",
         **parameters: Any,
     ) -> None:
         # What the user set
         self.trainer = trainer
-        self.methods = Composition(_methods(method, parameters))
+        self.methods = Composition(as_methods(method, parameters))
         self.resume_across_versions = resume_across_versions
+        self.resume_with_other_batches = resume_with_other_batches
         self.log_by = log_by
         check_choice("identical", identical, IDENTICAL)
         self.identical = identical
 
         # What the run keeps
+        self.next_epoch: int | None = None
         self.costs = Costs()
         self._attempted, self._checkpoint = False, None  # type: bool, str | None
         self._told: set[str] = set()
@@ -132,16 +145,9 @@ class SelectionCallback(TrainerCallback):
     def _tell_identical(self) -> None:
         if self.training is None or not self.kind.layout.pairs or not self.training.rows.tokenized:
             return
-        rows = self.training.rows
-        count = int(rows.identical.sum())
+        count = int(self.training.rows.identical.sum())
         if count and self.identical == "warn":
-            cut = "" if rows.max_length is None else f" after truncation to max_length={rows.max_length}"
-            self._tell(
-                "identical",
-                f"{count} of {len(rows)} pairs have two sides that are equal{cut}: no preference can be learned from "
-                "them. Set identical='drop' to leave them out, or a larger max_length.",
-                logging.WARNING,
-            )
+            self._tell("identical", identical_notice(self.training.rows), logging.WARNING)
         self.metrics_window.identical = count
 
     def _attach(self) -> None:
@@ -201,8 +207,12 @@ class SelectionCallback(TrainerCallback):
             sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
             ordered=bool(self.methods.using("order", "plan")),
         )
-        self.steps = OptimizerStep(trainer, self.methods, self.run, self.tap)
-        self.serving = Serving(trainer, self.methods, self.run, self.metrics_window, saved)
+        self.steps = OptimizerStep(
+            trainer, self.methods, self.run, self.tap, readers=() if self.log_by is None else ("log_by",)
+        )
+        self.serving = Serving(
+            trainer, self.methods, self.run, self.metrics_window, saved, self.next_epoch is not None
+        )
         self._fingerprint: dict[str, Any] | None = None
 
     def begin_attempt(self) -> None:
@@ -233,6 +243,7 @@ class SelectionCallback(TrainerCallback):
         if self.training is not None:
             with self.costs.clock():
                 self.training.rebuild(self.run, self._saved_epoch, resumed=saved is not None)
+        self.next_epoch = None
         self._new_run(saved)
         if saved is not None:
             check_fingerprint(
@@ -241,6 +252,7 @@ class SelectionCallback(TrainerCallback):
                 saved.folder,
                 across_versions=self.resume_across_versions,
             )
+            self._take_batches(saved)
             saved.restore(self.run, self.ledger, self.metrics_window)
             self.steps.kl = saved.values["kl"]
         self._tell_identical()
@@ -254,6 +266,29 @@ class SelectionCallback(TrainerCallback):
             saved.restore_methods(self.methods.methods)
         # Made now: data that cannot be told apart must not fail the first save.
         _ = self.fingerprint
+
+    def _take_batches(self, saved: SavedSelection) -> None:
+        """Batches of another shape: nothing to do where they go on exactly, else the next epoch with leave."""
+        before, now = saved.batches, Batches.of(self.trainer)
+        size: int | None = None if self.training is None else len(self.training.rows)
+        sampler = saved.values.get("sampler")
+        if sampler is not None and not self.methods.using("batch"):
+            size = int(sampler["length"])
+        reason = difference(before, now, self.trainer, self.methods, size)
+        if reason is None:
+            return
+        if not self.resume_with_other_batches:
+            raise ValueError(
+                f"{saved.folder} was trained with {before}, this run has {now}, and {reason}: it cannot be continued "
+                "exactly. Set batch size, accumulation and processes as they were, or resume_with_other_batches=True "
+                "to leave out the rest of the unfinished epoch and go on with the next one."
+            )
+        epochs = trained_share(saved.folder)
+        self.next_epoch = math.ceil(epochs)
+        self.serving = Serving(self.trainer, self.methods, self.run, self.metrics_window, saved, anew=True)
+        per_epoch = None if self.methods.using("batch") else size
+        notice = restart_notice(saved.folder, before, now, reason, epochs, per_epoch)
+        self._tell("resumed", notice, logging.WARNING)
 
     def _rebuild_next(self) -> None:
         """Between epochs: the dataset of the next one, where a method builds it anew."""
@@ -339,9 +374,7 @@ class SelectionCallback(TrainerCallback):
         """What must be the same for a checkpoint to be continued."""
         if self._fingerprint is None:
             user_rows = None if self.training is None else self.training.user_rows
-            self._fingerprint = selection_fingerprint(
-                self.run, self.methods.methods, self.columns, user_rows, self.serving.batch_examples
-            )
+            self._fingerprint = selection_fingerprint(self.run, self.methods.methods, self.columns, user_rows)
         return self._fingerprint
 
     def save(self, checkpoint: str | os.PathLike) -> None:
@@ -356,16 +389,5 @@ class SelectionCallback(TrainerCallback):
             sampler=self.serving.sampler,
             mid_epoch=not float(self.trainer.state.epoch).is_integer(),
             kl=float(self.steps.kl),
+            batches=Batches.of(self.trainer),
         )
-
-
-def _methods(method: Any, parameters: dict[str, Any]) -> list[Method]:
-    if isinstance(method, str):
-        return [create_method(method, **parameters)]
-    if parameters:
-        raise ValueError(f"Parameters {sorted(parameters)} go with a method given by name; set them on the method.")
-    if isinstance(method, Method):
-        return [method]
-    if isinstance(method, type) or not isinstance(method, Sequence):
-        raise TypeError(f"method must be a Method object, a name or a list of them, got {method!r}.")
-    return [create_method(item) if isinstance(item, str) else item for item in method]

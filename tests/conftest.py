@@ -1,7 +1,8 @@
 """Fixtures of all tests: the tiny model, and trainers on it that leave nothing behind."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def reward_trainer(model: Path, tmp_path: Path) -> Callable[..., Any]:
         return RewardTrainer(str(model), args=args, train_dataset=dataset)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def own_logger() -> Iterator[None]:
+    """The package's logger as a test finds it: the command line gives it a handler of its own."""
+    logger = logging.getLogger("dsel_trl")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
 
 
 @pytest.fixture

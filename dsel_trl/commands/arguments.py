@@ -37,6 +37,10 @@ class SelectionArguments:
             Column of texts by whose values loss, margin, kept share, weight and tokens are logged apart.
         identical (`str`, *optional*, defaults to `"warn"`):
             What is done about pairs whose two sides are equal after truncation: `warn` or `drop`.
+        resume_across_versions (`bool`, *optional*, defaults to `False`):
+            Whether a checkpoint made with other versions of the libraries may be continued.
+        resume_with_other_batches (`bool`, *optional*, defaults to `False`):
+            Whether a checkpoint may be continued with other batches at the start of its next epoch.
     """
 
     selection: str | None = field(
@@ -59,6 +63,14 @@ class SelectionArguments:
         default="warn",
         metadata={"help": "Pairs that are equal after truncation: warn (count them) or drop."},
     )
+    resume_across_versions: bool = field(
+        default=False,
+        metadata={"help": "Continue a checkpoint made with other versions of the libraries."},
+    )
+    resume_with_other_batches: bool = field(
+        default=False,
+        metadata={"help": "Continue a checkpoint with another batch size at the start of its next epoch."},
+    )
 
 
 @dataclass
@@ -75,6 +87,8 @@ class Arguments:
     eval_dataset_name: str | None
     log_by: str | None
     identical: str
+    resume_across_versions: bool
+    resume_with_other_batches: bool
     notes: list[str]
 
 
@@ -269,6 +283,8 @@ def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
         eval_dataset_name=own.eval_dataset_name,
         log_by=own.log_by,
         identical=own.identical,
+        resume_across_versions=own.resume_across_versions,
+        resume_with_other_batches=own.resume_with_other_batches,
         notes=notes,
     )
 

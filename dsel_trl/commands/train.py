@@ -140,7 +140,14 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
             peft_config=get_peft_config(model),
         )
         if selection:
-            attach(trainer, selection, log_by=job.arguments.log_by, identical=job.arguments.identical)
+            attach(
+                trainer,
+                selection,
+                log_by=job.arguments.log_by,
+                identical=job.arguments.identical,
+                resume_across_versions=job.arguments.resume_across_versions,
+                resume_with_other_batches=job.arguments.resume_with_other_batches,
+            )
     if job.arguments.script.ignore_bias_buffers:
         ignore_bias_buffers(trainer)
     return trainer

@@ -33,7 +33,7 @@ class Costs:
 
     `forwards` are those of the policy without gradient, `scorer_forwards` those of another model (a scorer, a sentence
     encoder, a second opinion), `helper_*` those of models trained beside the run, their training included. `seconds`
-    are those of the first process.
+    are those of the first process, since it began or took up the run.
     """
 
     def __init__(self) -> None:
@@ -92,11 +92,14 @@ class Costs:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values for the checkpoint."""
-        return {"counts": dict(self.counts), "seconds": self.seconds}
+        """
+        JSON values for the checkpoint, without the seconds: what a clock says would make two checkpoints of the same
+        run different, and the seconds of a process that was killed are gone anyway.
+        """
+        return {"counts": dict(sorted(self.counts.items()))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.counts, self.seconds = Counter(state["counts"]), float(state["seconds"])
+        self.counts = Counter(state["counts"])
 
     def reset(self) -> None:
         """Begins anew, with another run."""

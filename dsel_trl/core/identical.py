@@ -4,10 +4,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.rows import Rows
 from .method import Method, Run
 
 # What can be done about them.
 IDENTICAL = ("warn", "drop")
+
+
+def identical_notice(rows: Rows) -> str:
+    """What is said of pairs whose two sides are equal."""
+    cut = "" if rows.max_length is None else f" after truncation to max_length={rows.max_length}"
+    return (
+        f"{int(rows.identical.sum())} of {len(rows)} pairs have two sides that are equal{cut}: no preference can be "
+        "learned from them. Set identical='drop' to leave them out, or a larger max_length."
+    )
 
 
 @dataclass

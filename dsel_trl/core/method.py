@@ -46,6 +46,7 @@ class Method:
             `"batch"` is for factors that undo the loss's mean over a batch: they are not written down as weights.
         packed_rows (`bool`): whether a packed row can stand for an example.
         carry_over (`bool`): whether an unfinished plan continues in the next epoch.
+        couples (`bool`): whether what it does to an example depends on the others of its micro-batch.
         own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
         reads (`Reads`): conditions under which parameters are read ([`~dsel_trl.core.parameters.when`]); one that is
             set but not read is an error. Those of base classes count as well.
@@ -61,6 +62,7 @@ class Method:
     trainers: ClassVar[tuple[str, ...]] = ("dpo", "sft")
     packed_rows: ClassVar[bool] = False
     carry_over: ClassVar[bool] = False
+    couples: ClassVar[bool] = False
     outputs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
     family: ClassVar[str] = "indicator"

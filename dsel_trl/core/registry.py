@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -114,3 +114,22 @@ def create_method(name: str, **parameters: Any) -> Method:
         if key not in known:
             raise ValueError(f"Unknown parameter {key!r} of {name!r}.{nearest(key, known)} It takes {known}.")
     return cls(**parameters)
+
+
+def as_methods(method: Any, parameters: dict[str, Any]) -> list[Method]:
+    """
+    Methods out of what a user gives: a [`Method`], a name with its parameters, or a list of either.
+
+    Raises:
+        `ValueError`: for an unknown name or parameter, or parameters beside a method that is not given by name.
+        `TypeError`: for anything else.
+    """
+    if isinstance(method, str):
+        return [create_method(method, **parameters)]
+    if parameters:
+        raise ValueError(f"Parameters {sorted(parameters)} go with a method given by name; set them on the method.")
+    if isinstance(method, Method):
+        return [method]
+    if isinstance(method, type) or not isinstance(method, Sequence):
+        raise TypeError(f"method must be a Method object, a name or a list of them, got {method!r}.")
+    return [create_method(item) if isinstance(item, str) else item for item in method]

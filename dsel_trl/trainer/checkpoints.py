@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,7 @@ from ..core.sidecar import part, read_sidecar, versions, write_sidecar
 from ..data.rows import Rows
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..sampling.plan_sampler import PlanSampler
-
-CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
+from .batches import CHECKPOINT, Batches
 
 
 def last_complete_checkpoint(output_dir: str) -> str:
@@ -65,6 +63,15 @@ class SavedSelection:
     arrays: dict[str, np.ndarray]
     values: dict[str, Any]
 
+    @property
+    def batches(self) -> Batches:
+        """The batches of the run that saved it."""
+        if "batches" not in self.values:
+            raise ValueError(
+                f"{self.folder} does not say which batches it was made with: an earlier version saved it."
+            )
+        return Batches(**self.values["batches"])
+
     def part(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of one of its parts."""
         return part(self.arrays, name)
@@ -100,6 +107,7 @@ def write_selection(
     sampler: PlanSampler | BatchPlanSampler | None,
     mid_epoch: bool,
     kl: float,
+    batches: Batches,
 ) -> None:
     """Writes the state of a selection into the checkpoint `folder`."""
     arrays, ledger_values = ledger.state_dict()
@@ -109,6 +117,7 @@ def write_selection(
         "step": run.step,
         "epoch": run.epoch,
         "kl": kl,
+        "batches": batches.state_dict(),
         "ledger": ledger_values,
         "metrics": metrics.state_dict(),
         "costs": run.costs.state_dict(),
@@ -127,7 +136,7 @@ def write_selection(
 
 
 def selection_fingerprint(
-    run: Run, methods: Sequence[Method], columns: Sequence[str], user_rows: Rows | None, batch_examples: int
+    run: Run, methods: Sequence[Method], columns: Sequence[str], user_rows: Rows | None
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be continued."""
     dataset = "stream" if run.streaming else run.rows.fingerprint(columns)
@@ -137,7 +146,5 @@ def selection_fingerprint(
         "dataset": dataset,
         "methods": [method.describe() for method in methods],
         "seed": run.seed,
-        "examples per batch": batch_examples,
-        "gradient_accumulation_steps": run.arguments.gradient_accumulation_steps,
         "versions": versions(),
     }

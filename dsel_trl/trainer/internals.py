@@ -65,6 +65,11 @@ INTERNALS: tuple[Internal, ...] = (
         ("_remove_unused_columns", ("dataset", "description")),
         ("_set_signature_columns_if_needed", ()),
         ("_get_train_sampler", ("train_dataset",)),
+        (
+            "_init_training_state",
+            ("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
+        ),
+        ("_load_optimizer_and_scheduler", ("checkpoint",)),
         ("_save_checkpoint", ("model", "trial")),
         ("_save_rng_state", ("output_dir",)),
     ),

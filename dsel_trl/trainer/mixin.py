@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..signals.batch import ROW_LENGTHS
+from .batches import check_restart, move_schedule
 from .checkpoints import last_complete_checkpoint, saved_batch_size
 from .kinds import COLUMNS, EXAMPLE_ID
 from .rows import ExampleCollator, IndexedRows, PlannedBatches, collator_of
@@ -51,6 +52,31 @@ class SelectionMixin(_Trainer):
                 self._train_batch_size = batch_size
             self.selection.begin_attempt()
         return super()._inner_training_loop(batch_size, *args, **kwargs)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: Any,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epochs, skipped = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if self.selection is None or self.selection.next_epoch is None:
+            return epochs, skipped
+        epochs = self.selection.next_epoch
+        step = epochs * num_update_steps_per_epoch
+        check_restart(self.args.output_dir, epochs, step, max_steps)
+        # As though the epochs so far had been of the new batches: then all that is counted in steps goes together.
+        self.state.global_step, self.state.epoch = step, float(epochs)
+        return epochs, 0
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.selection is not None and self.selection.next_epoch is not None:
+            move_schedule(self.lr_scheduler, self.state.global_step)
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         dataset = super()._remove_unused_columns(dataset, description=description)

@@ -31,16 +31,27 @@ class Serving:
             Is told of every plan.
         saved ([`~dsel_trl.trainer.checkpoints.SavedSelection`], *optional*):
             The checkpoint that is continued.
+        anew (`bool`, *optional*, defaults to `False`):
+            Whether it is continued with other batches, at the start of its next epoch.
     """
 
     def __init__(
-        self, trainer: Any, methods: Composition, run: Run, metrics: Metrics, saved: SavedSelection | None
+        self,
+        trainer: Any,
+        methods: Composition,
+        run: Run,
+        metrics: Metrics,
+        saved: SavedSelection | None,
+        anew: bool = False,
     ) -> None:
         self.trainer, self.methods, self.run, self.metrics, self.saved = trainer, methods, run, metrics, saved
+        self.anew = anew
         self.sampler: PlanSampler | BatchPlanSampler | None = None
         # Of the run that is continued: measured anew, live scores would give another length.
         self._length = (
-            None if saved is None or "sampler" not in saved.values else int(saved.values["sampler"]["length"])
+            None
+            if saved is None or "sampler" not in saved.values or (anew and methods.using("batch"))
+            else int(saved.values["sampler"]["length"])
         )
 
     @property
@@ -58,10 +69,14 @@ class Serving:
         if not self.methods.plans:
             return None
         sampler = self._batch_sampler() if self.methods.using("batch") else self._id_sampler()
-        if self.saved is not None:
-            sampler.load_state_dict(
-                self.saved.part("sampler"), self.saved.values["sampler"], replay=not self.trainer.args.ignore_data_skip
-            )
+        if self.saved is None:
+            return sampler
+        if self.anew and isinstance(sampler, BatchPlanSampler):
+            # Batches formed for another shape cannot be served.
+            sampler.plans_made = int(self.saved.values["sampler"]["plans_made"])
+            return sampler
+        replay = not self.anew and not self.trainer.args.ignore_data_skip
+        sampler.load_state_dict(self.saved.part("sampler"), self.saved.values["sampler"], replay=replay)
         return sampler
 
     def serve(self, loader: Any) -> None:

@@ -1,7 +1,7 @@
 """One optimizer step: its micro-batches between forward and backward, and what all ranks learn of it."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -45,10 +45,14 @@ class OptimizerStep:
             The run they see.
         tap ([`Tap`]):
             Open while a micro-batch's loss is computed.
+        readers (`Sequence[str]`, *optional*):
+            Who looks at the batches beside the methods.
     """
 
-    def __init__(self, trainer: Any, methods: Composition, run: Run, tap: Tap) -> None:
+    def __init__(self, trainer: Any, methods: Composition, run: Run, tap: Tap, readers: Sequence[str] = ()) -> None:
         self.trainer, self.methods, self.run, self.tap = trainer, methods, run, tap
+        # Who looks at the batches; nobody does where a method only leaves the run as it is.
+        self.readers = [method.name for method in methods.methods if method.reads_batches] + list(readers)
         self.kind = trainer_kind(trainer)
         self.average = WeightAverage()
         # KTO's KL term in the batch trained last: what a pass, which has no batch of its own, takes for it.
@@ -56,6 +60,10 @@ class OptimizerStep:
         self._rows: list[dict[str, Tensor]] = []
         self._listening: Listening | None = None
         self._micro_batches = 1
+
+    @property
+    def _trainer_name(self) -> str:
+        return type(self.trainer).__name__.removeprefix("Selective")
 
     def begin(self, micro_batches: int) -> None:
         """Called when the micro-batches of the next optimizer step have been fetched."""
@@ -71,17 +79,16 @@ class OptimizerStep:
             `ValueError`: if one does, but the batch has come without its ids.
         """
         self._listening = None
-        reading = [method.name for method in self.methods.methods if method.reads_batches]
-        if ids is None and reading:
+        if ids is None and self.readers:
             raise ValueError(
-                f"A training batch came without the ids of its examples, so {reading} cannot act on it. Something "
-                "keeps only the model's inputs of a batch, or makes batches of its own: a `_prepare_inputs`, "
-                "`training_step` or `get_train_dataloader` of the trainer's class. Let it pass on the key "
-                f"{EXAMPLE_ID!r}, and let `super().get_train_dataloader()` make the loader."
+                f"A training batch came without the ids of its examples, so {self.readers} cannot act on it. "
+                "Something keeps only the model's inputs of a batch, or makes batches of its own: a "
+                "`_prepare_inputs`, `training_step` or `get_train_dataloader` of the trainer's class. Let it pass on "
+                f"the key {EXAMPLE_ID!r}, and let `super().get_train_dataloader()` make the loader."
             )
-        if ids is not None and not reading:
+        if ids is not None and not self.readers:
             self._rows.append({"ids": ids})
-        return bool(reading)
+        return bool(self.readers)
 
     def after_backward(self) -> None:
         """
@@ -95,7 +102,7 @@ class OptimizerStep:
             return
         names = [method.name for method in self.methods.using("weigh")]
         raise ValueError(
-            f"The weights of {names} did not reach the gradient: the loss of {type(self.trainer).__name__} does not "
+            f"The weights of {names} did not reach the gradient: the loss of {self._trainer_name} does not "
             "come from the log-probabilities of the model's forward. A `compute_loss` that returns `model(**inputs)"
             ".loss`, a loss computed inside the model, or a forward that skips the model's hooks does this. Compute "
             "the loss as TRL's trainer does, from `outputs.log_probs` (or `outputs.logits`)."
@@ -210,10 +217,9 @@ class OptimizerStep:
 
     def _batch(self, listening: Listening) -> Batch:
         if listening.reading.policy is None:
-            names = [method.name for method in self.methods.methods if method.reads_batches]
             raise ValueError(
-                f"{names} measure the examples of a batch, but no forward of the model on this batch was seen: "
-                f"{type(self.trainer).__name__} runs it on other rows, or calls its `forward` past its hooks."
+                f"{self.readers} measure the examples of a batch, but no forward of the model on this batch was seen: "
+                f"{self._trainer_name} runs it on other rows, or calls its `forward` past its hooks."
             )
         return make_batch(
             self.trainer, listening.ids, listening.inputs, listening.reading, **self.context(listening.columns)

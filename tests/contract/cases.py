@@ -76,7 +76,8 @@ CASES: dict[str, Case] = {
         {"clean_column": "one", "keep": 1.0},
         untold="the column says what a helper learns from; it then knows the tokens of every example",
     ),
-    "jest": Case({"loss_column": "difficulty", "factor": 2}),
+    # Its draws are by chance: a row that comes twice need not be drawn twice.
+    "jest": Case({"loss_column": "difficulty", "factor": 2}, repeats=False),
     "edge": Case({"guideline": "w1 w2", "keep": 0.6}),
     "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
     "selective_dpo": Case({"source": "online", "refresh": 2, "keep": 0.7}),

@@ -142,6 +142,24 @@ class OwnLoss(SFTTrainer):
         return model(**inputs).loss
 
 
+class OwnHead(SFTTrainer):
+    """Goes around the model's forward: the backbone, then the head."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logits = model.lm_head(model.model(input_ids=inputs["input_ids"]).last_hidden_state)
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+
+
+class OwnPenalty(SFTTrainer):
+    """Trains on something else than the log-probabilities."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with torch.no_grad():
+            super().compute_loss(model, inputs, False, num_items_in_batch)
+        loss = super().compute_loss(model, inputs, False, num_items_in_batch)
+        return loss.detach() + model.lm_head.weight.pow(2).mean()
+
+
 class OwnInputs(DPOTrainer):
     """Passes on what the model's forward knows, and no more."""
 
@@ -176,7 +194,8 @@ class HalfAgain(DPOTrainer):
 @pytest.mark.parametrize(
     ("kind", "cls", "message"),
     [
-        ("sft", OwnLoss, r"\['weight_column'\] did not reach the gradient.*compute_loss"),
+        ("sft", OwnPenalty, r"\['weight_column'\] did not reach the gradient.*compute_loss"),
+        ("sft", OwnHead, r"no forward of the model on this batch was seen: OwnHead"),
         ("dpo", OwnInputs, r"without the ids of its examples.*_prepare_inputs"),
         ("dpo", OwnStep, r"without the ids of its examples.*training_step"),
         ("dpo", OwnLoader, r"without the ids of its examples.*get_train_dataloader"),
@@ -193,7 +212,17 @@ def test_weights_that_cannot_arrive_stop_the_first_step(make_trainer, kind, cls,
     tiny.assert_same_weights(tiny.weights_of(trainer), before)
 
 
-@pytest.mark.parametrize(("kind", "cls"), [("sft", OwnLoss), ("dpo", OwnInputs), ("dpo", OwnStep), ("dpo", OwnLoader)])
+@pytest.mark.parametrize(
+    ("kind", "cls"),
+    [
+        ("sft", OwnLoss),
+        ("sft", OwnHead),
+        ("sft", OwnPenalty),
+        ("dpo", OwnInputs),
+        ("dpo", OwnStep),
+        ("dpo", OwnLoader),
+    ],
+)
 def test_what_reads_nothing_never_fails(make_trainer, kind, cls):
     stock, selected = (make_trainer(kind, max_steps=2) for _ in range(2))
     stock.__class__ = selected.__class__ = cls
@@ -202,6 +231,10 @@ def test_what_reads_nothing_never_fails(make_trainer, kind, cls):
     selected.train()
     assert tiny.losses_of(selected) == tiny.losses_of(stock)
     tiny.assert_same_weights(tiny.weights_of(selected), tiny.weights_of(stock))
+
+
+def test_the_loss_that_the_model_computes_is_weighed_exactly(make_trainer):
+    assert_zero_rows_do_not_matter(make_trainer, "sft", cls=OwnLoss)
 
 
 def test_coupled_losses_train_under_uniform(make_trainer):
@@ -225,10 +258,10 @@ def test_forwards_on_other_rows_are_not_the_batch(make_trainer):
 
 @pytest.mark.parametrize(
     ("method", "parameters"),
-    [("weight_column", {"column": "nowhere"}), ("margin", {}), ("random", {"keep": 1e-9})],
+    [("weight_column", {"column": "nowhere"}), ("margin", {}), ("random", {"keep": 0.5})],
 )
 def test_a_refused_attach_leaves_the_trainer_as_it_was(make_trainer, method, parameters):
-    trainer = make_trainer("sft", max_steps=1, per_device_train_batch_size=64)
+    trainer = make_trainer("sft", max_steps=1, per_device_train_batch_size=32, dataloader_drop_last=True)
     cls, callbacks = type(trainer), list(trainer.callback_handler.callbacks)
     hooks = [len(module._forward_hooks) for module in trainer.model.modules()]
     with pytest.raises(ValueError, match=r"nowhere|works with|would be kept|fewer than"):

@@ -38,6 +38,7 @@ class Rho1(SecondModel):
 
     signals = (Signal.TOKEN_LOGPS,)
     trainers = ("sft",)
+    couples = True
     paper = "hf.co/papers/2404.07965"
     family = "indicator"
     criterion = "external_continuous"

@@ -38,6 +38,7 @@ class AlphaDpo(LossForm):
     )
 
     signals = (Signal.POLICY_LOGPS, Signal.REF_LOGPS)
+    couples = True
     paper = "hf.co/papers/2410.10148"
     state = "two moving averages"
 

@@ -32,6 +32,7 @@ class Amapo(LossForm):
     )
 
     signals = (Signal.POLICY_LOGPS,)
+    couples = True
     paper = "hf.co/papers/2511.09385"
     state = "none"
 

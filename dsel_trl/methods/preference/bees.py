@@ -43,8 +43,8 @@ class Bees(ExplicitMargin, ByScore):
     probability p; the sources are fused by `prod p / (prod p + prod (1 - p))` (hf.co/papers/2502.14560). Sources:
     `explicit` (two score columns, `reward` or `reward_model`), `helper` (log-ratio margin of a helper model trained by
     DPO on `seed_pairs` random pairs, as in the paper), `implicit` (that of the run's own policy, by a pass over the
-    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others, and
-    comes last if none knows it.
+    data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others, one
+    that none knows is not trained: `keep` is a share of those that are known.
     `refresh: never` chooses once; with `epoch` or a number of steps the policy's margins are measured and the bounds
     set anew, which is the iterative form for data that is collected in rounds. `action: weight` weighs by p.
     When: large, noisy preference sets; 5 to 25% of the pairs often suffice.
@@ -175,11 +175,10 @@ class Bees(ExplicitMargin, ByScore):
             fused = fuse_probabilities([margin_probability(margin, self.lower, upper) for margin, upper in pairs])
         else:
             fused = fuse_margins(margins, self.fusion)
-        # A pair that no source knows would stand in the middle, before known ones.
-        fused = np.where(np.isfinite(margins).any(axis=0), fused, np.nan)
-        run.ledger.write(self.name, None, fused, run.step)
-        # A pair that no source knows is not one of even chances: it has no weight and is not drawn.
-        fused = np.where(np.isfinite(margins).any(axis=0), fused, -np.inf)
+        known = np.isfinite(margins).any(axis=0)
+        run.ledger.write(self.name, None, np.where(known, fused, np.nan), run.step)
+        # A pair that no source knows is not one of even chances: it has no weight and is not chosen.
+        fused = np.where(known, fused, -np.inf)
         self._fused = fused.astype(np.float32)
         return fused, unclipped_evidence(margins, self.lower, uppers)
 
@@ -195,18 +194,14 @@ class Bees(ExplicitMargin, ByScore):
         tell_ties(run, self.name, fused, "the evidence beyond the bounds")
         evidence = untied(evidence, tie_rng(run, self.name))
         self._mask = np.zeros(run.size, dtype=bool)
-        size = self.epoch_size(run) or run.size
-        chosen = select_fused(fused, size, evidence)
-        self._mask[chosen] = True
-        self._mask[np.flatnonzero(np.isinf(fused))[: size - len(chosen)]] = True
+        self._mask[select_fused(fused, self.share_of(run, fused), evidence)] = True
         return self._mask
 
     def scores(self, run: Run) -> np.ndarray:
         if self._fused is None or self.refresh != "never":
             self._fuse(run)
         assert self._fused is not None
-        # A pair without a value in any source is never chosen.
-        return np.where(np.isnan(self._fused), -np.inf, self._fused).astype(np.float32)
+        return self._fused
 
     def weigh(self, batch: Batch) -> Tensor | None:
         assert self._fused is not None

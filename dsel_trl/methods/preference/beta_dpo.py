@@ -48,6 +48,7 @@ class BetaDpo(Method):
 
     signals = (Signal.POLICY_LOGPS, Signal.REF_LOGPS)
     trainers = ("dpo",)
+    couples = True
     paper = "hf.co/papers/2407.08639"
     selector = "random by weight, in the batch"
     own_loss = True

@@ -31,6 +31,7 @@ class DrDpo(Method):
 
     signals = (Signal.LOSS,)
     trainers = ("dpo", "kto", "reward")
+    couples = True
     paper = "hf.co/papers/2407.07880"
     selector = "weight"
     normalize = "none"

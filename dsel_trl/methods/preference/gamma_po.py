@@ -47,6 +47,7 @@ class GammaPo(LossForm):
     reads: ClassVar[Reads] = {
         "beta": (when("form", "simpo"),),
     }
+    couples = True
     paper = "github.com/sunjie279/gammaPO (ACL 2025)"
     state = f"the last {QUEUE_LENGTH} gaps"
 
