@@ -36,11 +36,8 @@ def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: T
     """
     args, dataset = trainer.args, trainer.train_dataset
     examples = trainer._train_batch_size * args.world_size * methods.candidates
-    if fused_head() is None and getattr(args, "use_liger_kernel", False) and not kind.heads:
-        raise ValueError(
-            "use_liger_kernel=True hides each token's log-probability in this TRL, so no example can be measured or "
-            "weighed. Set use_liger_kernel=False, or use TRL 1.15 or newer, whose own head saves the same memory."
-        )
+    if fused_head() is None:
+        check_without_fused_head(args, kind, methods)
     for method in methods.methods:
         if kind.name not in method.trainers:
             raise ValueError(f"{method.name!r} works with {list(method.trainers)}, not with {type(trainer).__name__}.")
@@ -108,3 +105,18 @@ def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: T
                 continue
             if training is not None and np.isnan(training.rows.column(name)).all():
                 raise ValueError(f"Column {name!r}, read by {method.name!r}, has no value at all: every row is NaN.")
+
+
+def check_without_fused_head(args: Any, kind: TrainerKind, methods: Composition) -> None:
+    """Raises `ValueError` for what needs the head that TRL has from 1.15 on."""
+    if getattr(args, "use_liger_kernel", False) and not kind.heads:
+        raise ValueError(
+            "use_liger_kernel=True hides each token's log-probability in this TRL, so no example can be measured or "
+            "weighed. Set use_liger_kernel=False, or use TRL 1.15 or newer, whose own head saves the same memory."
+        )
+    measuring = [method.name for method in methods.methods if method.reads_batches]
+    if args.torch_compile and kind.inner_loss and measuring:
+        raise ValueError(
+            f"{measuring} read the loss that this TRL lets the model compute, which torch_compile=True hides. Set "
+            "torch_compile=False, or use TRL 1.15 or newer."
+        )

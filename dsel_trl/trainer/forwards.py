@@ -87,6 +87,12 @@ def base_model(trainer: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def heard_model(trainer: Any) -> Any:
+    """The model whose hooks every forward of the policy passes: up to PEFT 0.20 an adapter calls past its model's."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.base_model if hasattr(model, "get_base_model") else model
+
+
 def ignore_bias_buffers(trainer: Any) -> None:
     """Keeps boolean buffers out of what distributed training synchronises, as TRL's own scripts do."""
     trainer.model._ddp_params_and_buffers_to_ignore = [

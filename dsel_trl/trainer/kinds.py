@@ -75,6 +75,8 @@ class TrainerKind:
             Whether an example has an implicit margin.
         heads (`bool`):
             Whether the model gives one number per row instead of a token distribution.
+        inner_loss (`bool`):
+            Whether a model without the fused head computes the loss in its own forward.
         references (`tuple[str, ...]`):
             Columns of reference log-probabilities that a prepared dataset may hold.
         reference (`Callable[[Any], bool]`):
@@ -104,6 +106,7 @@ class TrainerKind:
     other_labels: Callable[[dict[str, Any]], Tensor | None] = lambda inputs: None
     margin: bool = True
     heads: bool = False
+    inner_loss: bool = False
     references: tuple[str, ...] = ()
     reference: Callable[[Any], bool] = lambda trainer: False
     kl: Callable[[Any], bool] = lambda trainer: False
@@ -200,6 +203,7 @@ KINDS: dict[str, TrainerKind] = {
             labels=lambda inputs: inputs["labels"],
             kept=_trained_tokens,
             margin=False,
+            inner_loss=True,
             prepare_arguments=lambda trainer: [trainer.args.packing, trainer._formatting_func],
         ),
         TrainerKind(

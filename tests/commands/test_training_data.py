@@ -88,7 +88,7 @@ def command(kind, data, chat_model, tmp_path, **changes):
         "save_steps": 1,
         "use_cpu": True,
         "report_to": "none",
-        "activation_checkpointing": False,
+        "gradient_checkpointing": False,
         **changes,
     }
     return [kind, *(word for key, value in words.items() for word in (f"--{key}", str(value)))]

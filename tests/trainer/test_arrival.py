@@ -10,6 +10,7 @@ from transformers import DataCollatorForSeq2Seq
 from trl import DPOTrainer, SFTTrainer
 
 from dsel_trl import SelectionCallback
+from dsel_trl.trainer.forwards import fused_head
 from tests import tiny
 
 NO_COMPILER = None if shutil.which("g++") else "torch.compile's default backend needs a C++ compiler"
@@ -74,6 +75,10 @@ def test_weights_are_exact_in_compiled_models(make_trainer, kind, backend):
     config = {"optim": "sgd", "learning_rate": 0.05}
     plain = trained(make_trainer, kind, half_weighted(kind, even=True), **config)
     config |= {"torch_compile": True, "torch_compile_backend": backend}
+    if kind == "sft" and not fused_head():
+        with pytest.raises(ValueError, match=r"\['weight_column'\].*torch_compile=False"):
+            trained(make_trainer, kind, half_weighted(kind), **config)
+        return
     compiled = assert_zero_rows_do_not_matter(make_trainer, kind, **config)
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, rtol=0, atol=1e-5, msg=name)
@@ -84,7 +89,7 @@ def test_weights_are_exact_in_compiled_models(make_trainer, kind, backend):
     "config",
     [
         {},
-        {"activation_checkpointing": True},
+        {"gradient_checkpointing": True},
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2},
         {"lora": True},
         {"dataloader_num_workers": 2},
