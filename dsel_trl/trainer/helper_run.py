@@ -58,7 +58,7 @@ def train_helper(
         epochs (`float`, *optional*, defaults to `1.0`):
             Length of the helper run.
         learning_rate (`float`, *optional*):
-            Defaults to the run's own.
+            Defaults to `3e-4` with LoRA, and to the run's own without.
         lora (`bool`, *optional*, defaults to `True`):
             LoRA of rank 16 on all linear layers, or full fine-tuning.
         seed (`int`, *optional*, defaults to `0`):
@@ -73,7 +73,7 @@ def train_helper(
     Returns:
         `np.ndarray` of shape `(evaluations, len(score_ids))`, float32; with `evaluate`, what it returns, stacked.
     """
-    arguments = helper_arguments(trainer.args, learning_rate=learning_rate, epochs=epochs, seed=seed)
+    arguments = helper_arguments(trainer.args, learning_rate=learning_rate, epochs=epochs, lora=lora, seed=seed)
     with tempfile.TemporaryDirectory(prefix="dsel_helper_") as folder, preserved_rng():
         args = type(trainer.args)(folder, **arguments)
         stock = seams.stock_class(type(trainer))
@@ -83,7 +83,7 @@ def train_helper(
         helper = _prepared(stock)(
             model=_start(trainer, model),
             args=args,
-            train_dataset=trainer.train_dataset.select(np.sort(train_ids)),
+            train_dataset=_without_references(trainer).select(np.sort(train_ids)),
             processing_class=trainer.processing_class,
             **kwargs,
         )
@@ -142,7 +142,7 @@ class _Recorder(TrainerCallback):
     def _evaluate(self) -> None:
         selection = self.trainer.selection
         forward = partial(
-            score_rows, self.helper, costs=selection.run.costs, who="helper_", **selection.steps.context()
+            _score_by_own_reference, self.helper, costs=selection.run.costs, who="helper_", **selection.steps.context()
         )
         if self.evaluate is not None:
             self.values.append(self.evaluate(forward))
@@ -154,6 +154,18 @@ class _Recorder(TrainerCallback):
             description=f"{self.description} {len(self.values) + 1}/{self.evaluations}",
         )
         self.values.append(values)
+
+
+def _without_references(trainer: Any) -> Any:
+    """The training set without the log-probabilities of the run's reference: a helper's is its own start."""
+    known = set(trainer.train_dataset.column_names)
+    return trainer.train_dataset.remove_columns([name for name in trainer_kind(trainer).references if name in known])
+
+
+def _score_by_own_reference(helper: Any, inputs: dict[str, Any], ids: Tensor, **how: Any) -> Batch:
+    """Rows of the run, which may hold the log-probabilities of its reference, under a helper and its own."""
+    references = trainer_kind(helper).references
+    return score_rows(helper, {name: value for name, value in inputs.items() if name not in references}, ids, **how)
 
 
 def _prepared(stock: type) -> type:

@@ -300,3 +300,28 @@ def test_a_helper_of_a_continued_run_starts_from_its_policy(model, tmp_path, lor
     trainer.train()
     np.testing.assert_allclose(*found["policy_chosen_logps"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["implicit_margin"][0], 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("measure", ["implicit_margin", "log_ratio_margin", "loss"])
+def test_another_model_is_compared_with_its_own_start(make_trainer, tmp_path, measure, lora):
+    """Not with the log-probabilities that the run has computed of its own reference: those are in its dataset."""
+    other = str(tiny.build_model(tmp_path / "other", seed=9))
+    trainer = make_trainer("dpo", max_steps=1, precompute_ref_log_probs=True)
+    found = []
+
+    class Look(tiny.Witness):
+        def setup(self, run):
+            found.append(helped(run, attrgetter(measure), lora=lora, model=other))
+
+    trainer.add_callback(SelectionCallback(trainer, Look()))
+    assert "ref_chosen_logps" in trainer.train_dataset.column_names
+    trainer.train()
+    np.testing.assert_allclose(found[0], np.log(2) if measure == "loss" else 0.0, atol=1e-5)
+
+
+def test_an_adapter_learns_at_a_rate_of_its_own(make_trainer):
+    args = make_trainer("dpo", learning_rate=1e-6).args
+    assert helper_settings.helper_arguments(args)["learning_rate"] == helper_settings.LORA_LEARNING_RATE
+    assert helper_settings.helper_arguments(args, lora=False)["learning_rate"] == 1e-6
+    assert helper_settings.helper_arguments(args, learning_rate=0.5)["learning_rate"] == 0.5
