@@ -9,15 +9,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from ..core.helper_settings import LORA, helper_arguments
+from ..core.helper_settings import LORA, LORA_LEARNING_RATE, helper_arguments
 from ..core.randomness import preserved_rng
 from ..signals.batch import Batch
+from ..signals.pair_batch import PairBatch
 from . import mixin as seams
 from .forwards import base_model, score_rows
 from .kinds import trainer_kind
@@ -91,6 +93,7 @@ def train_helper(
         helper.add_callback(recorder)
         helper.train()
         recorder.finish()
+        recorder.tell_rounding()
         _count(trainer, helper, train_ids)
         values = np.stack(recorder.values)
         del helper, recorder
@@ -126,6 +129,9 @@ class _Recorder(TrainerCallback):
         self.description = description
         self.interval = 1
         self.values: list[np.ndarray] = []
+        # Of the pairs measured last: how far the helper has moved from its start, and what it moved from.
+        self.moved: list[Tensor] = []
+        self.logps: list[Tensor] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.interval = max(state.max_steps // self.evaluations, 1)
@@ -139,11 +145,37 @@ class _Recorder(TrainerCallback):
         while len(self.values) < self.evaluations:
             self.values.append(self.values[-1]) if self.values else self._evaluate()
 
+    def tell_rounding(self) -> None:
+        """Warns where a helper has moved no further from its start than its precision rounds."""
+        if not self.moved:
+            return
+        args = self.helper.args
+        precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        spread = torch.cat(self.moved).std(correction=0).item()
+        rounding = torch.finfo(precision).eps / 2 * torch.cat(self.logps).abs().mean().item()
+        if spread <= rounding:
+            logger.warning(
+                "A helper model has learned next to nothing at the learning rate %g: its log-ratio margins spread by "
+                "%.2g, and %s alone rounds by %.2g. What it measured is noise: set a larger helper_learning_rate "
+                "(the default of LoRA helpers is %g), or more helper_epochs.",
+                args.learning_rate,
+                spread,
+                str(precision).removeprefix("torch."),
+                rounding,
+                LORA_LEARNING_RATE,
+            )
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Batch:
+        batch = _score_by_own_reference(self.helper, *args, **kwargs)
+        if isinstance(batch, PairBatch) and trainer_kind(self.helper).margin and kwargs.get("reference", True):
+            self.moved.append(batch.log_ratio_margin.detach().float().cpu())
+            self.logps.append(batch.policy_chosen_logps.detach().float().cpu())
+        return batch
+
     def _evaluate(self) -> None:
         selection = self.trainer.selection
-        forward = partial(
-            _score_by_own_reference, self.helper, costs=selection.run.costs, who="helper_", **selection.steps.context()
-        )
+        self.moved, self.logps = [], []
+        forward = partial(self._forward, costs=selection.run.costs, who="helper_", **selection.steps.context())
         if self.evaluate is not None:
             self.values.append(self.evaluate(forward))
             return
