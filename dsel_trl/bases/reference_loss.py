@@ -35,7 +35,9 @@ class SecondModel(Method):
     )
     clean_above: float = field(default=0.0, metadata={"help": "value of clean_column above which a row is clean"})
     helper_epochs: float = field(default=1.0, metadata={"help": "epochs of the helper run"})
-    helper_learning_rate: float | None = field(default=None, metadata={"help": "of the helper; default the run's own"})
+    helper_learning_rate: float | None = field(
+        default=None, metadata={"help": "of the helper; default 3e-4, or without LoRA the run's own"}
+    )
     helper_lora: bool = field(default=True, metadata={"help": "LoRA (r 16) or a full helper model"})
 
     charges: ClassVar[tuple[Charge, ...]] = (

@@ -87,7 +87,7 @@ def _taken(arguments: Any, names: Sequence[str]) -> dict[str, Any]:
 
 def _helper(run: "Run", helper: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides what a helper run gives, but the examples it trains on."""
-    own = {name: helper[name] for name in ("learning_rate", "epochs", "seed") if name in helper}
+    own = {name: helper[name] for name in ("learning_rate", "epochs", "lora", "seed") if name in helper}
     made = helper_arguments(run.arguments, **own)
     model = helper.get("model")
     return {

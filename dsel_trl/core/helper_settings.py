@@ -74,6 +74,8 @@ OWN = (
     "disable_tqdm",
 )
 
+# Adapters start at zero and learn slower than the weights beneath: at a rate for these they would learn nothing.
+LORA_LEARNING_RATE = 3e-4
 LORA: dict[str, Any] = {
     "r": 16,
     "lora_alpha": 16,
@@ -84,7 +86,7 @@ LORA: dict[str, Any] = {
 
 
 def helper_arguments(
-    arguments: Any, *, learning_rate: float | None = None, epochs: float = 1.0, seed: int = 0
+    arguments: Any, *, learning_rate: float | None = None, epochs: float = 1.0, lora: bool = True, seed: int = 0
 ) -> dict[str, Any]:
     """
     The arguments of a helper run's configuration, all but where it writes.
@@ -93,15 +95,19 @@ def helper_arguments(
         arguments (`DPOConfig`, `SFTConfig`, ...):
             The run's own.
         learning_rate (`float`, *optional*):
-            Defaults to the run's own.
+            Defaults to `3e-4` with LoRA, and to the run's own without.
         epochs (`float`, *optional*, defaults to `1.0`):
             Length of the helper run.
+        lora (`bool`, *optional*, defaults to `True`):
+            Whether it trains an adapter.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the helper run.
     """
+    if learning_rate is None:
+        learning_rate = LORA_LEARNING_RATE if lora else arguments.learning_rate
     return {
         **{name: getattr(arguments, name) for name in SHARED if hasattr(arguments, name)},
-        "learning_rate": arguments.learning_rate if learning_rate is None else learning_rate,
+        "learning_rate": learning_rate,
         "num_train_epochs": epochs,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,

@@ -9,15 +9,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from ..core.helper_settings import LORA, helper_arguments
+from ..core.helper_settings import LORA, LORA_LEARNING_RATE, helper_arguments
 from ..core.randomness import preserved_rng
 from ..signals.batch import Batch
+from ..signals.pair_batch import PairBatch
 from . import mixin as seams
 from .forwards import base_model, score_rows
 from .kinds import trainer_kind
@@ -58,7 +60,7 @@ def train_helper(
         epochs (`float`, *optional*, defaults to `1.0`):
             Length of the helper run.
         learning_rate (`float`, *optional*):
-            Defaults to the run's own.
+            Defaults to `3e-4` with LoRA, and to the run's own without.
         lora (`bool`, *optional*, defaults to `True`):
             LoRA of rank 16 on all linear layers, or full fine-tuning.
         seed (`int`, *optional*, defaults to `0`):
@@ -73,7 +75,7 @@ def train_helper(
     Returns:
         `np.ndarray` of shape `(evaluations, len(score_ids))`, float32; with `evaluate`, what it returns, stacked.
     """
-    arguments = helper_arguments(trainer.args, learning_rate=learning_rate, epochs=epochs, seed=seed)
+    arguments = helper_arguments(trainer.args, learning_rate=learning_rate, epochs=epochs, lora=lora, seed=seed)
     with tempfile.TemporaryDirectory(prefix="dsel_helper_") as folder, preserved_rng():
         args = type(trainer.args)(folder, **arguments)
         stock = seams.stock_class(type(trainer))
@@ -83,7 +85,7 @@ def train_helper(
         helper = _prepared(stock)(
             model=_start(trainer, model),
             args=args,
-            train_dataset=trainer.train_dataset.select(np.sort(train_ids)),
+            train_dataset=_without_references(trainer).select(np.sort(train_ids)),
             processing_class=trainer.processing_class,
             **kwargs,
         )
@@ -91,6 +93,7 @@ def train_helper(
         helper.add_callback(recorder)
         helper.train()
         recorder.finish()
+        recorder.tell_rounding()
         _count(trainer, helper, train_ids)
         values = np.stack(recorder.values)
         del helper, recorder
@@ -126,6 +129,9 @@ class _Recorder(TrainerCallback):
         self.description = description
         self.interval = 1
         self.values: list[np.ndarray] = []
+        # Of the pairs measured last: how far the helper has moved from its start, and what it moved from.
+        self.moved: list[Tensor] = []
+        self.logps: list[Tensor] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.interval = max(state.max_steps // self.evaluations, 1)
@@ -139,11 +145,37 @@ class _Recorder(TrainerCallback):
         while len(self.values) < self.evaluations:
             self.values.append(self.values[-1]) if self.values else self._evaluate()
 
+    def tell_rounding(self) -> None:
+        """Warns where a helper has moved no further from its start than its precision rounds."""
+        if not self.moved:
+            return
+        args = self.helper.args
+        precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        spread = torch.cat(self.moved).std(correction=0).item()
+        rounding = torch.finfo(precision).eps / 2 * torch.cat(self.logps).abs().mean().item()
+        if spread <= rounding:
+            logger.warning(
+                "A helper model has learned next to nothing at the learning rate %g: its log-ratio margins spread by "
+                "%.2g, and %s alone rounds by %.2g. What it measured is noise: set a larger helper_learning_rate "
+                "(the default of LoRA helpers is %g), or more helper_epochs.",
+                args.learning_rate,
+                spread,
+                str(precision).removeprefix("torch."),
+                rounding,
+                LORA_LEARNING_RATE,
+            )
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Batch:
+        batch = _score_by_own_reference(self.helper, *args, **kwargs)
+        if isinstance(batch, PairBatch) and trainer_kind(self.helper).margin and kwargs.get("reference", True):
+            self.moved.append(batch.log_ratio_margin.detach().float().cpu())
+            self.logps.append(batch.policy_chosen_logps.detach().float().cpu())
+        return batch
+
     def _evaluate(self) -> None:
         selection = self.trainer.selection
-        forward = partial(
-            score_rows, self.helper, costs=selection.run.costs, who="helper_", **selection.steps.context()
-        )
+        self.moved, self.logps = [], []
+        forward = partial(self._forward, costs=selection.run.costs, who="helper_", **selection.steps.context())
         if self.evaluate is not None:
             self.values.append(self.evaluate(forward))
             return
@@ -154,6 +186,18 @@ class _Recorder(TrainerCallback):
             description=f"{self.description} {len(self.values) + 1}/{self.evaluations}",
         )
         self.values.append(values)
+
+
+def _without_references(trainer: Any) -> Any:
+    """The training set without the log-probabilities of the run's reference: a helper's is its own start."""
+    known = set(trainer.train_dataset.column_names)
+    return trainer.train_dataset.remove_columns([name for name in trainer_kind(trainer).references if name in known])
+
+
+def _score_by_own_reference(helper: Any, inputs: dict[str, Any], ids: Tensor, **how: Any) -> Batch:
+    """Rows of the run, which may hold the log-probabilities of its reference, under a helper and its own."""
+    references = trainer_kind(helper).references
+    return score_rows(helper, {name: value for name, value in inputs.items() if name not in references}, ids, **how)
 
 
 def _prepared(stock: type) -> type:

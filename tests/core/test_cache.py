@@ -61,13 +61,21 @@ def test_a_changed_argument_of_the_helper_trains_it_again(make_trainer, name):
         {"optim": "sgd"},
         {"gradient_accumulation_steps": 2},
         {"max_grad_norm": 0.5},
-        {"learning_rate": 1e-4},
     ]
     if kind == "dpo":
         changes += [{"label_smoothing": 0.1}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.05]}]
     for change in changes:
         assert helped(make_trainer, name, kind, parameters, **change), change
         assert not helped(make_trainer, name, kind, parameters, **change), change
+
+
+@pytest.mark.parametrize("name", HELPED)
+def test_the_learning_rate_of_the_run_is_that_of_a_full_helper_alone(make_trainer, name):
+    kind, parameters = HELPED[name]
+    for lora in (True, False):
+        own = parameters | {"helper_lora": lora}
+        assert helped(make_trainer, name, kind, own)
+        assert bool(helped(make_trainer, name, kind, own, learning_rate=1e-4)) != lora
 
 
 @pytest.mark.parametrize("name", HELPED)
@@ -101,7 +109,7 @@ def test_every_deciding_argument_is_in_the_key(make_trainer):
 
     def key(**changed):
         run.arguments = SimpleNamespace(**values | changed)
-        return run_fingerprint(run, uses=(), helpers=[{"epochs": 1.0}])
+        return run_fingerprint(run, uses=(), helpers=[{"epochs": 1.0, "lora": False}])
 
     same = key()
     for name in values:

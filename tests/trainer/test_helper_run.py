@@ -12,6 +12,8 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, RewardConfig, SFTConfig
 
 from dsel_trl import SelectionCallback
 from dsel_trl.core import helper_settings
+from dsel_trl.data.demo.corpus import demo_preferences
+from dsel_trl.data.demo.model import build_demo_model
 from dsel_trl.trainer.helper_run import initial_copy
 from tests import tiny
 
@@ -303,3 +305,60 @@ def test_a_helper_of_a_continued_run_starts_from_its_policy(model, tmp_path, lor
     trainer.train()
     np.testing.assert_allclose(*found["policy_chosen_logps"], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found["implicit_margin"][0], 0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("measure", ["implicit_margin", "log_ratio_margin", "loss"])
+def test_another_model_is_compared_with_its_own_start(make_trainer, tmp_path, measure, lora):
+    """Not with the log-probabilities that the run has computed of its own reference: those are in its dataset."""
+    other = str(tiny.build_model(tmp_path / "other", seed=9))
+    trainer = make_trainer("dpo", max_steps=1, precompute_ref_log_probs=True)
+    found = []
+
+    class Look(tiny.Witness):
+        def setup(self, run):
+            found.append(helped(run, attrgetter(measure), lora=lora, model=other))
+
+    trainer.add_callback(SelectionCallback(trainer, Look()))
+    assert "ref_chosen_logps" in trainer.train_dataset.column_names
+    trainer.train()
+    np.testing.assert_allclose(found[0], np.log(2) if measure == "loss" else 0.0, atol=1e-5)
+
+
+def test_an_adapter_learns_at_a_rate_of_its_own(make_trainer):
+    args = make_trainer("dpo", learning_rate=1e-6).args
+    assert helper_settings.helper_arguments(args)["learning_rate"] == helper_settings.LORA_LEARNING_RATE
+    assert helper_settings.helper_arguments(args, lora=False)["learning_rate"] == 1e-6
+    assert helper_settings.helper_arguments(args, learning_rate=0.5)["learning_rate"] == 0.5
+
+
+@pytest.fixture(scope="module")
+def demo_model(tmp_path_factory):
+    return build_demo_model(tmp_path_factory.mktemp("demo") / "model", steps=150)
+
+
+def difficulty_finds_flips(demo_model, tmp_path, **parameters):
+    """How well SelectiveDPO's difficulty tells flipped pairs (AUC), at TRL's own learning rate and precision."""
+    rows = demo_preferences(0, train_size=512, test_size=8)["train"]
+    flipped = np.array(rows["truth_flipped"])
+    args = DPOConfig(str(tmp_path / "out"), use_cpu=True, max_steps=1, max_length=128, report_to="none", bf16=True)
+    assert args.learning_rate == 1e-6
+    rows = rows.remove_columns([name for name in rows.column_names if name.startswith("truth_")])
+    trainer = DPOTrainer(str(demo_model), args=args, train_dataset=rows)
+    callback = SelectionCallback(trainer, "selective_dpo", evaluations=1, helper_epochs=2.0, **parameters)
+    trainer.add_callback(callback)
+    trainer.train()
+    hard = -callback.ledger["selective_dpo"]
+    above = hard[flipped][:, None] - hard[~flipped][None]
+    return ((above > 0) + 0.5 * (above == 0)).mean()
+
+
+def test_a_lora_helper_learns_at_the_defaults(demo_model, tmp_path, caplog):
+    assert difficulty_finds_flips(demo_model, tmp_path) > 0.65
+    assert "next to nothing" not in caplog.text
+
+
+def test_a_helper_that_learned_nothing_is_told(demo_model, tmp_path, caplog):
+    """The run's own learning rate would not do."""
+    assert difficulty_finds_flips(demo_model, tmp_path, helper_learning_rate=1e-6) < 0.6
+    assert "learned next to nothing at the learning rate 1e-06" in caplog.text

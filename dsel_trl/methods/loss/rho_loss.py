@@ -51,7 +51,9 @@ class RhoLoss(Method):
     )
     helper_lora: bool = field(default=True, metadata={"help": "helper models: LoRA (r 16) or full fine-tuning"})
     helper_epochs: float = field(default=1.0, metadata={"help": "helper models: epochs"})
-    helper_learning_rate: float | None = field(default=None, metadata={"help": "helper models: default the run's own"})
+    helper_learning_rate: float | None = field(
+        default=None, metadata={"help": "helper models: default 3e-4, or without LoRA the run's own"}
+    )
 
     signals = (Signal.LOSS,)
     paper = "hf.co/papers/2206.07137"

@@ -45,7 +45,9 @@ class S2L(Method):
     )
     helper_lora: bool = field(default=True, metadata={"help": "helper model: LoRA (r 16) or full fine-tuning"})
     helper_epochs: float = field(default=1.0, metadata={"help": "helper model: epochs"})
-    helper_learning_rate: float | None = field(default=None, metadata={"help": "helper model: default the run's own"})
+    helper_learning_rate: float | None = field(
+        default=None, metadata={"help": "helper model: default 3e-4, or without LoRA the run's own"}
+    )
     seed: int = field(default=0, metadata={"help": "of the clustering and the draws, beside the run's seed"})
 
     signals = (Signal.LOSS,)

@@ -66,7 +66,9 @@ class Bees(ExplicitMargin, ByScore):
     )
     helper_lora: bool = field(default=True, metadata={"help": "helper: LoRA (r 16) or full fine-tuning"})
     helper_epochs: float = field(default=2.0, metadata={"help": "helper: epochs on the seed pairs"})
-    helper_learning_rate: float | None = field(default=None, metadata={"help": "helper: default the run's own"})
+    helper_learning_rate: float | None = field(
+        default=None, metadata={"help": "helper: default 3e-4, or without LoRA the run's own"}
+    )
 
     signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
     trainers = ("dpo",)

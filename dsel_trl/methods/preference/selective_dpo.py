@@ -67,7 +67,9 @@ class SelectiveDpo(Method):
         metadata={"help": "cross_fit: another model with the same tokenizer; default the policy as it is"},
     )
     helper_lora: bool = field(default=True, metadata={"help": "cross_fit: LoRA (r 16) or full helper models"})
-    helper_learning_rate: float | None = field(default=None, metadata={"help": "cross_fit: default the run's own"})
+    helper_learning_rate: float | None = field(
+        default=None, metadata={"help": "cross_fit: default 3e-4, or without LoRA the run's own"}
+    )
     helper_epochs: float = field(default=1.0, metadata={"help": "cross_fit: epochs of each helper run"})
     evaluations: int = field(default=5, metadata={"help": "cross_fit: times each helper is evaluated"})
     column: str = field(default="difficulty", metadata={"help": "column: numeric column, larger = harder"})

@@ -66,7 +66,9 @@ class Ifd(Prescored):
     warm_up_low: float = field(default=1.0, metadata={"help": "warm_up: lowest percentile of perplexity in a cluster"})
     warm_up_high: float = field(default=99.0, metadata={"help": "warm_up: highest percentile of perplexity"})
     helper_epochs: float = field(default=1.0, metadata={"help": "warm_up: epochs of the helper"})
-    helper_learning_rate: float | None = field(default=None, metadata={"help": "warm_up: default the run's own"})
+    helper_learning_rate: float | None = field(
+        default=None, metadata={"help": "warm_up: default 3e-4, or without LoRA the run's own"}
+    )
     helper_lora: bool = field(default=True, metadata={"help": "warm_up: LoRA (r 16) or a full helper model"})
     diverse: float | None = field(
         default=None, metadata={"help": "share that is left in the end, chosen for diversity; at most `keep`"}
