@@ -17,6 +17,8 @@ from ..signals.batch import Batch
 
 # Steps in which a pacing function is read: fine enough that no share is off by more than 1e-6.
 PACE = 1_000_000
+# Scores that are looked at for equal ones.
+LOOKED_AT = 1_000_000
 
 
 def known_scores(run: Run, name: str) -> np.ndarray:
@@ -95,6 +97,8 @@ def tell_ties(run: Run, name: str, scores: np.ndarray, second: str | None = None
             logging.WARNING,
         )
         return
+    # Enough to tell whether scores are shared, without sorting tens of millions of them for a line in the log.
+    values = values[:LOOKED_AT]
     equal = np.diff(np.sort(values)) == 0
     tied = int(np.count_nonzero(np.append(equal, False) | np.insert(equal, 0, False)))
     run.log({f"{name}_tied": tied})
@@ -120,14 +124,16 @@ def keep_top(
     valid = selectable(scores)
     size = keep_count(fraction, int(valid.sum())) if count is None else count
     mask = np.zeros(len(scores), dtype=bool)
-    if ties is not None and 0 < size < valid.sum():
-        cut = -np.partition(-scores[valid], size - 1)[size - 1]
+    values = scores[valid]
+    if ties is not None and 0 < size < len(values):
+        cut = np.partition(values, len(values) - size)[len(values) - size]
+        mask[valid] = values > cut
         at = np.flatnonzero(scores == cut)
-        room = size - int(np.count_nonzero(scores[valid] > cut))
+        room = size - int(np.count_nonzero(mask))
         if room < len(at):
-            drawn = at[np.argsort(ties.random(len(scores))[at])]
-            scores = scores.copy()
-            scores[drawn[room:]] = -np.inf
+            at = at[np.argsort(ties.random(len(scores))[at])]
+        mask[at[:room]] = True
+        return mask
     mask[top_k(scores, size)] = True
     return mask
 
@@ -139,12 +145,16 @@ def keep_band(scores: np.ndarray, low: float, high: float, ties: np.random.Gener
     Equal scores are ranked as `ties` draws them; without it, by id.
     """
     mask = np.zeros(len(scores), dtype=bool)
-    if ties is None:
-        mask[band(scores, low, high)] = True
-    else:
-        # Sorting is stable: where equals come in a drawn order they stay in it.
-        drawn = ties.permutation(len(scores))
-        mask[drawn[band(scores[drawn], low, high)]] = True
+    inside = band(scores, low, high)
+    mask[inside] = True
+    if ties is None or not len(inside):
+        return mask
+    # Which of several equal scores are inside is a question at the two ends only.
+    for end in {float(scores[inside[0]]), float(scores[inside[-1]])}:
+        at = np.flatnonzero(scores == end)
+        count = int(np.count_nonzero(mask[at]))
+        mask[at] = False
+        mask[at[np.argsort(ties.random(len(at)))][:count]] = True
     return mask
 
 
