@@ -50,4 +50,5 @@ cells = [row, platform.python_version(), *map(version, ("trl", "transformers", "
 print("| " + " | ".join(cells) + " |", flush=True)
 PYTHON
     grep -E "^(FAILED|ERROR)" "$work/log" >&2 || true
+    [ "$(count passed)" -gt 0 ] || tail -n 20 "$work/log" >&2
 done

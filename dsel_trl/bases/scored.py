@@ -312,9 +312,9 @@ class ByScore(Method):
         """Scores of all examples as they are known now, `(N,)`; NaN = unknown, higher = first."""
         return known_scores(run, self.name)
 
-    def filled_scores(self, run: Run) -> np.ndarray:
+    def filled(self, run: Run, scores: np.ndarray) -> np.ndarray:
         """The scores with the unknown ones drawn from the known: the same however often one plan asks."""
-        return with_unseen(self.scores(run), run.plan_rng(f"{self.name}/unseen"), run.ledger.visits > 0)
+        return with_unseen(scores, run.plan_rng(f"{self.name}/unseen"), run.ledger.visits > 0)
 
     @property
     def keep_share(self) -> float:
@@ -339,9 +339,10 @@ class ByScore(Method):
     def select(self, run: Run) -> np.ndarray:
         if self.refresh == "never" and self._mask is not None:
             return self._mask
+        known = self.scores(run)
         if self.keep_share < 1:
-            tell_ties(run, self.name, self.scores(run))
-        scores, ties = self.filled_scores(run), tie_rng(run, self.name)
+            tell_ties(run, self.name, known)
+        scores, ties = self.filled(run, known), tie_rng(run, self.name)
         if self.action == "band":
             mask = keep_band(scores, self.low, self.high, ties)
         else:
@@ -352,8 +353,9 @@ class ByScore(Method):
         return mask
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
-        tell_ties(run, self.name, self.scores(run))
-        rng, scores = run.plan_rng(f"{self.name}/order"), self.filled_scores(run)
+        known = self.scores(run)
+        tell_ties(run, self.name, known)
+        rng, scores = run.plan_rng(f"{self.name}/order"), self.filled(run, known)
         if self.reverse:
             scores = -scores
         if self.action == "sample":
