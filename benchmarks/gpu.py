@@ -295,6 +295,7 @@ def steps(bench: Bench) -> Iterator[dict[str, Any]]:
     ]
     for size, kind, lora, batch, variants in grid:
         length = 32 if bench.tiny else 512
+        what = f"{size} {kind}, {'LoRA r=8' if lora else 'full'}, {batch} x {length} tokens"
         train, aim = pairs(batch * 8, length), pairs(16, length, seed=1)
         if kind == "sft":
             train, aim = as_completions(train), as_completions(aim)
@@ -308,12 +309,16 @@ def steps(bench: Bench) -> Iterator[dict[str, Any]]:
                     selection = ("inrun_shapley", {**SHAPLEY, "target": aim, "layers": "lora" if lora else "all"})
                 made = {"lora": lora, "max_steps": 5 + count, "per_device_train_batch_size": batch}
                 how = (bench, size, kind, train, selection)
-                took, peak = measured(bench, lambda how=how, made=made: make_trainer(*how, **made))
+                try:
+                    took, peak = measured(bench, lambda how=how, made=made: make_trainer(*how, **made))
+                except Exception as error:
+                    yield {"what": f"{what}: {variant}", "error": f"{type(error).__name__}: {error}"}
+                    continue
                 seconds[variant] += took
                 peaks[variant] = peak
-        for variant in variants:
+        for variant in peaks:
             yield {
-                "what": f"{size} {kind}, {'LoRA r=8' if lora else 'full'}, {batch} x {length} tokens: {variant}",
+                "what": f"{what}: {variant}",
                 "step ms": 1000 * statistics.median(seconds[variant]),
                 "ratio": statistics.median(seconds[variant]) / statistics.median(seconds["stock"]),
                 # A step in which the target's gradient is renewed is dearer: the mean shows it, the median does not.
