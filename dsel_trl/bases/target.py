@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..core.method import Method
-from ..core.parameters import Reads, When, check_whole, given
+from ..core.parameters import Reads, When, check_whole
 from ..core.run import Run
 from ..data.fingerprints import dataset_fingerprint
 from ..data.rows import Rows
@@ -37,7 +37,7 @@ class Targeted(Method):
     target_split: str = field(default="train", metadata={"help": "split of the target"})
     target_size: int = field(default=0, metadata={"help": "examples drawn from the target; 0 takes all"})
 
-    reads: ClassVar[Reads] = {"target_split": (named,), "target_size": (given("target"),)}
+    reads: ClassVar[Reads] = {"target_split": (named,)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,56 +58,24 @@ class Targeted(Method):
                 f"target=None: {self.name!r} follows a target. Give a file, a folder or the name of a dataset in the "
                 "format of the training set (in Python also a datasets.Dataset)."
             )
-        if self.target is None:
-            return
-        if not isinstance(self.target, str | Path | Dataset) or self.target == "":
-            hint = " Take one of its splits." if isinstance(self.target, dict) else ""
-            raise ValueError(
-                f"target={type(self.target).__name__} {str(self.target)[:60]!r} is neither a name nor a "
-                f"datasets.Dataset.{hint}"
-            )
-        if isinstance(self.target, Dataset) and not len(self.target):
-            raise ValueError("target: the dataset is empty.")
+        if self.target is not None:
+            check_set("target", self.target)
 
     def load_target(self, run: Run) -> Dataset:
         """All of the target as the user has it; `ValueError` or `FileNotFoundError` where there is none."""
-        if isinstance(self.target, Dataset):
-            return self.target
-        return run.load(str(self.target), self.target_split, "target_split")
+        return load_set(run, self.target, self.target_split)
 
     def target_dataset(self, run: Run) -> Dataset:
         """The target as the user has it: all of it, or the `target_size` examples drawn."""
         if self._target_dataset is None:
-            dataset, shown = self.load_target(run), self._shown
-            if not len(dataset):
-                raise ValueError(f"target={shown} holds no examples.")
-            if self.target_size > len(dataset):
-                raise ValueError(
-                    f"target_size={self.target_size} is more than the {len(dataset)} examples of target={shown}: give "
-                    "at most so many, or 0 for all."
-                )
-            if 0 < self.target_size < len(dataset):
-                # The same examples for every method of a run.
-                drawn = run.rng("target/rows").choice(len(dataset), size=self.target_size, replace=False)
-                dataset = dataset.select(np.sort(drawn))
-            self._target_dataset = dataset
+            self._target_dataset = drawn(run, "target", self.target, self.load_target(run), self.target_size)
         return self._target_dataset
 
     def target_rows(self, run: Run) -> Rows:
         """The target as the trainer prepares its own rows."""
         if self._target_rows is None:
-            rows = run.prepare(self.target_dataset(run), "target")
-            if not len(rows):
-                raise ValueError(
-                    f"target={self._shown}: none of its examples is left when the trainer prepares them; their "
-                    f"prompts are longer than max_length={rows.max_length}, or nothing in them is trained."
-                )
-            self._target_rows = rows
+            self._target_rows = prepared(run, "target", self.target, self.target_dataset(run))
         return self._target_rows
-
-    @property
-    def _shown(self) -> str:
-        return "the given dataset" if isinstance(self.target, Dataset) else repr(str(self.target))
 
     def read_target(self, run: Run) -> Sized:
         """What the method takes of the target; all that is wrong with the target shows here."""
@@ -124,6 +92,56 @@ class Targeted(Method):
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         return described if self.target is None else {**described, "target_content": content_of(self.target)}
+
+
+def check_set(name: str, value: Any) -> None:
+    """Raises `ValueError` unless the parameter `name` names a set of examples or is one."""
+    if not isinstance(value, str | Path | Dataset) or value == "":
+        hint = " Take one of its splits." if isinstance(value, dict) else ""
+        raise ValueError(
+            f"{name}={type(value).__name__} {str(value)[:60]!r} is neither a name nor a datasets.Dataset.{hint}"
+        )
+    if isinstance(value, Dataset) and not len(value):
+        raise ValueError(f"{name}: the dataset is empty.")
+
+
+def load_set(run: Run, value: str | Path | Dataset, split: str) -> Dataset:
+    """A set of examples as the user has it, by name or as it is."""
+    return value if isinstance(value, Dataset) else run.load(str(value), split, "target_split")
+
+
+def drawn(run: Run, name: str, value: Any, dataset: Dataset, size: int) -> Dataset:
+    """
+    `size` examples of a set that a parameter has named, all of them for 0: the same ones for every method of a run.
+
+    Raises:
+        `ValueError`: if it has none, or fewer.
+    """
+    if not len(dataset):
+        raise ValueError(f"{name}={_shown(value)} holds no examples.")
+    if size > len(dataset):
+        raise ValueError(
+            f"target_size={size} is more than the {len(dataset)} examples of {name}={_shown(value)}: give at most so "
+            "many, or 0 for all."
+        )
+    if not 0 < size < len(dataset):
+        return dataset
+    return dataset.select(np.sort(run.rng(f"{name}/rows").choice(len(dataset), size=size, replace=False)))
+
+
+def prepared(run: Run, name: str, value: Any, dataset: Dataset) -> Rows:
+    """A set of examples as the trainer prepares its own rows; `ValueError` if it leaves none of them."""
+    rows = run.prepare(dataset, name)
+    if not len(rows):
+        raise ValueError(
+            f"{name}={_shown(value)}: none of its examples is left when the trainer prepares them; their prompts are "
+            f"longer than max_length={rows.max_length}, or nothing in them is trained."
+        )
+    return rows
+
+
+def _shown(value: Any) -> str:
+    return "the given dataset" if isinstance(value, Dataset) else repr(str(value))
 
 
 def content_of(target: str | Path | Dataset) -> str:

@@ -55,6 +55,7 @@ class Dsir(Targeted, Prescored):
     paper = "hf.co/papers/2302.03169"
     reads: ClassVar[Reads] = {
         "target_above": (given("target_column"),),
+        "target_size": (given("target"),),
         "temperature": (when("action", "sample"),),
         "reverse": (when("action", "curriculum"),),
         "refresh": (when("action", "sample"),),
