@@ -33,7 +33,7 @@ from .trainer.helper_run import train_helper
 from .trainer.internals import check_internals
 from .trainer.kinds import is_map_style, trainer_kind
 from .trainer.mixin import join, part
-from .trainer.rows import TrainingRows, prepare_rows
+from .trainer.rows import TrainingRows, load_named, prepare_rows
 from .trainer.serving import Serving
 from .trainer.step import OptimizerStep
 
@@ -195,6 +195,7 @@ class SelectionCallback(TrainerCallback):
                 costs=self.costs,
             ),
             prepare=partial(prepare_rows, trainer),
+            load=partial(load_named, trainer),
             train_helper=partial(train_helper, trainer),
             generate=partial(generate, trainer, costs=self.costs),
             refer=partial(refer, trainer),

@@ -9,6 +9,7 @@ What families of methods share: a method of one's own starts here.
 | [`Batched`] | form batches of varying size |
 | [`ExplicitMargin`] | know a score of both responses of a pair |
 | [`SecondModel`] | compare the policy with another model |
+| [`Targeted`] | follow a set of examples that the user names |
 | [`LossForm`] | train another loss by weights on the trainer's |
 """
 
@@ -19,5 +20,6 @@ from .offline import Prescored
 from .reference_loss import SecondModel
 from .replaced_loss import LossForm
 from .scored import ByScore
+from .target import Targeted
 
-__all__ = ["Batched", "ByScore", "Clustered", "ExplicitMargin", "LossForm", "Prescored", "SecondModel"]
+__all__ = ["Batched", "ByScore", "Clustered", "ExplicitMargin", "LossForm", "Prescored", "SecondModel", "Targeted"]

@@ -56,6 +56,9 @@ class Run:
             Extra forwards over rows.
         prepare (`Callable[[Dataset, str], Rows]`):
             Other rows than the training set: a dataset, prepared as the trainer prepares its own, and its name.
+        load (`Callable[[str, str, str], Dataset]`):
+            A dataset of the user's by its name (a file, a folder, a hub id, or `demo` in this trainer's form), its
+            split, and the parameter that says the split, for the error.
         train_helper (`Callable`):
             Trains a model beside the run: see [`~dsel_trl.trainer.helper_run.train_helper`], without its first
             argument.
@@ -101,6 +104,7 @@ class Run:
     reference: Any
     passes: Passes
     prepare: Callable[[Any, str], Rows]
+    load: Callable[[str, str, str], Any]
     train_helper: Callable[..., Any]
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
