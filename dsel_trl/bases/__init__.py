@@ -7,6 +7,7 @@ What families of methods share: a method of one's own starts here.
 | [`Prescored`] | measure their scores before training |
 | [`Clustered`] | choose within clusters of embeddings |
 | [`Batched`] | form batches of varying size |
+| [`FollowsGradient`] | compare the examples' gradients with a target's |
 | [`ExplicitMargin`] | know a score of both responses of a pair |
 | [`SecondModel`] | compare the policy with another model |
 | [`Targeted`] | follow a set of examples that the user names |
@@ -16,10 +17,21 @@ What families of methods share: a method of one's own starts here.
 from .batch_forming import Batched
 from .clustered import Clustered
 from .explicit_margin import ExplicitMargin
+from .influence import FollowsGradient
 from .offline import Prescored
 from .reference_loss import SecondModel
 from .replaced_loss import LossForm
 from .scored import ByScore
 from .target import Targeted
 
-__all__ = ["Batched", "ByScore", "Clustered", "ExplicitMargin", "LossForm", "Prescored", "SecondModel", "Targeted"]
+__all__ = [
+    "Batched",
+    "ByScore",
+    "Clustered",
+    "ExplicitMargin",
+    "FollowsGradient",
+    "LossForm",
+    "Prescored",
+    "SecondModel",
+    "Targeted",
+]

@@ -6,6 +6,7 @@ A method that is not in `CASES` runs with its defaults: registering it is enough
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from dsel_trl import create_method, get_method, list_methods
@@ -47,6 +48,8 @@ class Case:
 
 NEVER_PRUNED = "it prunes what is known to be learned; an example that is not known to be has the weight 1"
 REWARD = f"{__name__}:fewest_words"
+# Examples to follow, with the columns of pairs and of completions.
+TARGET = str(Path(__file__).parent / "target.jsonl")
 
 CASES: dict[str, Case] = {
     "uniform": Case(neutral={}, idle="the control: it measures, and leaves the run as it is"),
@@ -80,6 +83,7 @@ CASES: dict[str, Case] = {
     "jest": Case({"loss_column": "difficulty", "factor": 2}, repeats=False),
     "edge": Case({"guideline": "w1 w2", "keep": 0.6}),
     "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
+    "inrun_shapley": Case({"target": TARGET, "target_refresh": 2, "keep": 0.6, "refresh": 2}),
     "selective_dpo": Case({"source": "online", "refresh": 2, "keep": 0.7}),
 }
 # One method in two guises: what its other parameters do is a different algorithm.
@@ -98,6 +102,8 @@ FURTHER: dict[str, Case] = {
     ),
     "infobatch:steps": Case({"refresh": 1, "prescore": True, "keep_learned": 0.4}, untold=NEVER_PRUNED),
     "curriculum:sample": Case({"action": "sample", "by": "loss", "unbiased": True, "refresh": 2}),
+    "inrun_shapley:second": Case({"target": TARGET, "taylor": 2, "action": "curriculum", "pacing": "none"}),
+    "inrun_shapley:weight": Case({"target": TARGET, "precondition": "adam", "action": "weight"}),
     "margin:weight": Case({"action": "weight"}),
     "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),
     "margin:disagreement": Case({"source": "disagreement", "action": "band", "refresh": 3}),
