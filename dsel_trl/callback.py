@@ -29,6 +29,7 @@ from .trainer.checkpoints import SavedSelection, read_selection, selection_finge
 from .trainer.checks import check_run
 from .trainer.forwards import heard_model, own_outputs, refer, request_outputs
 from .trainer.generation import generate
+from .trainer.gradients import ModelGradients
 from .trainer.helper_run import train_helper
 from .trainer.internals import check_internals
 from .trainer.kinds import is_map_style, trainer_kind
@@ -199,6 +200,9 @@ class SelectionCallback(TrainerCallback):
             train_helper=partial(train_helper, trainer),
             generate=partial(generate, trainer, costs=self.costs),
             refer=partial(refer, trainer),
+            gradients=ModelGradients(
+                trainer, self.costs, lambda inputs, ids, **how: self.steps.score_rows(inputs, ids, **how)
+            ),
             costs=self.costs,
             log=self.metrics_window.extra,
             tell=self._tell,

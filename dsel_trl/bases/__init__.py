@@ -9,6 +9,7 @@ What families of methods share: a method of one's own starts here.
 | [`EmbeddedTarget`] | compare the vectors with those of a target |
 | [`Clustered`] | choose within clusters of embeddings |
 | [`Batched`] | form batches of varying size |
+| [`FollowsGradient`] | compare the examples' gradients with a target's |
 | [`ExplicitMargin`] | know a score of both responses of a pair |
 | [`SecondModel`] | compare the policy with another model |
 | [`Targeted`] | follow a set of examples that the user names |
@@ -19,6 +20,7 @@ from .batch_forming import Batched
 from .clustered import Clustered
 from .embedded import Embedded, EmbeddedTarget
 from .explicit_margin import ExplicitMargin
+from .influence import FollowsGradient
 from .offline import Prescored
 from .reference_loss import SecondModel
 from .replaced_loss import LossForm
@@ -32,6 +34,7 @@ __all__ = [
     "Embedded",
     "EmbeddedTarget",
     "ExplicitMargin",
+    "FollowsGradient",
     "LossForm",
     "Prescored",
     "SecondModel",

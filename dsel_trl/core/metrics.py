@@ -118,7 +118,7 @@ class Metrics:
         )
         if losses is not None:
             values["weighted_loss"] = float(np.mean(weights * losses))
-        for name in self._window[0].values.keys() - OWN_COLUMNS:
+        for name in {name for step in self._window for name in step.values} - OWN_COLUMNS:
             scores = _joined(self._window, name)
             assert scores is not None
             finite = scores[np.isfinite(scores)]
@@ -167,6 +167,6 @@ def _each(window: list[Step], name: str) -> list[np.ndarray]:
 
 
 def _joined(window: list[Step], name: str) -> np.ndarray | None:
-    if name not in window[0].values:
-        return None
-    return np.concatenate([step.values[name] for step in window])
+    # What a method asks of some steps only is not there in the others.
+    values = [step.values[name] for step in window if name in step.values]
+    return np.concatenate(values) if values else None

@@ -24,10 +24,19 @@ class Step:
             Examples trained, over all ranks and micro-batches.
         values (`dict[str, np.ndarray]`):
             Per-example values by name: the scores of the methods, `loss`, `implicit_margin` for preferences, `weight`.
+        learning_rate (`float`):
+            Of the step (of the first parameter group); NaN where it was not seen.
+        clip_factor (`float`):
+            What clipping has multiplied the gradient by.
+        skipped (`bool`):
+            Whether the optimizer left the step out, as it does when gradients in half precision overflow.
     """
 
     ids: np.ndarray
     values: dict[str, np.ndarray]
+    learning_rate: float = float("nan")
+    clip_factor: float = 1.0
+    skipped: bool = False
 
 
 @dataclass
@@ -67,6 +76,8 @@ class Run:
         refer (`Callable[[Path, bool], None]`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
+        gradients ([`~dsel_trl.trainer.gradients.ModelGradients`]):
+            Gradients of other examples than the batch's, of the step, and what the optimizer knows of them.
         costs ([`Costs`]):
             What selection has added to the run so far.
         log (`Callable[[dict[str, float]], None]`):
@@ -108,6 +119,7 @@ class Run:
     train_helper: Callable[..., Any]
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
+    gradients: Any
     costs: Costs
     log: Callable[[dict[str, float]], None]
     tell: Callable[[str, str, int], None]
