@@ -1,0 +1,1 @@
+"""Formulas of methods that follow what an example's gradient says."""
