@@ -108,4 +108,5 @@ def add_to_means(means: np.ndarray, counts: np.ndarray, ids: np.ndarray, values:
     totals = np.where(counts > 0, means, 0.0) * counts
     np.add.at(totals, ids[known], values[known].astype(np.float64))
     np.add.at(counts, ids[known], 1)
-    return np.divide(totals, counts, out=np.full(len(means), np.nan), where=counts > 0)
+    result: np.ndarray = np.divide(totals, counts, out=np.full(len(means), np.nan), where=counts > 0)
+    return result
