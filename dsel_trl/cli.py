@@ -75,6 +75,11 @@ def _train(kind: str, words: Sequence[str]) -> None:
     check_arguments(arguments)
     for note in arguments.notes:
         logging.getLogger(__name__).info(note)
+    if arguments.stages is not None:
+        from .commands.stages import run_stages
+
+        _say(run_stages(arguments))
+        return
     from .commands.train import prepare, run_single
 
     job = prepare(arguments)

@@ -2,19 +2,19 @@
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
 from ..core.identical import IDENTICAL
 from ..core.parameters import check_choice, nearest
 from ..trainer.kinds import KINDS
+from .stage_arguments import check_stages, read_stages
+from .yaml_files import read_config, read_yaml
 
 RUNS = ("stock", "selection", "random")
 
@@ -37,6 +37,13 @@ class SelectionArguments:
             Column of texts by whose values loss, margin, kept share, weight and tokens are logged apart.
         identical (`str`, *optional*, defaults to `"warn"`):
             What is done about pairs whose two sides are equal after truncation: `warn` or `drop`.
+        stages (`str`, *optional*):
+            Datasets to train one after the other: in the YAML file a list of mappings with `dataset_name` (and `name`,
+            `dataset_config`, `dataset_train_split`, `dataset_test_split`, `eval_dataset_name`, `max_steps`,
+            `num_train_epochs`), or `column: NAME`, a column of `dataset_name` by whose values its rows are staged.
+        replay (`str`, *optional*, defaults to `"0"`):
+            What of the earlier stages comes again: so many of their rows, drawn at random, per row of the new one, or
+            `all`, of which the methods choose.
         resume_across_versions (`bool`, *optional*, defaults to `False`):
             Whether a checkpoint made with other versions of the libraries may be continued.
         resume_with_other_batches (`bool`, *optional*, defaults to `False`):
@@ -63,6 +70,14 @@ class SelectionArguments:
         default="warn",
         metadata={"help": "Pairs that are equal after truncation: warn (count them) or drop."},
     )
+    stages: str | None = field(
+        default=None,
+        metadata={"help": "Datasets to train one after the other, or {column: NAME}. In a file: a list or a mapping."},
+    )
+    replay: str = field(
+        default="0",
+        metadata={"help": "Rows of earlier stages per row of the new one (0: none), or all."},
+    )
     resume_across_versions: bool = field(
         default=False,
         metadata={"help": "Continue a checkpoint made with other versions of the libraries."},
@@ -87,6 +102,8 @@ class Arguments:
     eval_dataset_name: str | None
     log_by: str | None
     identical: str
+    stages: list[dict[str, Any]] | dict[str, str] | None
+    replay: str
     resume_across_versions: bool
     resume_with_other_batches: bool
     notes: list[str]
@@ -97,58 +114,6 @@ class _Parser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-6` is a number and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def read_yaml(text: str, origin: str) -> Any:
-    """Parses YAML; a mistake becomes a `ValueError` that says where in `origin` it is."""
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ValueError(f"{origin}{place}: {getattr(error, 'problem', None) or error}.") from error
-
-
-def read_config(path: str) -> dict[str, Any]:
-    """
-    Reads a YAML file of arguments and sets the environment variables of its block `env`, as TRL does.
-
-    Raises:
-        `FileNotFoundError`: if there is no such file.
-        `ValueError`: if it is not a YAML mapping.
-    """
-    if not Path(path).is_file():
-        beside = [str(p) for p in Path(path).parent.glob("*.y*ml")] if Path(path).parent.is_dir() else []
-        raise FileNotFoundError(f"There is no config file {path!r}.{nearest(path, beside)}")
-    config = read_yaml(Path(path).read_text(encoding="utf-8"), path)
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds {type(config).__name__}, but must hold a YAML mapping (`key: value` lines).")
-    environment = config.pop("env", None) or {}
-    if not isinstance(environment, dict):
-        raise ValueError(f"`env` in {path} must be a mapping of variables to values, got {environment!r}.")
-    os.environ.update({str(key): str(value) for key, value in environment.items()})
-    return config
 
 
 def read_selection(value: Any) -> list[dict[str, Any]]:
@@ -283,6 +248,8 @@ def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
         eval_dataset_name=own.eval_dataset_name,
         log_by=own.log_by,
         identical=own.identical,
+        stages=read_stages(own.stages),
+        replay=own.replay,
         resume_across_versions=own.resume_across_versions,
         resume_with_other_batches=own.resume_with_other_batches,
         notes=notes,
@@ -307,7 +274,8 @@ def check_arguments(arguments: Arguments) -> None:
         raise ValueError("model_name_or_path is missing: a folder with a model, a hub id, or `demo`.")
     if script.dataset_name and arguments.mixture.datasets:
         raise ValueError("Both `dataset_name` and `datasets` are given: which one is the training data? Give one.")
-    if not script.dataset_name and not arguments.mixture.datasets:
+    check_stages(arguments)
+    if not script.dataset_name and not arguments.mixture.datasets and not isinstance(arguments.stages, list):
         raise ValueError("dataset_name is missing: a parquet/jsonl/json/csv file, a folder, a hub id, or `demo`.")
     if getattr(training, "trust_remote_code", False):
         raise ValueError("trust_remote_code is not supported: code from a hub repository is never run.")
@@ -322,7 +290,7 @@ def check_arguments(arguments: Arguments) -> None:
         raise ValueError("`log_by` and `identical` are of a selection: add a block `selection:`, such as uniform.")
     folders = [Path(training.output_dir) / run for run in compare] or [Path(training.output_dir)]
     for folder in folders:
-        found = sorted(path.name for path in folder.glob("checkpoint-*"))
+        found = sorted(path.name for path in folder.glob("stage-*" if arguments.stages else "checkpoint-*"))
         if found and not training.resume_from_checkpoint:
             raise ValueError(
                 f"{str(folder)!r} holds {found[-1]} of an earlier run. Continue it with --resume_from_checkpoint "

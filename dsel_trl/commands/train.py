@@ -18,6 +18,7 @@ from ..core.method import Method
 from ..core.registry import create_method
 from ..data.demo.model import build_demo_model
 from ..data.loading import DEMO, AnyDataset, check_rows, load_splits, number_rows, take_split
+from ..trainer.checkpoints import last_complete_checkpoint
 from ..trainer.forwards import ignore_bias_buffers
 from ..trainer.kinds import KINDS
 from .arguments import Arguments
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 # What a wrong argument raises, here and in TRL: the user's to mend. Anything else is a failure of the run.
 MISTAKES = (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError)
+
+
+# What helps where a run is to be judged and has no held-out data.
+JUDGED = "give --eval_dataset_name, --dataset_test_split or --eval_strategy no"
 
 
 class TrainingFailed(Exception):
@@ -38,8 +43,10 @@ class Job:
 
     arguments: Arguments
     train_dataset: AnyDataset
-    eval_dataset: AnyDataset | None
+    eval_dataset: AnyDataset | dict[str, AnyDataset] | None
     model: str
+    # Whether `model` is what an earlier stage of the run has trained: its adapter, if any, is trained on.
+    continued: bool = False
 
 
 def make_methods(selection: list[dict[str, Any]]) -> list[Method]:
@@ -50,7 +57,14 @@ def make_methods(selection: list[dict[str, Any]]) -> list[Method]:
     return methods
 
 
-def _load_datasets(arguments: Arguments) -> tuple[AnyDataset, AnyDataset | None]:
+def load_datasets(arguments: Arguments, *, evaluate: bool, remedy: str = JUDGED) -> tuple[AnyDataset, Any]:
+    """
+    Loads and checks the training data and, to `evaluate`, the held-out data (else `None`).
+
+    Raises:
+        `ValueError`: if rows, columns or splits are missing; without held-out data the error gives the `remedy`.
+        `FileNotFoundError`: if there is no such dataset.
+    """
     script, training, mixture = arguments.script, arguments.training, arguments.mixture
     kind, command = KINDS[arguments.kind], f"dsel {arguments.kind}"
     # Only some trainers read texts without structure, from a column that the user names.
@@ -63,8 +77,8 @@ def _load_datasets(arguments: Arguments) -> tuple[AnyDataset, AnyDataset | None]
         splits = load_splits(name, demo=kind.demo, config=script.dataset_config, streaming=script.dataset_streaming)
     train = take_split(splits, script.dataset_train_split, name, "dataset_train_split")
     check_rows(train, name, columns, command)
-    if not arguments.compare and training.eval_strategy == "no":
-        return number_rows(train), None
+    if not evaluate:
+        return train, None
     if arguments.eval_dataset_name is not None:
         name = arguments.eval_dataset_name
         splits = load_splits(name, demo=kind.demo, streaming=script.dataset_streaming)
@@ -73,14 +87,13 @@ def _load_datasets(arguments: Arguments) -> tuple[AnyDataset, AnyDataset | None]
         (split,) = splits
     if split not in splits:
         raise ValueError(
-            f"Evaluation needs data, but {name!r} has no split {split!r}, only {sorted(splits)}: give "
-            "--eval_dataset_name, --dataset_test_split or --eval_strategy no."
+            f"Evaluation needs data, but {name!r} has no split {split!r}, only {sorted(splits)}: {remedy}."
         )
     check_rows(splits[split], name, columns, command)
-    return number_rows(train), splits[split]
+    return train, splits[split]
 
 
-def _find_model(arguments: Arguments) -> str:
+def find_model(arguments: Arguments) -> str:
     """Path or hub id of the model; the demo model is built here, after all other checks."""
     name, training = str(arguments.model.model_name_or_path), arguments.training
     if name == DEMO:
@@ -116,28 +129,31 @@ def prepare(arguments: Arguments) -> Job:
     for method in methods:
         if arguments.kind not in method.trainers:
             raise ValueError(f"{method.name!r} works with {list(method.trainers)}, not with `dsel {arguments.kind}`.")
-    train, evaluation = _load_datasets(arguments)
-    return Job(arguments, train, evaluation, _find_model(arguments))
+    evaluate = bool(arguments.compare) or arguments.training.eval_strategy != "no"
+    train, evaluation = load_datasets(arguments, evaluate=evaluate)
+    return Job(arguments, number_rows(train), evaluation, find_model(arguments))
 
 
 def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> Any:
     """TRL's trainer for a job, as TRL's own script builds it, with the methods of a block `selection:` attached."""
     model = job.arguments.model
-    training.model_init_kwargs = {
+    adapter = job.continued and model.use_peft
+    loading = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
         **(training.model_init_kwargs or {}),
         "trust_remote_code": False,
     }
+    training.model_init_kwargs = None if adapter else loading
     with _no_empty_folder(Path(training.output_dir)):
         trainer = KINDS[job.arguments.kind].trainer(
-            model=job.model,
+            model=_trained_adapter(job.model, model, loading) if adapter else job.model,
             args=training,
             train_dataset=job.train_dataset,
             eval_dataset=job.eval_dataset,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
+            quantization_config=None if adapter else get_quantization_config(model),
+            peft_config=None if adapter else get_peft_config(model),
         )
         if selection:
             attach(
@@ -151,6 +167,17 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
     if job.arguments.script.ignore_bias_buffers:
         ignore_bias_buffers(trainer)
     return trainer
+
+
+def _trained_adapter(folder: str, model: Any, loading: dict[str, Any]) -> Any:
+    """The base model with the adapter of `folder`, to be trained on."""
+    from peft import AutoPeftModelForCausalLM
+
+    quantization = get_quantization_config(model)
+    if quantization is not None:
+        loading = {**loading, "quantization_config": quantization}
+    loading = {key: value for key, value in loading.items() if value is not None}
+    return AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=True, **loading)
 
 
 @contextlib.contextmanager
@@ -188,6 +215,14 @@ def train(trainer: Any, resume: str | bool | None = None) -> None:
         raise TrainingFailed(str(error)) from error
     except Exception as error:
         raise TrainingFailed(str(error)) from error
+
+
+def resumable(folder: Path) -> str | None:
+    """The last complete checkpoint in a folder, if there is one."""
+    try:
+        return last_complete_checkpoint(str(folder))
+    except ValueError:
+        return None
 
 
 def run_single(job: Job) -> None:

@@ -114,3 +114,13 @@ class Composition:
             return min(declared)
         kept = int(self.kept(run).sum())
         return min([kept, *declared])
+
+    def survivors(self, run: Run) -> np.ndarray | None:
+        """Which examples later stages may see again, `(N,)` bool: those that all methods leave; `None` = all."""
+        left: np.ndarray | None = None
+        for method in self.methods:
+            with naming(method):
+                own = method.survivors(run)
+            if own is not None:
+                left = own if left is None else left & own
+        return left

@@ -259,6 +259,14 @@ class Method:
     def observe(self, run: Run, step: Step) -> None:
         """After the optimizer step."""
 
+    def survivors(self, run: Run) -> np.ndarray | None:
+        """
+        When a stage of a stream of datasets has ended: which examples later stages may see again, `(N,)` bool.
+
+        `None` = all of them. All ranks call it and must make the same passes.
+        """
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         """Arrays and JSON values for the checkpoint."""
         return {}

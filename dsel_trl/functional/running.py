@@ -85,3 +85,28 @@ def ema_update(state: EmaMoments, values: Tensor, decay: float = 0.9, init: str 
     if not np.isnan(std):
         new_std = std if adopt and state.std == 0 else decay * state.std + (1 - decay) * std
     return EmaMoments(new_mean, new_std, state.updates + 1)
+
+
+def add_to_means(means: np.ndarray, counts: np.ndarray, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """
+    Takes values of some ids into the running mean of each.
+
+    Args:
+        means (`np.ndarray` of shape `(N,)`):
+            Mean per id so far; NaN where there is none. Not changed.
+        counts (`np.ndarray` of shape `(N,)`):
+            How many values each mean is of; raised in place.
+        ids (`np.ndarray` of shape `(n,)`, int64):
+            Whose the values are; an id may come several times.
+        values (`np.ndarray` of shape `(n,)`):
+            The values; those that are not finite are left out.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`, float64: the means with them.
+    """
+    known = np.isfinite(values)
+    totals = np.where(counts > 0, means, 0.0) * counts
+    np.add.at(totals, ids[known], values[known].astype(np.float64))
+    np.add.at(counts, ids[known], 1)
+    result: np.ndarray = np.divide(totals, counts, out=np.full(len(means), np.nan), where=counts > 0)
+    return result

@@ -1,1 +1,1 @@
-"""By what an example's gradient does to the loss of a target."""
+"""By what an example's gradient, or the error that it comes from, says of it."""
