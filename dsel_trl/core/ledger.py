@@ -8,7 +8,7 @@ from datasets import Dataset
 
 GROWTH = 1024
 # What the columns of a decision hold of an example on which there was none.
-BLANK = {"score": np.float32(np.nan), "step": np.int32(-1), "decider": np.uint8(0)}
+BLANK: dict[str, Any] = {"score": np.float32(np.nan), "step": np.int32(-1), "decider": np.uint8(0)}
 
 
 class Ledger:
@@ -208,9 +208,9 @@ class Ledger:
 
     def to_dataset(self, ids: np.ndarray | None = None) -> Dataset:
         """
-        The ledger as a table: `id`, one column per score, `visits`, `last_step`, `dropped_by` (empty = kept), and of the
-        last decision that a score made `decided_by`, `decision_score`, `decision_step` (-1 = none), and `reason`, in
-        words for each example that was dropped, or was a candidate and never picked.
+        The ledger as a table: `id`, one column per score, `visits`, `last_step`, `dropped_by` (empty = kept), and of
+        the last decision that a score made `decided_by`, `decision_score`, `decision_step` (-1 = none), and `reason`,
+        in words for each example that was dropped, or was a candidate and never picked.
 
         Args:
             ids (`np.ndarray` of shape `(N,)`, *optional*):
