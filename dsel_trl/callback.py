@@ -107,6 +107,8 @@ class SelectionCallback(TrainerCallback):
         self.identical = identical
 
         # What the run keeps
+        # Where the rows came from, for `summary.json`: `dsel export` and `dsel report` read them again.
+        self.source: dict[str, Any] | None = None
         self.next_epoch: int | None = None
         self.costs = Costs()
         self._attempted, self._checkpoint = False, None  # type: bool, str | None
@@ -355,6 +357,8 @@ class SelectionCallback(TrainerCallback):
             summary={
                 "methods": [method.describe() for method in self.methods.methods],
                 "trainer": type(self.trainer).__name__.removeprefix("Selective"),
+                "kind": self.kind.name,
+                "dataset": self.source,
                 "seed": self.run.seed,
                 "steps": state.global_step,
                 **self.metrics_window.summary(self.ledger),

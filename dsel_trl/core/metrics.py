@@ -92,11 +92,19 @@ class Metrics:
         }
         if self._window:
             row.update(self._window_values(ledger, run))
-        self.history.append({"step": float(run.step), **row})
+        self.history.append({"step": float(run.step), **row, **self._lengths()})
         if self.groups is not None:
             row.update(self._by_group(self.groups))
         self._window, self._extra = [], {}
         return {f"selection/{name}": value for name, value in row.items()}
+
+    def _lengths(self) -> dict[str, float]:
+        """Quantiles of the trained examples' tokens: for the report, not for the log."""
+        lengths = _joined(self._window, "length") if self._window else None
+        if lengths is None or not len(lengths):
+            return {}
+        found = np.quantile(lengths, QUANTILES)
+        return {f"length_q{round(100 * q)}": float(value) for q, value in zip(QUANTILES, found, strict=True)}
 
     def _by_group(self, groups: Groups) -> dict[str, float]:
         kept = self.group_kept or [1.0] * len(groups.values)

@@ -39,6 +39,37 @@ class Step:
     skipped: bool = False
 
 
+@dataclass(frozen=True)
+class Decision:
+    """
+    By which scores a method has just chosen what to keep.
+
+    Attributes:
+        scores (`np.ndarray` of shape `(N,)`):
+            The score of every example; NaN for one that was decided on without a score.
+        how (`str`):
+            What was done about them, such as `"keep_top, keep=0.5"`.
+    """
+
+    scores: np.ndarray
+    how: str = ""
+
+    def rule(self, kept: np.ndarray) -> str:
+        """What became of the scores in words, with the cut; `kept` `(N,)` bool."""
+        how = f" ({self.how})" if self.how else ""
+        inside, outside = self.scores[kept & np.isfinite(self.scores)], self.scores[~kept & np.isfinite(self.scores)]
+        if not len(inside) or not len(outside):
+            return f"only what has a score is kept{how}"
+        low, high = inside.min(), inside.max()
+        if outside.max() <= low:
+            return f"scores from {low:.6g} up are kept{how}"
+        if outside.min() >= high:
+            return f"scores up to {high:.6g} are kept{how}"
+        if not ((outside > low) & (outside < high)).any():
+            return f"scores from {low:.6g} to {high:.6g} are kept{how}"
+        return f"drawn by their scores{how}"
+
+
 @dataclass
 class Run:
     """
@@ -131,6 +162,7 @@ class Run:
     plans_made: int = 0
     served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     resumed: bool = False
+    decision: Decision | None = None
     world: int = 1
     sharded: bool = False
     ordered: bool = False
@@ -169,6 +201,10 @@ class Run:
     def progress(self) -> float:
         """Share of the planned steps that are done, in [0, 1]."""
         return min(1.0, self.step / self.max_steps) if self.max_steps else 0.0
+
+    def decide(self, scores: np.ndarray, how: str = "") -> None:
+        """Says, inside of `select`, by which scores of all examples `(N,)` it chooses: the ledger keeps them."""
+        self.decision = Decision(scores, how)
 
     def rng(self, name: str, *key: int) -> np.random.Generator:
         """

@@ -193,6 +193,7 @@ class AlignmentPotential(ExplicitMargin, ByScore):
             mask = self._mask
         else:
             own = np.where(self._given, -np.inf, scores)
+            run.decide(own, f"{self.action}, a share of {self.keep_share:g}")
             tell_ties(run, self.name, own)
             mask = self._given | keep_top(untied(own, tie_rng(run, self.name)), self.keep_share)
         self._mask = mask

@@ -194,6 +194,7 @@ class Bees(ExplicitMargin, ByScore):
             return self._mask
         fused, evidence = self._fuse(run)
         tell_ties(run, self.name, fused, "the evidence beyond the bounds")
+        run.decide(fused, f"{self.action}, a share of {self.keep_share:g}")
         evidence = untied(evidence, tie_rng(run, self.name))
         self._mask = np.zeros(run.size, dtype=bool)
         self._mask[select_fused(fused, self.share_of(run, fused), evidence)] = True
