@@ -154,7 +154,7 @@ def keep_band(scores: np.ndarray, low: float, high: float, ties: np.random.Gener
         at = np.flatnonzero(scores == end)
         count = int(np.count_nonzero(mask[at]))
         mask[at] = False
-        mask[at[np.argsort(ties.random(len(at)))][:count]] = True
+        mask[at[np.argsort(ties.random(len(scores))[at])][:count]] = True
     return mask
 
 

@@ -20,7 +20,8 @@ WORK = {
     "prompts": "prompt_tokens",
     "rewards": "reward_tokens",
 }
-EVENTS = ("helper_runs", "helper_steps")
+# Responses that a cap on their tokens has cut off are among the generated ones.
+EVENTS = ("helper_runs", "helper_steps", "cut_responses")
 
 
 def all_forwards(cost: Mapping[str, Any]) -> int:

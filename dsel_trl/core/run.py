@@ -197,6 +197,13 @@ class Run:
         """The training set as the trainer holds it: the user's columns and the token columns."""
         return self.rows.dataset
 
+    def plan_steps(self, refresh: int | str | None) -> set[int]:
+        """Steps at which a plan that is made anew by `refresh` is made in this run, the first (0) among them."""
+        if refresh == "never":
+            return {0}
+        starts = set(range(0, max(self.max_steps, 1), max(1, round(self.max_steps / max(self.epochs, 1)))))
+        return starts | (set(range(0, self.max_steps, refresh)) if isinstance(refresh, int) else set())
+
     @property
     def progress(self) -> float:
         """Share of the planned steps that are done, in [0, 1]."""

@@ -156,6 +156,8 @@ SWITCHES = {
 OTHER = {
     "action": "curriculum",
     "band": "high",
+    "contradicted": "keep",
+    "unfinished": "keep",
     "complexity_template": "{instruction}?",
     "embedding": "column:other",
     "full_at": 0.5,
