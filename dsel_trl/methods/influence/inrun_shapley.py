@@ -10,8 +10,8 @@ from torch import Tensor
 from ...bases.influence import FollowsGradient
 from ...bases.scored import ByScore
 from ...core.charges import Charge
-from ...core.method import Run
 from ...core.ledger import Ledger
+from ...core.method import Run
 from ...core.parameters import Reads, check_choice, when
 from ...core.registry import register
 from ...core.run import Step
