@@ -16,8 +16,8 @@ from .target import Targeted
 
 PRECONDITIONS = ("none", "adam")
 LAYERS = (
-    "whose gradients count: linear (all linear layers but the head), lora, last-K (linear layers of the last K blocks), "
-    "all, or names of modules"
+    "whose gradients count: linear (all linear layers but the head), lora, last-K (the linear layers of the last K "
+    "blocks), all, or names of modules"
 )
 
 

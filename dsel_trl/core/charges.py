@@ -14,7 +14,8 @@ NOUNS = {
     "generated_responses": ("generated response", "generated responses"),
     "rewards": ("reward", "rewards"),
 }
-# A training or a gradient is a forward and a backward pass; where a reference model is asked too, it is that of the same family.
+# A training or a gradient is a forward and a backward pass; where a reference model is asked too, it is that of the
+# same family.
 PARTS = {"gradients": ("forwards", "backwards"), "helper_trainings": ("helper_forwards", "helper_backwards")}
 REFERENCES = {
     "forwards": "reference_forwards",

@@ -125,13 +125,13 @@ def check_gradients(trainer: Any, kind: TrainerKind, methods: Composition) -> No
         > 1,
         f"{besides} train on another loss as well, or on another one, and which gradient is of which is not known. "
         "Use them in runs of their own": besides,
-        "loss_type 'sft' is a mean over the tokens of the batch, of which a pair has no loss of its own. Leave it out": (
+        "loss_type 'sft' is a mean over the tokens of a batch and gives a pair no loss of its own. Leave it out": (
             "sft" in settings.loss_types and kind.name == "dpo"
         ),
         "a mixture of experts adds a loss that couples the rows of a batch. Set router_aux_loss_coef=0": getattr(
             trainer, "aux_loss_enabled", False
         ),
-        "compute_loss_func and label_smoothing_factor compute a loss that is not that of the tokens. Leave them out": own,
+        "compute_loss_func and label_smoothing_factor put another loss in its place. Leave them out": own,
     }
     for problem, applies in problems.items():
         if applies:

@@ -19,8 +19,8 @@ from ..signals.ghost import Direction, ExampleGradients, GhostRecorder, Gradient
 from ..signals.ghost_layers import Examples
 from .kinds import trainer_kind
 
-# How far a model is moved to see how its gradients change, as a share of the norm of its parameters: in float32 rounding
-# and curvature of third order are then of one size.
+# How far a model is moved to see how its gradients change, as a share of the norm of its parameters: far enough for
+# float32, near enough for the gradients to change in proportion.
 MOVE = 3e-4
 
 
@@ -51,6 +51,11 @@ class ModelGradients:
         if self._recorder is None or self._recorder.model is not model:
             self._recorder = GhostRecorder(model)
         return self._recorder
+
+    def close(self) -> None:
+        """Lets go of the model's layers, where a step has ended half way."""
+        if self._recorder is not None:
+            self._recorder.close()
 
     def layers(self, spec: str | Sequence[str]) -> list[str]:
         """
@@ -166,7 +171,7 @@ class ModelGradients:
             `ValueError`: for parameters in half precision, which cannot be moved by so little.
         """
         named = dict(self.recorder.model.named_parameters())
-        parameters = {name: named[name] for name in direction}
+        parameters: dict[str, Tensor] = {name: named[name] for name in direction}
         if coarse := sorted(
             {str(p.dtype) for p in parameters.values() if p.dtype not in (torch.float32, torch.float64)}
         ):

@@ -121,7 +121,12 @@ class SelectionMixin(_Trainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        try:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        except BaseException:
+            if self.selection is not None:
+                self.selection.run.gradients.close()
+            raise
         if self.selection is not None:
             self.selection.steps.after_backward()
         if self.selection is not None and self.accelerator.sync_gradients:
