@@ -38,7 +38,7 @@ SIZES = {
 }
 # The vocabularies of SmolLM2 and Llama 3.2: the head is a good part of what such models compute.
 HEADS = {"135M": 49152, "1B": 128256}
-SHAPLEY = {"target_size": 16, "refresh_target": 10}
+SHAPLEY = {"target_size": 16, "target_refresh": 10}
 METHODS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "stock": None,
     "uniform": ("uniform", {}),
@@ -242,7 +242,7 @@ def products(bench: Bench) -> Iterator[dict[str, Any]]:
                     "30M",
                     kind,
                     train,
-                    ("inrun_shapley", {"target": aim, "layers": "lora" if lora else "all"}),
+                    ("inrun_shapley", {"keep": 1.0, "target": aim, "layers": "lora" if lora else "linear"}),
                     lora=lora,
                     bf16=dtype == "bf16",
                     per_device_train_batch_size=len(train),
@@ -250,7 +250,7 @@ def products(bench: Bench) -> Iterator[dict[str, Any]]:
                     max_grad_norm=0.0,
                 )
                 trainer.train()
-                scores = trainer.selection.run.ledger.scores("inrun_shapley")
+                scores = trainer.selection.ledger["inrun_shapley"]
                 values[dtype] = torch.as_tensor(np.asarray(scores), dtype=torch.float64)
             if "bf16" in values:
                 yield {
@@ -306,7 +306,7 @@ def steps(bench: Bench) -> Iterator[dict[str, Any]]:
             for variant in variants:
                 selection = METHODS[variant]
                 if variant == "in-run Shapley":
-                    selection = ("inrun_shapley", {**SHAPLEY, "target": aim, "layers": "lora" if lora else "all"})
+                    selection = ("inrun_shapley", {**SHAPLEY, "target": aim, "layers": "lora" if lora else "linear"})
                 made = {"lora": lora, "max_steps": 5 + count, "per_device_train_batch_size": batch}
                 how = (bench, size, kind, train, selection)
                 try:
