@@ -108,6 +108,8 @@ class SelectionCallback(TrainerCallback):
         # What the run keeps
         # Where the rows came from, for `summary.json`: `dsel export` and `dsel report` read them again.
         self.source: dict[str, Any] | None = None
+        # A folder for what is measured before training, which several runs share; each is charged for it.
+        self.shared: Path | None = None
         self.next_epoch: int | None = None
         self.costs = Costs()
         self._attempted, self._checkpoint = False, None  # type: bool, str | None
@@ -206,6 +208,7 @@ class SelectionCallback(TrainerCallback):
             seed=args.seed if args.data_seed is None else args.data_seed,
             epochs=args.num_train_epochs,
             world=accelerator.num_processes,
+            shared=self.shared,
             sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
             ordered=bool(self.methods.using("order", "plan")),
         )

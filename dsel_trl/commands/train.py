@@ -64,7 +64,7 @@ def _load_datasets(arguments: Arguments) -> tuple[AnyDataset, AnyDataset | None]
         splits = load_splits(name, demo=kind.demo, config=script.dataset_config, streaming=script.dataset_streaming)
     train = take_split(splits, script.dataset_train_split, name, "dataset_train_split")
     check_rows(train, name, columns, command)
-    if not arguments.compare and training.eval_strategy == "no":
+    if not arguments.evaluates and training.eval_strategy == "no":
         return number_rows(train), None
     if arguments.eval_dataset_name is not None:
         name = arguments.eval_dataset_name
