@@ -24,6 +24,7 @@ WORDS = {
     "methods": ("methods", "describe_methods"),
     "ablate": ("ablate", "run_ablation"),
     "report": ("report", "report_runs"),
+    "recipe": ("recipe", "print_recipe"),
 }
 USAGE = """usage: dsel COMMAND [arguments]
 
