@@ -104,6 +104,8 @@ class SelectionCallback(TrainerCallback):
         # What the run keeps
         # Where the rows came from, for `summary.json`: `dsel export` and `dsel report` read them again.
         self.source: dict[str, Any] | None = None
+        # A folder for what is measured before training, which several runs share; each is charged for it.
+        self.shared: Path | None = None
         self.next_epoch: int | None = None
         self.costs = Costs()
         self._attempted, self._checkpoint = False, None  # type: bool, str | None
@@ -183,6 +185,7 @@ class SelectionCallback(TrainerCallback):
             lambda inputs, ids, **how: self.steps.score_rows(inputs, ids, **how),
             log=self.metrics_window.extra,
             tell=self._tell,
+            shared=self.shared,
             ordered=bool(self.methods.using("order", "plan")),
         )
         self.steps = OptimizerStep(

@@ -22,7 +22,9 @@ WORDS = {
     "build": ("build", "build_file"),
     "shards": ("shards", "plan_text"),
     "methods": ("methods", "describe_methods"),
+    "ablate": ("ablate", "run_ablation"),
     "report": ("report", "report_runs"),
+    "recipe": ("recipe", "print_recipe"),
 }
 USAGE = """usage: dsel COMMAND [arguments]
 
@@ -91,13 +93,7 @@ def _train(kind: str, words: Sequence[str]) -> None:
         return
     from .commands.train import prepare, run_single
 
-    job = prepare(arguments)
-    if not arguments.compare:
-        run_single(job)
-        return
-    from .commands.compare import run_comparison
-
-    _say(run_comparison(job))
+    run_single(prepare(arguments))
 
 
 def _dispatch(words: list[str]) -> None:

@@ -51,6 +51,6 @@ def test_each_method_has_a_recipe_of_its_name():
 
 
 def test_the_readme_says_what_each_method_trains_on():
-    text = (ROOT / "README.md").read_text()
-    rows = dict(re.findall(r"^\| \[`(\w+)`\]\(recipes/\1\.yaml\) \|[^|]*\| ([^|]*) \|", text, re.MULTILINE))
+    text = (ROOT / "recipes" / "README.md").read_text()
+    rows = dict(re.findall(r"^\| \[`(\w+)`\]\(\1\.yaml\) \|[^|]*\| ([^|]*) \|", text, re.MULTILINE))
     assert rows == {name: ", ".join(get_method(name).trainers) for name in list_methods()}

@@ -16,8 +16,6 @@ from ..trainer.kinds import KINDS
 from .stage_arguments import check_stages, read_stages
 from .yaml_files import read_config, read_yaml
 
-RUNS = ("stock", "selection", "random")
-
 
 @dataclass
 class SelectionArguments:
@@ -28,9 +26,6 @@ class SelectionArguments:
         selection (`str`, *optional*):
             The methods: in the YAML file a list of mappings with `name` and parameters, on the command line the same
             as YAML or JSON text. Without it the run is TRL's own.
-        compare (`list[str]`, *optional*):
-            Runs to compare on the evaluation data, out of `stock`, `selection` and `random` (which keeps as large a
-            share as `selection` did). Each starts from the same model with the same seed and takes the same steps.
         eval_dataset_name (`str`, *optional*):
             Evaluation data: a file, a folder or a hub id. Defaults to the split `dataset_test_split` of the dataset.
         log_by (`str`, *optional*):
@@ -53,10 +48,6 @@ class SelectionArguments:
     selection: str | None = field(
         default=None,
         metadata={"help": "Methods as YAML or JSON, such as '[{name: random, keep: 0.4}]'. In a file: a list."},
-    )
-    compare: list[str] = field(
-        default_factory=list,
-        metadata={"help": f"Runs to compare on the evaluation data: any of {', '.join(RUNS)}."},
     )
     eval_dataset_name: str | None = field(
         default=None,
@@ -90,7 +81,10 @@ class SelectionArguments:
 
 @dataclass
 class Arguments:
-    """Everything a run was told; `notes` are lines for the log about what was filled in."""
+    """
+    Everything a run was told; `notes` are lines for the log about what was filled in, `evaluates` says whether there
+    must be evaluation data although training itself does not evaluate.
+    """
 
     kind: str
     script: ScriptArguments
@@ -98,7 +92,6 @@ class Arguments:
     model: ModelConfig
     mixture: DatasetMixtureConfig
     selection: list[dict[str, Any]]
-    compare: list[str]
     eval_dataset_name: str | None
     log_by: str | None
     identical: str
@@ -107,6 +100,7 @@ class Arguments:
     resume_across_versions: bool
     resume_with_other_batches: bool
     notes: list[str]
+    evaluates: bool = False
 
 
 class _Parser(TrlParser):
@@ -187,7 +181,9 @@ def _resume(value: str | None) -> str | bool | None:
     return value
 
 
-def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
+def parse_arguments(
+    kind: str, argv: Sequence[str], config: dict[str, Any] | None = None, origin: str = ""
+) -> Arguments:
     """
     Reads the arguments of `dsel dpo` or another training.
 
@@ -196,6 +192,10 @@ def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
             `"dpo"`, `"sft"`, `"kto"` or `"reward"`.
         argv (`Sequence[str]`):
             The words after it.
+        config (`dict`, *optional*):
+            What a YAML file of arguments holds, instead of one that the words name.
+        origin (`str`, *optional*):
+            Where that is from, for errors.
 
     Returns:
         `Arguments`: checked and complete.
@@ -210,9 +210,10 @@ def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
     if any(word == "--config" or word.startswith("--config=") for word in argv) and not config_path:
         raise ValueError("--config needs the path of a YAML file.")
     # Read before the parser is made: its block `env` must be in force when the configuration classes look around.
-    config = read_config(config_path) if config_path else {}
+    if config is None:
+        config = read_config(config_path) if config_path else {}
     parser = make_parser(kind)
-    _apply_config(parser, config, config_path or "")
+    _apply_config(parser, config, config_path or origin)
     given, unknown = parser.parse_known_args(list(argv))
     if unknown:
         options = [option for action in parser._actions for option in action.option_strings]
@@ -233,10 +234,6 @@ def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
         raise ValueError(str(error)) from error
     script, training, model, mixture, own = parsed[:5]
     training.resume_from_checkpoint = _resume(training.resume_from_checkpoint)
-    compare = [own.compare] if isinstance(own.compare, str) else list(own.compare)
-    for run in compare:
-        if run not in RUNS:
-            raise ValueError(f"compare: {run!r} is none of {list(RUNS)}.{nearest(run, RUNS)}")
     return Arguments(
         kind=kind,
         script=script,
@@ -244,7 +241,6 @@ def parse_arguments(kind: str, argv: Sequence[str]) -> Arguments:
         model=model,
         mixture=mixture,
         selection=read_selection(own.selection),
-        compare=list(dict.fromkeys(compare)),
         eval_dataset_name=own.eval_dataset_name,
         log_by=own.log_by,
         identical=own.identical,
@@ -263,7 +259,7 @@ def check_arguments(arguments: Arguments) -> None:
     Raises:
         `ValueError`: with the offending key and what would be right.
     """
-    script, training, compare = arguments.script, arguments.training, arguments.compare
+    script, training = arguments.script, arguments.training
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched > 1 and "LOCAL_RANK" in os.environ and training.world_size == 1:
         raise ValueError(
@@ -279,20 +275,12 @@ def check_arguments(arguments: Arguments) -> None:
         raise ValueError("dataset_name is missing: a parquet/jsonl/json/csv file, a folder, a hub id, or `demo`.")
     if getattr(training, "trust_remote_code", False):
         raise ValueError("trust_remote_code is not supported: code from a hub repository is never run.")
-    if {"selection", "random"} & set(compare) and not arguments.selection:
-        raise ValueError(f"compare: {compare} needs a block `selection:` that says what to compare.")
-    if "random" in compare and "selection" not in compare:
-        raise ValueError("compare: `random` keeps as large a share as `selection`, so list `selection` as well.")
-    if compare and training.resume_from_checkpoint:
-        raise ValueError("A comparison starts every run anew: it cannot be used with resume_from_checkpoint.")
     check_choice("identical", arguments.identical, IDENTICAL)
     if (arguments.log_by is not None or arguments.identical == "drop") and not arguments.selection:
         raise ValueError("`log_by` and `identical` are of a selection: add a block `selection:`, such as uniform.")
-    folders = [Path(training.output_dir) / run for run in compare] or [Path(training.output_dir)]
-    for folder in folders:
-        found = sorted(path.name for path in folder.glob("stage-*" if arguments.stages else "checkpoint-*"))
-        if found and not training.resume_from_checkpoint:
-            raise ValueError(
-                f"{str(folder)!r} holds {found[-1]} of an earlier run. Continue it with --resume_from_checkpoint "
-                "true, or give another --output_dir."
-            )
+    found = sorted(path.name for path in Path(training.output_dir).glob("stage-*" if arguments.stages else "checkpoint-*"))
+    if found and not training.resume_from_checkpoint:
+        raise ValueError(
+            f"{str(training.output_dir)!r} holds {found[-1]} of an earlier run. Continue it with "
+            "--resume_from_checkpoint true, or give another --output_dir."
+        )

@@ -130,7 +130,7 @@ def prepare(arguments: Arguments) -> Job:
     for method in methods:
         if arguments.kind not in method.trainers:
             raise ValueError(f"{method.name!r} works with {list(method.trainers)}, not with `dsel {arguments.kind}`.")
-    evaluate = bool(arguments.compare) or arguments.training.eval_strategy != "no"
+    evaluate = arguments.evaluates or arguments.training.eval_strategy != "no"
     train, evaluation = load_datasets(arguments, evaluate=evaluate)
     return Job(arguments, number_rows(train), evaluation, find_model(arguments))
 

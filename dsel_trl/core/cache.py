@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 SAMPLED = 256
 # What a result can depend on beside the rows: the policy's forwards, the run's loss and reference, the run's seed.
 USES = ("policy", "loss", "seed")
+# Name among shared arrays of what they have cost.
+COST = "cost of measuring"
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps")
 
 
@@ -131,17 +133,28 @@ def kept(run: "Run", stem: str, compute: Callable[[], dict[str, np.ndarray]]) ->
     """
     The arrays of `output_dir/selection/<stem>.safetensors`, which are computed where there is no such file.
 
+    Runs that share a folder (`run.shared`) find each other's, and each of them is charged for what it has cost.
+
     The first process decides and reads for all: the others may be on machines that do not see its disk. So all
     processes must call it, and `compute` must give the same to each of them.
     """
-    file = Path(run.output_dir) / "selection" / f"{stem}.safetensors"
+    file = (run.shared or Path(run.output_dir) / "selection") / f"{stem}.safetensors"
     found = run.passes.everywhere(lambda: _read(file))
     if found is not None:
+        cost = found.pop(COST, None)
+        if cost is not None:
+            run.costs.counts.update(json.loads(cost.tobytes()))
         return found
+    before = run.costs.counts.copy()
     arrays = compute()
     if run.passes.rank == 0:
-        save_arrays(file, arrays)
+        added = {} if run.shared is None else {COST: _as_bytes(run.costs.counts - before)}
+        save_arrays(file, {**arrays, **added})
     return arrays
+
+
+def _as_bytes(counts: Mapping[str, int]) -> np.ndarray:
+    return np.frombuffer(json.dumps(dict(sorted(counts.items()))).encode(), dtype=np.uint8)
 
 
 def _read(file: Path) -> dict[str, np.ndarray] | None:

@@ -32,6 +32,7 @@ WATCHING = ("setup", "score", "observe")
 
 BUILT_IN = "dsel_trl.methods."
 TABLE_BEGIN, TABLE_END = "<!-- methods: begin -->", "<!-- methods: end -->"
+FAMILIES_BEGIN, FAMILIES_END = "<!-- families: begin -->", "<!-- families: end -->"
 TABLE_COLUMNS = ("method", "what it does", "trainers", "acts by", "cost by default", "paper")
 
 
@@ -241,25 +242,39 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
     return "\n".join("  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows)
 
 
-def methods_table() -> str:
-    """
-    The built-in methods in Markdown, a table per group; what stands between the markers of the README.
-
-    Links are relative to the folder that holds `recipes/`.
-    """
+def _groups() -> dict[str, list[MethodCard]]:
+    """The cards of the built-in methods by group."""
     groups: dict[str, list[MethodCard]] = {}
     for card in list_cards():
         if card.module.startswith(BUILT_IN):
             groups.setdefault(card.group, []).append(card)
     # What comparisons need closes the list; readers look for a method first.
-    names = sorted(groups, key=lambda name: (name == "control", name))
-    return "\n\n".join(_group_section(name, groups[name]) for name in names)
+    return {name: groups[name] for name in sorted(groups, key=lambda name: (name == "control", name))}
+
+
+def methods_table() -> str:
+    """
+    The built-in methods in Markdown, a table per group; what stands between the markers of `recipes/README.md`.
+
+    Links are relative to the folder `recipes/`.
+    """
+    return "\n\n".join(_group_section(name, cards) for name, cards in _groups().items())
+
+
+def families_table() -> str:
+    """The groups in Markdown, a line for each; what stands between the markers of the README."""
+    rows = ["| family | chooses | methods |", "| --- | --- | --- |"]
+    for name, cards in _groups().items():
+        what = " ".join(str(sys.modules[BUILT_IN + name].__doc__).split()).removesuffix(".")
+        methods = ", ".join(f"[`{card.name}`](recipes/{card.name}.yaml)" for card in cards)
+        rows.append(f"| [{name}](recipes/README.md#{name}) | {what} | {methods} |")
+    return "\n".join(rows)
 
 
 def _group_section(group: str, cards: list[MethodCard]) -> str:
     rows = [TABLE_COLUMNS, tuple("---" for _ in TABLE_COLUMNS)]
     for card in cards:
-        link = f"[`{card.name}`](recipes/{card.name}.yaml)"
+        link = f"[`{card.name}`]({card.name}.yaml)"
         acts = ", ".join(f"`{hook}`" for hook in card.acts_by) or "-"
         paper = _linked(card.paper) or "-"
         rows.append((link, card.summary, ", ".join(card.trainers), acts, card.cost_by_default, paper))
@@ -274,12 +289,17 @@ def _linked(paper: str) -> str:
 
 def put_methods_table(text: str) -> str:
     """
-    A document with the table between its markers made anew.
+    A document with the table of methods, or that of families, made anew between its markers.
 
     Raises:
-        `ValueError`: unless each of the two markers is there once, in order.
+        `ValueError`: unless the two markers of one of them are there once, in order.
     """
-    parts = re.split(f"({TABLE_BEGIN}|{TABLE_END})", text)
-    if parts[1::2] != [TABLE_BEGIN, TABLE_END]:
-        raise ValueError(f"The table of methods stands between {TABLE_BEGIN!r} and {TABLE_END!r}, each of them once.")
-    return f"{parts[0]}{TABLE_BEGIN}\n\n{methods_table()}\n\n{TABLE_END}{parts[4]}"
+    forms = {(TABLE_BEGIN, TABLE_END): methods_table, (FAMILIES_BEGIN, FAMILIES_END): families_table}
+    for (begin, end), table in forms.items():
+        parts = re.split(f"({begin}|{end})", text)
+        if parts[1::2] == [begin, end]:
+            return f"{parts[0]}{begin}\n\n{table()}\n\n{end}{parts[4]}"
+    raise ValueError(
+        f"The table of methods stands between {TABLE_BEGIN!r} and {TABLE_END!r}, that of families between "
+        f"{FAMILIES_BEGIN!r} and {FAMILIES_END!r}, each of them once."
+    )

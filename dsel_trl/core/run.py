@@ -163,6 +163,7 @@ class Run:
     served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     resumed: bool = False
     decision: Decision | None = None
+    shared: Path | None = None
     world: int = 1
     sharded: bool = False
     ordered: bool = False

@@ -18,6 +18,7 @@ from dsel_trl.core.charges import Charge
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(dsel_trl.__file__).parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
 BUILT_IN = [name for name in list_methods() if get_method(name).__module__.startswith("dsel_trl.")]
 
 
@@ -166,16 +167,27 @@ def test_a_strange_word_is_named(key, value):
         card_of(strange)
 
 
-# ---- The README ----
+# ---- The README, and that of the recipes ----
 
 
-def test_the_readme_shows_the_cards():
+def test_both_tables_show_the_cards():
     assert put_methods_table(README) == README, "the cards have changed: `dsel methods --markdown README.md`"
+    assert put_methods_table(RECIPES) == RECIPES, "the cards have changed: `dsel methods --markdown recipes/README.md`"
+
+
+def test_each_method_is_in_the_line_of_its_family():
+    table = README.partition(cards.FAMILIES_BEGIN)[2].partition(cards.FAMILIES_END)[0]
+    found = {}
+    for line in table.splitlines()[4:]:
+        if line.startswith("| ["):
+            family = re.match(r"\| \[(\w+)\]\(recipes/README\.md#\1\)", line)[1]
+            found.update(dict.fromkeys(re.findall(r"\[`(\w+)`\]\(recipes/\1\.yaml\)", line), family))
+    assert found == {name: get_method_card(name).group for name in BUILT_IN}
 
 
 def test_each_method_is_in_the_table_with_its_recipe():
-    table = README.partition(cards.TABLE_BEGIN)[2].partition(cards.TABLE_END)[0]
-    assert sorted(re.findall(r"^\| \[`(\w+)`\]\(recipes/\1\.yaml\) \|", table, re.MULTILINE)) == BUILT_IN
+    table = RECIPES.partition(cards.TABLE_BEGIN)[2].partition(cards.TABLE_END)[0]
+    assert sorted(re.findall(r"^\| \[`(\w+)`\]\(\1\.yaml\) \|", table, re.MULTILINE)) == BUILT_IN
     groups = {name: get_method_card(name).group for name in BUILT_IN}
     for section in table.split("### ")[1:]:
         here = set(re.findall(r"^\| \[`(\w+)`\]", section, re.MULTILINE))
@@ -209,7 +221,7 @@ def test_a_bar_does_not_end_a_cell(monkeypatch):
     strange = dataclasses.replace(get_method_card("random"), summary="Keeps a | b.", paper="")
     monkeypatch.setattr(cards, "list_cards", lambda: [strange])
     row = cards.methods_table().splitlines()[-1]
-    assert row.startswith(r"| [`random`](recipes/random.yaml) | Keeps a \| b. | dpo, sft, kto, reward | `select` |")
+    assert row.startswith(r"| [`random`](random.yaml) | Keeps a \| b. | dpo, sft, kto, reward | `select` |")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +232,7 @@ def test_a_bar_does_not_end_a_cell(monkeypatch):
         f"{cards.TABLE_END} {cards.TABLE_BEGIN}",
         f"{cards.TABLE_BEGIN} {cards.TABLE_END} {cards.TABLE_BEGIN}",
         f"{cards.TABLE_BEGIN} {cards.TABLE_BEGIN} {cards.TABLE_END}",
+        f"{cards.FAMILIES_BEGIN} {cards.TABLE_END}",
     ],
 )
 def test_a_document_without_its_markers(text):

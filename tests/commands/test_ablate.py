@@ -1,0 +1,250 @@
+"""`dsel ablate`: what it asks, what it shares, what it does with cells that fail, and that its table is the same twice."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from datasets import Dataset
+
+from dsel_trl.cli import main
+from dsel_trl.commands import ablation_workers
+from dsel_trl.commands.ablate import Ablation, equal_steps
+from dsel_trl.commands.ablation_cells import work
+from dsel_trl.commands.wrong_labels import flip_labels
+from dsel_trl.report.ablation import Row, markdown, summary_of, write_tables
+from tests import tiny
+
+
+@pytest.fixture
+def base(tmp_path, model, monkeypatch):
+    """Writes a recipe of an ablation on 24 tiny pairs, of which every third label is known to be flipped."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = tiny.preferences(24)
+    rows = rows.remove_columns([name for name in ("score_chosen", "score_rejected") if name in rows.column_names])
+    rows = rows.add_column("truth_flipped", [i % 3 == 0 for i in range(24)])
+    # Only flipped pairs have a negative margin: keeping the upper two thirds drops exactly those.
+    rows = rows.add_column("score_chosen", [float(i % 3) for i in range(24)]).add_column("score_rejected", [0.5] * 24)
+    rows.to_parquet(tmp_path / "pairs.parquet")
+
+    def write(ablate, **changes):
+        values = {
+            "dataset_name": str(tmp_path / "pairs.parquet"),
+            "eval_dataset_name": str(tmp_path / "pairs.parquet"),
+            "model_name_or_path": str(model),
+            "output_dir": str(tmp_path / "out"),
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 8,
+            "per_device_eval_batch_size": 8,
+            "learning_rate": 1e-3,
+            "gradient_checkpointing": False,
+            "use_cpu": True,
+            "ablate": ablate,
+            **changes,
+        }
+        path = tmp_path / "base.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Cells run here, one after the other, instead of in processes; returns the names of their folders as they run."""
+    ran = []
+
+    def run(self, spec):
+        ran.append(spec.parent.name)
+        work(spec)
+
+    monkeypatch.setattr(ablation_workers.Worker, "run", run)
+    return ran
+
+
+def rows_of(folder):
+    return {(row["variant"], row["flip"]): row for row in json.loads((folder / "ablation.json").read_text())["rows"]}
+
+
+METHODS = {"explicit": {"name": "margin", "source": "explicit", "keep": 2 / 3}}
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_a_table_of_stock_methods_and_random_is_the_same_twice(base, in_process, tmp_path, capsys):
+    path, out = (
+        base({"seeds": [0, 1], "methods": {**METHODS, "bad": {"name": "weight_column", "column": "no"}}}),
+        tmp_path / "out",
+    )
+    assert main(["ablate", "--config", path]) == 1
+    captured = capsys.readouterr()
+    assert "'no'" in captured.err
+    assert "bad, seed 0" in captured.err
+    assert "(failed: 0, 1)" in captured.out
+    rows = rows_of(out)
+    assert list(rows) == [("stock", None), ("explicit", None), ("bad", None), ("random keep=0.667", None)]
+    explicit, stock = rows["explicit", None], rows["stock", None]
+    assert (explicit["flipped_dropped"], explicit["clean_dropped"]) == (1.0, 0.0)
+    assert {row["steps"] for row in rows.values() if row["seeds"]} == {3.0}
+    assert stock["selected_fraction"] == stock["compute"] == stock["improvement_ratio"] == 1.0
+    assert explicit["against_stock"] == pytest.approx(explicit["mean"] - stock["mean"])
+    assert explicit["against_random_low"] <= explicit["against_random"] <= explicit["against_random_high"]
+    assert rows["bad", None]["mean"] is None
+    tables = {name: (out / f"ablation.{name}").read_bytes() for name in ("md", "csv", "json")}
+    assert b"econds" not in b"".join(tables.values())
+    # Finished cells are not trained again; those that failed are, and one that was lost.
+    done = list(in_process)
+    lost = next(out.glob("cells/explicit-seed1-*"))
+    shutil.rmtree(lost)
+    in_process.clear()
+    assert main(["ablate", "--config", path]) == 1
+    assert sorted(in_process) == sorted([lost.name, *(name for name in done if name.startswith("bad"))])
+    assert tables == {name: (out / f"ablation.{name}").read_bytes() for name in tables}
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_scores_without_a_seed_are_measured_once_and_charged_to_each(base, in_process, tmp_path, monkeypatch):
+    from dsel_trl.methods.text.perplexity import Perplexity
+
+    calls, measure = [], Perplexity.measure
+    monkeypatch.setattr(Perplexity, "measure", lambda self, run: calls.append(run.seed) or measure(self, run))
+    monkeypatch.setattr("tests.tiny.preferences", tiny.preferences)
+    tiny.completions(24).to_parquet(tmp_path / "texts.parquet")
+    path = base({"trainer": "sft", "seeds": [0, 1], "methods": ["perplexity"], "random": False},
+                dataset_name=str(tmp_path / "texts.parquet"), eval_dataset_name=str(tmp_path / "texts.parquet"))  # fmt: skip
+    assert main(["ablate", "--config", path]) == 0
+    assert calls == [0]
+    cells = [
+        c for c in json.loads((tmp_path / "out" / "ablation.json").read_text())["cells"] if c["variant"] != "stock"
+    ]
+    assert cells[0]["cost"] == cells[1]["cost"]
+    assert cells[0]["cost"]["forwards"] == 24
+    assert cells[0]["selection_flops_at_start"] == cells[0]["selection_flops"] > 0
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_wrong_labels_and_shares_are_axes(base, in_process, tmp_path):
+    path = base({"seeds": [3], "methods": METHODS, "flip": [0, 0.5]})
+    before = (tmp_path / "pairs.parquet").read_bytes()
+    words = ["--keep", "0.5", "--no_random", "--methods", "{explicit: {name: margin, source: explicit}}"]
+    assert main(["ablate", "--config", path, *words]) == 0
+    assert list(rows_of(tmp_path / "out")) == [
+        ("stock", 0.0), ("explicit keep=0.5", 0.0), ("stock", 0.5), ("explicit keep=0.5", 0.5),
+    ]  # fmt: skip
+    assert (tmp_path / "pairs.parquet").read_bytes() == before
+
+
+def dies(trainer):
+    os._exit(3)
+
+
+def test_a_process_that_dies_is_named_and_the_next_cell_has_another(base, tmp_path, monkeypatch):
+    """In real processes: one cell of two ends its process."""
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    )
+    (tmp_path / "judge.py").write_text(
+        "import os\ndef judge(trainer):\n    return 0.25 if trainer.args.seed else os._exit(3)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    path = base({"seeds": [0, 1], "metric": "judge:judge", "methods": METHODS, "random": False}, max_steps=1)
+    ablation = Ablation(["--config", path])
+    rows, failures = ablation.run()
+    assert "exit code 3" in failures["stock, seed 0"]
+    assert failures["explicit, seed 0"] == "stock failed, so its steps are not known"
+    assert [(row.variant, list(row.by_seed), row.failed) for row in rows] == [
+        ("stock", [1], [0]),
+        ("explicit", [1], [0]),
+    ]
+    assert {row.mean("metric") for row in rows} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--methods", "margn"], "'margn'"),
+        (["--methods", "margin", "--seeds", "0,x"], "seeds='0,x'"),
+        (["--methods", "margin", "--equal", "time"], "'time'"),
+        (["--methods", "margin", "--flip", "1.5"], "flip=[1.5]"),
+        (["--methods", "margin", "--workers", "0"], "workers=0"),
+        (["--methods", "deita"], "'deita'"),
+        (["--methods", "{stock: {name: margin}}"], "'stock'"),
+        (["--methods", "margin", "--learning_rte", "1"], "'--learning_rte'"),
+        ([], "Which methods?"),
+    ],
+)
+def test_mistakes_show_before_anything_is_written(base, tmp_path, capsys, words, said):
+    assert main(["ablate", "--config", base({}), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_key_of_the_block(base, capsys):
+    assert main(["ablate", "--config", base({"sedes": [1]})]) == 2
+    assert "'sedes'" in capsys.readouterr().err
+
+
+# ---- Its parts ----
+
+STOCK = {"steps": 100, "tokens": 1000, "training_flops": 6000.0}
+
+
+def test_steps_that_make_something_else_equal():
+    result = {"steps": 100, "tokens": 500, "training_flops": 3000.0, "selection_flops": 1500.0,
+              "selection_flops_at_start": 1000.0}  # fmt: skip
+    assert equal_steps(result, STOCK, "tokens") == 200
+    # Of 6,000 operations 1,000 are spent at the start; a step takes 30 and half as much again for its part of 500.
+    assert equal_steps(result, STOCK, "flops") == round(5000 / 35)
+    with pytest.raises(ValueError, match="1.5 times what the whole stock training does"):
+        equal_steps({**result, "selection_flops_at_start": 9000.0}, STOCK, "flops")
+
+
+def test_turned_labels():
+    rows = Dataset.from_dict({
+        "prompt": [f"p{i}" for i in range(10)], "chosen": [f"c{i}" for i in range(10)],
+        "rejected": [f"r{i}" for i in range(10)], "score_chosen": [float(i) for i in range(10)],
+        "score_rejected": [-1.0] * 10, "truth_flipped": [i == 4 for i in range(10)],
+    })  # fmt: skip
+    right = flip_labels(rows, 0.0)
+    assert right["chosen"][:] == [f"{'r' if i == 4 else 'c'}{i}" for i in range(10)]
+    assert right["score_rejected"][4] == 4.0
+    assert not any(right["truth_flipped"])
+    some, more = flip_labels(rows, 0.3), flip_labels(rows, 0.6)
+    assert (sum(some["truth_flipped"]), sum(more["truth_flipped"])) == (3, 6)
+    assert all(b for a, b in zip(some["truth_flipped"], more["truth_flipped"], strict=True) if a)
+    for i in np.flatnonzero(some["truth_flipped"]):
+        assert (some["chosen"][i], some["rejected"][i]) == (right["rejected"][i], right["chosen"][i])
+        assert some["score_chosen"][i] == right["score_rejected"][i]
+    assert rows["chosen"][:] == [f"c{i}" for i in range(10)]
+    with pytest.raises(ValueError, match="flip=2"):
+        flip_labels(rows, 2)
+    with pytest.raises(ValueError, match="needs the columns"):
+        flip_labels(rows.remove_columns(["rejected"]), 0.1)
+
+
+def result(seed, metric, **values):
+    return {"seed": seed, "metric": metric, "variant": "x", "flip": None, "kept_fraction": 0.5, "selected_fraction": 0.5,
+            "steps": 10, "tokens": 100, "training_flops": 600.0, "selection_flops": 60.0, "cost": {"forward_tokens": 30},
+            "simplicity_penalty": 0.0, "flexibility_penalty": 0, **values}  # fmt: skip
+
+
+def test_differences_are_those_of_the_same_seed(tmp_path):
+    rows = [
+        Row("stock", None, [result(0, 0.5), result(1, 0.7), result(2, 0.1)], []),
+        Row("m", None, [result(1, 0.8), result(0, 0.6)], [2], "random keep=0.5"),
+        Row("random keep=0.5", None, [result(0, 0.6), result(1, 0.6)], []),
+    ]
+    found = summary_of(rows)
+    assert found[1]["against_stock"] == pytest.approx(0.1)
+    assert found[1]["against_stock_low"] == pytest.approx(0.1)
+    assert found[1]["against_random"] == pytest.approx(0.1)
+    assert (found[1]["against_random_low"], found[1]["against_random_high"]) == pytest.approx((0.0, 0.2))
+    assert np.isnan(found[0]["against_stock"])
+    assert found[1]["compute"] == pytest.approx(1.1)
+    assert found[1]["scored_tokens"] == 30
+    assert "2 (failed: 2)" in markdown(rows, "accuracy")
+    files = write_tables(tmp_path, rows, "accuracy", {"m, seed 2": "why"})
+    assert [file.name for file in files] == ["ablation.md", "ablation.csv", "ablation.json", "ablation.png"]
+    assert json.loads((tmp_path / "ablation.json").read_text())["failures"] == {"m, seed 2": "why"}
