@@ -27,6 +27,7 @@ from dsel_trl.core.run import Run
 from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.pacing import unigram_rarity
 from dsel_trl.functional.ranking import top_k
+from dsel_trl.functional.target.gotd import target_gradient
 from dsel_trl.functional.text.d4 import d4_select
 from dsel_trl.functional.text.deita import diversity_filter
 from dsel_trl.functional.text.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
@@ -144,6 +145,14 @@ def planners(examples: int) -> dict[str, tuple[Callable[[], object], Callable[..
         ),
         "semdedup: 1,000 clusters": (lambda: vectors_of(examples), run_semdedup),
         "d4: 1,000 clusters": (lambda: vectors_of(examples), d4_select),
+        "gotd: 1,000 targets of 64 numbers": (
+            lambda: (vectors_of(examples), vectors_of(1000)),
+            lambda pair: target_gradient(*pair),
+        ),
+        "gotd: 10,000 targets of 64 numbers": (
+            lambda: (vectors_of(examples), vectors_of(10_000)),
+            lambda pair: target_gradient(*pair),
+        ),
         "dsir": (lambda: texts_of(examples), run_dsir),
         "curriculum: rarity": (tokens, lambda pair: unigram_rarity(*pair)),
     } | {

@@ -4,7 +4,6 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from transformers import TrainerCallback
 
 from .core.composition import Composition
 from .core.costs import Costs
-from .core.data_passes import Passes
 from .core.groups import Groups
 from .core.identical import IDENTICAL, DropIdentical, identical_notice
 from .core.ledger import Ledger
@@ -20,20 +18,18 @@ from .core.method import Method, naming
 from .core.metrics import Metrics
 from .core.parameters import check_choice
 from .core.registry import as_methods
-from .core.run import Run
 from .core.sidecar import check_fingerprint
 from .report.run_files import write_run
 from .signals.tap import Tap
 from .trainer.batches import Batches, difference, restart_notice, trained_share
 from .trainer.checkpoints import SavedSelection, read_selection, selection_fingerprint, write_selection
 from .trainer.checks import check_run
-from .trainer.forwards import heard_model, own_outputs, refer, request_outputs
-from .trainer.generation import generate
-from .trainer.helper_run import train_helper
+from .trainer.forwards import heard_model, own_outputs, request_outputs
 from .trainer.internals import check_internals
 from .trainer.kinds import is_map_style, trainer_kind
 from .trainer.mixin import join, part
-from .trainer.rows import TrainingRows, prepare_rows
+from .trainer.rows import TrainingRows
+from .trainer.run import run_of
 from .trainer.serving import Serving
 from .trainer.step import OptimizerStep
 
@@ -106,6 +102,8 @@ class SelectionCallback(TrainerCallback):
         self.identical = identical
 
         # What the run keeps
+        # Where the rows came from, for `summary.json`: `dsel export` and `dsel report` read them again.
+        self.source: dict[str, Any] | None = None
         self.next_epoch: int | None = None
         self.costs = Costs()
         self._attempted, self._checkpoint = False, None  # type: bool, str | None
@@ -173,38 +171,18 @@ class SelectionCallback(TrainerCallback):
             self.trainer.remove_callback(self)
 
     def _new_run(self, saved: SavedSelection | None) -> None:
-        trainer, args, accelerator = self.trainer, self.trainer.args, self.trainer.accelerator
+        trainer = self.trainer
         rows = None if self.training is None else self.training.rows
         self.ledger = Ledger(None if rows is None else len(rows))
         self.metrics_window = Metrics(None if rows is None or self.log_by is None else Groups.of(rows, self.log_by))
-        self.run = Run(
-            trainer=self.kind.name,
-            ledger=self.ledger,
-            training_rows=rows,
-            arguments=args,
-            output_dir=args.output_dir,
-            processing_class=trainer.processing_class,
-            model=trainer.model,
-            reference=getattr(trainer, "ref_model", None),
-            passes=Passes(
-                rows=lambda: self.run.rows,
-                forward=lambda inputs, ids, **how: self.steps.score_rows(inputs, ids, **how),
-                rank=accelerator.process_index,
-                world=accelerator.num_processes,
-                total=lambda values: accelerator.reduce(values.to(accelerator.device), "sum"),
-                costs=self.costs,
-            ),
-            prepare=partial(prepare_rows, trainer),
-            train_helper=partial(train_helper, trainer),
-            generate=partial(generate, trainer, costs=self.costs),
-            refer=partial(refer, trainer),
-            costs=self.costs,
+        self.run = run_of(
+            trainer,
+            rows,
+            self.ledger,
+            self.costs,
+            lambda inputs, ids, **how: self.steps.score_rows(inputs, ids, **how),
             log=self.metrics_window.extra,
             tell=self._tell,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            epochs=args.num_train_epochs,
-            world=accelerator.num_processes,
-            sharded=trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled,
             ordered=bool(self.methods.using("order", "plan")),
         )
         self.steps = OptimizerStep(
@@ -350,6 +328,8 @@ class SelectionCallback(TrainerCallback):
             summary={
                 "methods": [method.describe() for method in self.methods.methods],
                 "trainer": type(self.trainer).__name__.removeprefix("Selective"),
+                "kind": self.kind.name,
+                "dataset": self.source,
                 "seed": self.run.seed,
                 "steps": state.global_step,
                 **self.metrics_window.summary(self.ledger),

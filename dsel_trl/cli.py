@@ -1,10 +1,11 @@
 """
-The command line: `dsel dpo | sft | kto | reward | build | shards | methods`, the same program as `python -m dsel_trl`.
+The command line: `dsel COMMAND ...`, the same program as `python -m dsel_trl`.
 
 Exit codes: 0 done, 1 the training failed, 2 something in the arguments or the data has to be mended, 130 interrupted.
 """
 
 import difflib
+import importlib
 import logging
 import os
 import sys
@@ -15,6 +16,14 @@ from typing import Any
 from .commands import COMMANDS, TRAININGS
 
 DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+# Commands that take their words and give what is to be printed: module and function. They are loaded when they are
+# asked for, so that a mistyped word need not wait for the trainers.
+WORDS = {
+    "build": ("build", "build_file"),
+    "shards": ("shards", "plan_text"),
+    "methods": ("methods", "describe_methods"),
+    "report": ("report", "report_runs"),
+}
 USAGE = """usage: dsel COMMAND [arguments]
 
 {commands}
@@ -103,18 +112,10 @@ def _dispatch(words: list[str]) -> None:
         _say(f"dsel-trl {version('dsel-trl')}")
     elif command in TRAININGS:
         _train(command, rest)
-    elif command == "build":
-        from .commands.build import build_file
-
-        _say(build_file(rest))
-    elif command == "shards":
-        from .commands.shards import plan_text
-
-        _say(plan_text(rest))
-    elif command == "methods":
-        from .commands.methods import describe_methods
-
-        _say(describe_methods(rest))
+    elif command in WORDS:
+        module, function = WORDS[command]
+        _set_up_logging()
+        _say(getattr(importlib.import_module(f".commands.{module}", __package__), function)(rest))
     else:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""

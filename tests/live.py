@@ -8,6 +8,7 @@ from dsel_trl import Method
 from dsel_trl.bases.scored import in_order, known_scores, with_unseen
 from dsel_trl.signals.batch import Signal
 from dsel_trl.signals.pair_batch import PairBatch
+from tests.asking import AsksForAll
 
 
 @dataclass
@@ -112,4 +113,7 @@ class ScoredInSetup(ScoredAtBegin):
     begin = Method.begin
 
 
-METHODS = {cls.name: cls for cls in (LiveOrder, LiveHalf, LiveThird, PickLongest, ScoredAtBegin, ScoredInSetup)}
+METHODS = {
+    cls.name: cls
+    for cls in (LiveOrder, LiveHalf, LiveThird, PickLongest, ScoredAtBegin, ScoredInSetup, AsksForAll)
+}

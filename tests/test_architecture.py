@@ -153,7 +153,7 @@ def test_no_two_modules_need_each_other():
 
 def test_the_checks_see_what_they_are_for(tmp_path):
     assert "functional.dpo_losses" in imports(MODULES["signals.pair_batch"])
-    assert {"trainer.mixin", "core.run"} <= imports(MODULES["callback"])
+    assert {"trainer.mixin", "core.ledger"} <= imports(MODULES["callback"])
     assert "methods" in imports(MODULES["core.registry"])
     assert not may_import("methods.text.zip", "trainer.rows")
     assert not may_import("bases.scored", "trainer.rows")

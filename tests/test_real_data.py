@@ -22,7 +22,11 @@ pytestmark = pytest.mark.skipif(
 
 # Data, the methods, and what they keep (`None`: a share that the run decides).
 RUNS = {
-    "alignment_potential": (PAIRS, [{"name": "alignment_potential", "keep": 0.5, **LOGITS}], 0.5),
+    "alignment_potential": (
+        PAIRS,
+        [{"name": "alignment_potential", "keep": 0.5, "contradicted": "keep", **LOGITS}],
+        0.5,
+    ),
     "margin": (PAIRS, [{"name": "margin", "source": "explicit", "keep": 0.5, **LOGITS}], 0.5),
     "selective_dpo": (PAIRS, [{"name": "selective_dpo", "keep": 0.5, "evaluations": 1}], 0.5),
     "infobatch": (PAIRS, [{"name": "infobatch"}], None),

@@ -139,8 +139,10 @@ class Prescored(ByScore):
 
     def select(self, run: Run) -> np.ndarray:
         self.renew(run)
-        mask = np.zeros(run.size, dtype=bool)
-        mask[self.chosen(run, self.scores(run))] = True
+        mask, scores = np.zeros(run.size, dtype=bool), self.scores(run)
+        chooses = self.action.startswith("keep") or self.action == "band"
+        run.decide(scores, f"{self.action}, a share of {self.keep_share:g}" if chooses else "")
+        mask[self.chosen(run, scores)] = True
         return mask
 
     def weigh(self, batch: Batch) -> Tensor:

@@ -154,7 +154,7 @@ def keep_band(scores: np.ndarray, low: float, high: float, ties: np.random.Gener
         at = np.flatnonzero(scores == end)
         count = int(np.count_nonzero(mask[at]))
         mask[at] = False
-        mask[at[np.argsort(ties.random(len(at)))][:count]] = True
+        mask[at[np.argsort(ties.random(len(scores))[at])][:count]] = True
     return mask
 
 
@@ -342,15 +342,15 @@ class ByScore(Method):
         known = self.scores(run)
         if self.keep_share < 1:
             tell_ties(run, self.name, known)
+        run.decide(known, f"{self.action}, a share of {self.keep_share:g}")
         scores, ties = self.filled(run, known), tie_rng(run, self.name)
         if self.action == "band":
-            mask = keep_band(scores, self.low, self.high, ties)
+            self._mask = keep_band(scores, self.low, self.high, ties)
         else:
             # The share is one of all that may be chosen, those without a score included: an epoch stays as long.
             size = self.share_of(run, scores)
-            mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share, size, ties)
-        self._mask = mask
-        return mask
+            self._mask = keep_top(scores if self.action == "keep_top" else -scores, self.keep_share, size, ties)
+        return self._mask
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
         known = self.scores(run)

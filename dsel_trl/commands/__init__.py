@@ -7,5 +7,6 @@ COMMANDS = {
     **TRAININGS,
     "build": "write a dataset: reward-augmented pairs, or continuations of a stronger model's responses",
     "shards": "how many whole shards of each length bucket make up a training on decomposed documents",
+    "report": "one page of what runs have kept, dropped and weighted, when and why",
     "methods": "list the methods, or print the card of one",
 }

@@ -22,6 +22,7 @@ from ..trainer.checkpoints import last_complete_checkpoint
 from ..trainer.forwards import ignore_bias_buffers
 from ..trainer.kinds import KINDS
 from .arguments import Arguments
+from .run_data import source_of
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
             peft_config=None if adapter else get_peft_config(model),
         )
         if selection:
-            attach(
+            callback = attach(
                 trainer,
                 selection,
                 log_by=job.arguments.log_by,
@@ -164,6 +165,11 @@ def build_trainer(job: Job, training: Any, selection: list[dict[str, Any]]) -> A
                 resume_across_versions=job.arguments.resume_across_versions,
                 resume_with_other_batches=job.arguments.resume_with_other_batches,
             )
+            if not job.arguments.mixture.datasets:
+                script = job.arguments.script
+                source = source_of(str(script.dataset_name), script.dataset_train_split, script.dataset_config)
+                rows = None if script.dataset_streaming else len(job.train_dataset)
+                callback.source = {**source, "rows": rows}
     if job.arguments.script.ignore_bias_buffers:
         ignore_bias_buffers(trainer)
     return trainer

@@ -69,10 +69,16 @@ class Composition:
         """Intersection of the kept sets, `(N,)` bool; the reasons go to the ledger."""
         mask = np.ones(run.size, dtype=bool)
         for method in self.using("select"):
+            run.decision = None
             with naming(method):
                 kept = method.select(run)
+            decision, run.decision = run.decision, None
             if kept is None:
                 continue
+            if decision is not None:
+                # What an earlier method has dropped was not decided here.
+                ids = np.flatnonzero(mask)
+                run.ledger.decide(method.name, ids, decision.scores[ids], run.step, decision.rule(kept))
             run.ledger.drop(mask & ~kept, method.name)
             mask &= kept
             if not mask.any():

@@ -10,6 +10,7 @@ from typing import Any
 # the trainer does anyway is not counted: training forwards, their reference, evaluations.
 WORK = {
     "forwards": "forward_tokens",
+    "backwards": "backward_tokens",
     "reference_forwards": "reference_forward_tokens",
     "scorer_forwards": "scorer_forward_tokens",
     "helper_forwards": "helper_forward_tokens",
@@ -19,7 +20,8 @@ WORK = {
     "prompts": "prompt_tokens",
     "rewards": "reward_tokens",
 }
-EVENTS = ("helper_runs", "helper_steps")
+# Responses that a cap on their tokens has cut off are among the generated ones.
+EVENTS = ("helper_runs", "helper_steps", "cut_responses")
 
 
 def all_forwards(cost: Mapping[str, Any]) -> int:
@@ -31,9 +33,10 @@ class Costs:
     """
     Counts what a run's selection adds, over all processes and each example once; a resumed run counts on.
 
-    `forwards` are those of the policy without gradient, `scorer_forwards` those of another model (a scorer, a sentence
-    encoder, a second opinion), `helper_*` those of models trained beside the run, their training included. `seconds`
-    are those of the first process, since it began or took up the run.
+    `forwards` are those of the policy beside its training, `backwards` their backward passes (a target's gradient),
+    `scorer_forwards` those of another model (a scorer, a sentence encoder, a second opinion), `helper_*` those of
+    models trained beside the run, their training included. `seconds` are those of the first process, since it began or
+    took up the run.
     """
 
     def __init__(self) -> None:

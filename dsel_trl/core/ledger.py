@@ -7,14 +7,19 @@ import numpy as np
 from datasets import Dataset
 
 GROWTH = 1024
+# What the columns of a decision hold of an example on which there was none.
+BLANK: dict[str, Any] = {"score": np.float32(np.nan), "step": np.int32(-1), "decider": np.uint8(0)}
 
 
 class Ledger:
     """
     One float32 column per score with the step at which each entry was written; NaN = not known yet.
 
-    Memory: 8 bytes per example and score, 1 to 4 bytes per example for the visits, and 1 byte once a reason to drop
-    has been recorded. Every rank holds the same ledger.
+    Beside the scores it holds decisions: which score of an example decided last whether it is trained on, when, and by
+    what rule, also for an example that was never visited.
+
+    Memory: 8 bytes per example and score, 1 to 4 bytes per example for the visits, 1 byte once a reason to drop has
+    been recorded, and 9 bytes once a score has decided. Every rank holds the same ledger.
 
     Args:
         size (`int`, *optional*):
@@ -36,7 +41,11 @@ class Ledger:
         self._rows: dict[int, int] | None = {} if size is None else None
         self.visits = np.zeros(size or 0, dtype=np.uint8)
         self.reasons: list[str] = [""]
+        self.rules: dict[str, str] = {}
+        self.pickers: list[str] = []
         self._dropped: np.ndarray | None = None
+        # Score, step and decider (a position in `reasons`) of the last decision.
+        self._decisions: dict[str, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self._rows) if self._rows is not None else len(self.visits)
@@ -57,7 +66,9 @@ class Ledger:
     @property
     def nbytes(self) -> int:
         columns = [*self._scores.values(), *self._steps.values(), self.visits]
-        return sum(column.nbytes for column in columns) + (0 if self._dropped is None else self._dropped.nbytes)
+        columns += [] if self._dropped is None else [self._dropped]
+        columns += [] if self._decisions is None else self._decisions.values()
+        return sum(column.nbytes for column in columns)
 
     def rows(self, ids: Iterable[int] | np.ndarray) -> np.ndarray:
         """Row of each id; for a stream, new ids get the next free rows."""
@@ -82,6 +93,8 @@ class Ledger:
         self._steps = {name: extended(column, -1) for name, column in self._steps.items()}
         if self._dropped is not None:
             self._dropped = extended(self._dropped, 0)
+        if self._decisions is not None:
+            self._decisions = {name: extended(column, BLANK[name]) for name, column in self._decisions.items()}
 
     def add(self, name: str) -> None:
         """Makes an empty column `name` if there is none."""
@@ -128,12 +141,65 @@ class Ledger:
         """Records that the examples of the bool `mask` `(N,)` are dropped for `reason`, and no others."""
         if self._dropped is None:
             self._dropped = np.zeros(len(self.visits), dtype=np.uint8)
-        if reason not in self.reasons:
-            self.reasons.append(reason)
-        code = self.reasons.index(reason)
+        code = self._code(reason)
         dropped = self._dropped[: len(self)]
         dropped[dropped == code] = 0
         dropped[mask] = code
+
+    def _code(self, reason: str) -> int:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+        return self.reasons.index(reason)
+
+    def decide(
+        self,
+        name: str,
+        ids: np.ndarray | None,
+        values: np.ndarray,
+        step: int,
+        rule: str = "",
+        picks: bool = False,
+    ) -> None:
+        """
+        Records the scores by which a method has just decided, of the examples it kept as of those it did not.
+
+        Args:
+            name (`str`):
+                The method.
+            ids (`np.ndarray`, *optional*):
+                The examples; `None` means all of them in order.
+            values (`np.ndarray` of shape `(len(ids),)`):
+                Their scores; NaN for one that was decided on without a score.
+            step (`int`):
+                The optimizer step after which it decided.
+            rule (`str`, *optional*):
+                What it did about the scores, in words.
+            picks (`bool`, *optional*, defaults to `False`):
+                Whether the examples were candidates for one batch: what is not picked is not dropped.
+        """
+        # Rows of a stream come into being here.
+        rows = np.arange(len(self)) if ids is None else self.rows(ids)
+        if self._decisions is None:
+            size = len(self.visits)
+            self._decisions = {key: np.full(size, fill, dtype=np.asarray(fill).dtype) for key, fill in BLANK.items()}
+        self._decisions["score"][rows] = values
+        self._decisions["step"][rows] = step
+        self._decisions["decider"][rows] = self._code(name)
+        if rule:
+            self.rules[name] = rule
+        if picks and name not in self.pickers:
+            self.pickers.append(name)
+
+    def decisions(self) -> dict[str, np.ndarray]:
+        """
+        The last decision on each example: its `score`, `(N,)` float32, NaN where no score decided; the `step`, int32,
+        -1 = never; and the `decider`, an object array of the names of methods, empty where there was none.
+        """
+        found = self._decisions
+        if found is None:
+            found = {key: np.full(len(self), fill) for key, fill in BLANK.items()}
+        found = {key: column[: len(self)] for key, column in found.items()}
+        return {**found, "decider": np.asarray(self.reasons, dtype=object)[found["decider"]]}
 
     @property
     def dropped(self) -> np.ndarray:
@@ -142,7 +208,9 @@ class Ledger:
 
     def to_dataset(self, ids: np.ndarray | None = None) -> Dataset:
         """
-        The ledger as a table: `id`, one column per score, `visits`, `last_step` and `dropped_by` (empty = kept).
+        The ledger as a table: `id`, one column per score, `visits`, `last_step`, `dropped_by` (empty = kept), and of
+        the last decision that a score made `decided_by`, `decision_score`, `decision_step` (-1 = none), and `reason`,
+        in words for each example that was dropped, or was a candidate and never picked.
 
         Args:
             ids (`np.ndarray` of shape `(N,)`, *optional*):
@@ -154,7 +222,15 @@ class Ledger:
         table.update({name: self[name] for name in self.names})
         table["visits"] = self.visits[: len(self)].astype(np.int64)
         table["last_step"] = self.last_step()
-        table["dropped_by"] = np.asarray(self.reasons, dtype=object)[codes].tolist()
+        names, decisions = np.asarray(self.reasons, dtype=object), self.decisions()
+        table["dropped_by"] = names[codes].tolist()
+        table["decided_by"] = decisions["decider"].tolist()
+        table["decision_score"], table["decision_step"] = decisions["score"], decisions["step"]
+        # A candidate that was never picked has not been dropped: another time it may be.
+        passed = (codes == 0) & (self.visits[: len(self)] == 0) & np.isin(decisions["decider"], self.pickers)
+        by = np.where(passed, decisions["decider"], names[codes])
+        words = {name: f"{name}: {self.rules.get(name, 'left out')}" if name else "" for name in self.reasons}
+        table["reason"] = [words[name] for name in by]
         return Dataset.from_dict(table)
 
     def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -164,9 +240,12 @@ class Ledger:
             arrays[f"score:{name}"], arrays[f"step:{name}"] = self[name], self.steps(name)
         if self._dropped is not None:
             arrays["dropped"] = self._dropped[: len(self)]
+        if self._decisions is not None:
+            arrays.update({f"decision:{name}": column[: len(self)] for name, column in self._decisions.items()})
         if self._rows is not None:
             arrays["ids"] = np.fromiter(self._rows, np.int64, len(self))
-        return arrays, {"names": self.names, "reasons": self.reasons, "size": len(self)}
+        values = {"names": self.names, "reasons": self.reasons, "rules": self.rules, "pickers": self.pickers}
+        return arrays, {**values, "size": len(self)}
 
     def load_state_dict(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave; the ledger must be of the same size (a stream's may be empty)."""
@@ -178,4 +257,7 @@ class Ledger:
         self._scores = {name: arrays[f"score:{name}"].copy() for name in values["names"]}
         self._steps = {name: arrays[f"step:{name}"].copy() for name in values["names"]}
         self.reasons = list(values["reasons"])
+        self.rules, self.pickers = dict(values["rules"]), list(values["pickers"])
         self._dropped = arrays["dropped"].copy() if "dropped" in arrays else None
+        decided = "decision:score" in arrays
+        self._decisions = {name: arrays[f"decision:{name}"].copy() for name in BLANK} if decided else None

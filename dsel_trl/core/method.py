@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.rows import UnreadableError
 from ..signals.batch import Batch, Signal
+from ..signals.ghost import ExampleGradients, GradientRequest
 from .charges import Charge, charged, described
 from .parameters import Reads
 from .run import Run, Step
@@ -27,6 +28,7 @@ HOOKS = (
     "weigh",
     "adjust",
     "extra_loss",
+    "after_backward",
     "observe",
 )
 
@@ -231,6 +233,28 @@ class Method:
     def extra_loss(self, run: Run, batch: Batch) -> Tensor | None:
         """A scalar to be added to the loss."""
         return None
+
+    def gradients(self, run: Run) -> GradientRequest | None:
+        """
+        Before the forwards of an optimizer step, on all ranks: what `after_backward` wants of the examples' gradients.
+
+        `None` = nothing in this step: then nothing is recorded and `after_backward` is not called. The model is in
+        place and holds no gradients, so that passes with gradient (`run.gradients.of`) can be made here. Wants of a
+        micro-batch that is picked from are for `pick`.
+        """
+        return None
+
+    def after_backward(self, run: Run, batch: Batch, gradients: ExampleGradients) -> dict[str, Tensor]:
+        """
+        Before the optimizer moves: `(B,)` values by name, written to the ledger like scores.
+
+        Called for each micro-batch of this rank when all of them have been back-propagated: the parameters then hold
+        the gradient of the whole step (`run.gradients.of_step`), before it is clipped.
+        """
+        return {}
+
+    def collect(self, run: Run) -> None:
+        """Before a checkpoint, on all ranks: brings together what `state_dict` gives of values that are sharded."""
 
     def observe(self, run: Run, step: Step) -> None:
         """After the optimizer step."""

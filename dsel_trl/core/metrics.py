@@ -92,11 +92,19 @@ class Metrics:
         }
         if self._window:
             row.update(self._window_values(ledger, run))
-        self.history.append({"step": float(run.step), **row})
+        self.history.append({"step": float(run.step), **row, **self._lengths()})
         if self.groups is not None:
             row.update(self._by_group(self.groups))
         self._window, self._extra = [], {}
         return {f"selection/{name}": value for name, value in row.items()}
+
+    def _lengths(self) -> dict[str, float]:
+        """Quantiles of the trained examples' tokens: for the report, not for the log."""
+        lengths = _joined(self._window, "length") if self._window else None
+        if lengths is None or not len(lengths):
+            return {}
+        found = np.quantile(lengths, QUANTILES)
+        return {f"length_q{round(100 * q)}": float(value) for q, value in zip(QUANTILES, found, strict=True)}
 
     def _by_group(self, groups: Groups) -> dict[str, float]:
         kept = self.group_kept or [1.0] * len(groups.values)
@@ -118,7 +126,7 @@ class Metrics:
         )
         if losses is not None:
             values["weighted_loss"] = float(np.mean(weights * losses))
-        for name in self._window[0].values.keys() - OWN_COLUMNS:
+        for name in {name for step in self._window for name in step.values} - OWN_COLUMNS:
             scores = _joined(self._window, name)
             assert scores is not None
             finite = scores[np.isfinite(scores)]
@@ -167,6 +175,6 @@ def _each(window: list[Step], name: str) -> list[np.ndarray]:
 
 
 def _joined(window: list[Step], name: str) -> np.ndarray | None:
-    if name not in window[0].values:
-        return None
-    return np.concatenate([step.values[name] for step in window])
+    # What a method asks of some steps only is not there in the others.
+    values = [step.values[name] for step in window if name in step.values]
+    return np.concatenate(values) if values else None

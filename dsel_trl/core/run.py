@@ -24,10 +24,50 @@ class Step:
             Examples trained, over all ranks and micro-batches.
         values (`dict[str, np.ndarray]`):
             Per-example values by name: the scores of the methods, `loss`, `implicit_margin` for preferences, `weight`.
+        learning_rate (`float`):
+            Of the step (of the first parameter group); NaN where it was not seen.
+        clip_factor (`float`):
+            What clipping has multiplied the gradient by.
+        skipped (`bool`):
+            Whether the optimizer left the step out, as it does when gradients in half precision overflow.
     """
 
     ids: np.ndarray
     values: dict[str, np.ndarray]
+    learning_rate: float = float("nan")
+    clip_factor: float = 1.0
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Decision:
+    """
+    By which scores a method has just chosen what to keep.
+
+    Attributes:
+        scores (`np.ndarray` of shape `(N,)`):
+            The score of every example; NaN for one that was decided on without a score.
+        how (`str`):
+            What was done about them, such as `"keep_top, keep=0.5"`.
+    """
+
+    scores: np.ndarray
+    how: str = ""
+
+    def rule(self, kept: np.ndarray) -> str:
+        """What became of the scores in words, with the cut; `kept` `(N,)` bool."""
+        how = f" ({self.how})" if self.how else ""
+        inside, outside = self.scores[kept & np.isfinite(self.scores)], self.scores[~kept & np.isfinite(self.scores)]
+        if not len(inside) or not len(outside):
+            return f"only what has a score is kept{how}"
+        low, high = inside.min(), inside.max()
+        if outside.max() <= low:
+            return f"scores from {low:.6g} up are kept{how}"
+        if outside.min() >= high:
+            return f"scores up to {high:.6g} are kept{how}"
+        if not ((outside > low) & (outside < high)).any():
+            return f"scores from {low:.6g} to {high:.6g} are kept{how}"
+        return f"drawn by their scores{how}"
 
 
 @dataclass
@@ -56,6 +96,9 @@ class Run:
             Extra forwards over rows.
         prepare (`Callable[[Dataset, str], Rows]`):
             Other rows than the training set: a dataset, prepared as the trainer prepares its own, and its name.
+        load (`Callable[[str, str, str], Dataset]`):
+            A dataset of the user's by its name (a file, a folder, a hub id, or `demo` in this trainer's form), its
+            split, and the parameter that says the split, for the error.
         train_helper (`Callable`):
             Trains a model beside the run: see [`~dsel_trl.trainer.helper_run.train_helper`], without its first
             argument.
@@ -64,6 +107,8 @@ class Run:
         refer (`Callable[[Path, bool], None]`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
+        gradients ([`~dsel_trl.trainer.gradients.ModelGradients`]):
+            Gradients of other examples than the batch's, of the step, and what the optimizer knows of them.
         costs ([`Costs`]):
             What selection has added to the run so far.
         log (`Callable[[dict[str, float]], None]`):
@@ -101,9 +146,11 @@ class Run:
     reference: Any
     passes: Passes
     prepare: Callable[[Any, str], Rows]
+    load: Callable[[str, str, str], Any]
     train_helper: Callable[..., Any]
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
+    gradients: Any
     costs: Costs
     log: Callable[[dict[str, float]], None]
     tell: Callable[[str, str, int], None]
@@ -115,6 +162,7 @@ class Run:
     plans_made: int = 0
     served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     resumed: bool = False
+    decision: Decision | None = None
     world: int = 1
     sharded: bool = False
     ordered: bool = False
@@ -149,10 +197,21 @@ class Run:
         """The training set as the trainer holds it: the user's columns and the token columns."""
         return self.rows.dataset
 
+    def plan_steps(self, refresh: int | str | None) -> set[int]:
+        """Steps at which a plan that is made anew by `refresh` is made in this run, the first (0) among them."""
+        if refresh == "never":
+            return {0}
+        starts = set(range(0, max(self.max_steps, 1), max(1, round(self.max_steps / max(self.epochs, 1)))))
+        return starts | (set(range(0, self.max_steps, refresh)) if isinstance(refresh, int) else set())
+
     @property
     def progress(self) -> float:
         """Share of the planned steps that are done, in [0, 1]."""
         return min(1.0, self.step / self.max_steps) if self.max_steps else 0.0
+
+    def decide(self, scores: np.ndarray, how: str = "") -> None:
+        """Says, inside of `select`, by which scores of all examples `(N,)` it chooses: the ledger keeps them."""
+        self.decision = Decision(scores, how)
 
     def rng(self, name: str, *key: int) -> np.random.Generator:
         """

@@ -108,6 +108,10 @@ def load_splits(
     except (DatasetsError, pa.ArrowException) as error:
         # `datasets` says what went wrong in the cause, and that something did in the error itself.
         raise ValueError(f"{name!r} cannot be read: {error.__cause__ or error}") from error
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        raise ValueError(f"The dataset {name!r} has no rows.") from error
 
 
 def take_split(splits: Splits, split: str, name: str, key: str) -> AnyDataset:

@@ -6,6 +6,8 @@ from typing import Any
 from .columns import plain_column
 from .rows import UnreadableError
 
+# What becomes of a generated response that the cap on its tokens has cut off.
+UNFINISHED = ("drop", "keep")
 Prompt = str | list[dict[str, str]]
 # Columns of texts or messages.
 SPOKEN = ("prompt", "chosen", "rejected", "completion", "messages")

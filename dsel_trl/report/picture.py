@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core.ledger import Ledger
 from ..data.files import replacing
+from .record import RunRecord
 
 
-def draw_run(path: Path, ledger: Ledger, summary: dict[str, Any], history: list[dict[str, float]]) -> None:
+def draw_run(path: Path, record: RunRecord) -> None:
     """
-    One picture of a run: the scores over time, what was kept and dropped, and what was up- and down-weighted.
+    One picture of a run: the scores over time, what was kept and dropped by the score that decided, and what was up-
+    and down-weighted.
 
     Needs matplotlib (`pip install "dsel-trl[report]"`).
     """
@@ -20,17 +21,17 @@ def draw_run(path: Path, ledger: Ledger, summary: dict[str, Any], history: list[
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [method["name"] for method in summary["methods"]]
-    score = next((name for name in names if name in ledger and np.isfinite(ledger[name]).any()), "loss")
+    summary, names = record.summary, record.methods
+    score = next((name for name in names if name in record.scores), "loss")
     # Names are text: a dollar sign in one begins no formula.
     with rc_context({"text.parse_math": False}):
         figure = Figure(figsize=(13, 4), layout="constrained")
         FigureCanvasAgg(figure)
         over_time, kept, weights = figure.subplots(1, 3)
         figure.suptitle(" + ".join(names) + f" · {summary['trainer']} · {summary['steps']} steps")
-        _draw_over_time(over_time, history, score)
-        _draw_kept(kept, ledger, score)
-        _draw_weights(weights, ledger)
+        _draw_over_time(over_time, record.history, score)
+        _draw_kept(kept, record)
+        _draw_weights(weights, record)
         with replacing(path) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
 
@@ -52,30 +53,31 @@ def _draw_over_time(axis: Any, history: list[dict[str, float]], score: str) -> N
     axis.legend(frameon=False)
 
 
-def _draw_kept(axis: Any, ledger: Ledger, score: str) -> None:
+def _draw_kept(axis: Any, record: RunRecord) -> None:
     axis.set_title("examples kept and dropped at the end")
-    axis.set_xlabel(f"{score} (last known)")
     axis.set_ylabel("examples")
-    if score not in ledger:
-        return
-    values, dropped = ledger[score], ledger.dropped
+    (score, values), dropped = record.deciding, record.dropped
+    axis.set_xlabel(f"{score} (what decided last)" if score else "score")
     known = np.isfinite(values)
     if not known.any():
+        axis.bar(["kept", "dropped"], [int((~dropped).sum()), int(dropped.sum())], color=["C0", "C1"])
         return
     low, high = np.quantile(values[known], [0.01, 0.99])
     bins = np.linspace(low, high if high > low else low + 1.0, 41)
     clipped = np.clip(values, bins[0], bins[-1])
     groups = [clipped[known & ~dropped], clipped[known & dropped]]
-    axis.hist(groups, bins=bins, stacked=True, label=[f"kept ({len(groups[0])})", f"dropped ({len(groups[1])})"])
+    without = int((~known).sum())
+    if without:
+        axis.set_xlabel(f"{score} (what decided last; {without:,} had no score)")
+    axis.hist(groups, bins=bins, stacked=True, label=[f"kept ({len(groups[0]):,})", f"dropped ({len(groups[1]):,})"])
     axis.legend(frameon=False)
 
 
-def _draw_weights(axis: Any, ledger: Ledger) -> None:
+def _draw_weights(axis: Any, record: RunRecord) -> None:
     axis.set_title("last gradient weight of the trained examples")
     axis.set_xlabel("weight")
     axis.set_ylabel("examples")
-    values = ledger["weight"] if "weight" in ledger else np.empty(0)
-    values = values[np.isfinite(values)]
+    values = record.weights[np.isfinite(record.weights)]
     if not len(values):
         axis.text(0.5, 0.5, "no example was weighted", ha="center", va="center", transform=axis.transAxes)
         return

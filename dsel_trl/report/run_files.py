@@ -1,4 +1,6 @@
-"""What a run leaves behind: `ledger.parquet`, `summary.json` and, with the `report` extra, one picture."""
+"""
+What a run leaves behind: `ledger.parquet`, `summary.json`, `history.json` and, with the `report` extra, one picture.
+"""
 
 import importlib.util
 import logging
@@ -11,6 +13,7 @@ from pyarrow import parquet
 from ..core.ledger import Ledger
 from ..data.files import replacing, write_json
 from .picture import draw_run
+from .record import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +39,14 @@ def write_run(
         summary (`dict`):
             JSON values.
         history (`list[dict[str, float]]`):
-            The logged rows, for the picture.
+            The logged rows.
     """
     with replacing(folder / "ledger.parquet") as temporary:
         # Written by pyarrow itself: `Dataset.to_parquet` shows a progress bar for each file.
         parquet.write_table(ledger.to_dataset(ids).data.table, temporary)
     write_json(folder / "summary.json", summary)
+    write_json(folder / "history.json", {"rows": history})
     if importlib.util.find_spec("matplotlib") is None:
         logger.info('No picture of the selection was drawn: pip install "dsel-trl[report]" to get one.')
         return
-    draw_run(folder / "selection.png", ledger, summary, history)
+    draw_run(folder / "selection.png", RunRecord.of(ledger, summary, history))

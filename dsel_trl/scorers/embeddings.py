@@ -15,6 +15,7 @@ from ..core.run import Run
 from ..data.columns import check_column
 from ..data.conversations import example_texts
 from ..data.fingerprints import column_hash
+from ..data.rows import Rows
 from ..data.tokens import Sequences
 
 POOLINGS = ("last", "mean")
@@ -36,13 +37,21 @@ def check_source(source: str, pooling: str = "last", refresh: int | str = "never
         raise ValueError(f"refresh={refresh!r} measures the policy again, but embedding={source!r}.")
 
 
-def check_embeddings(run: Run, source: str) -> None:
-    """Raises where a run cannot give the embeddings that `source` names, before anything is computed."""
+def check_embeddings(run: Run, source: str, rows: Rows | None = None) -> None:
+    """
+    Raises where a run cannot give the embeddings that `source` names, before anything is computed; of other `rows`
+    than the training set, where they are given.
+    """
     kind, _, rest = source.partition(":")
+    if rows is not None and kind == "file":
+        raise ValueError(
+            f"embedding={source!r} holds vectors of the training set, but those of {rows.name!r} are needed as well: "
+            "use 'policy', 'column:' (a column that both have) or 'model:'."
+        )
     if run.size == 0:
         raise ValueError(f"embedding={source!r}: a stream cannot be embedded before training.")
     if kind == "column":
-        check_column(run.dataset, rest, f"embedding={source!r}")
+        check_column((rows or run.rows).dataset, rest, f"embedding={source!r}")
     if kind == "file":
         _file_rows(run, rest)
     if kind == "model":
@@ -54,7 +63,9 @@ def check_embeddings(run: Run, source: str) -> None:
         )
 
 
-def embeddings(run: Run, source: str = "policy", pooling: str = "last", *, live: bool = False) -> np.ndarray:
+def embeddings(
+    run: Run, source: str = "policy", pooling: str = "last", *, rows: Rows | None = None, live: bool = False
+) -> np.ndarray:
     """
     Embeddings of all examples, `(N, d)` float32; kept under `output_dir/selection` by fingerprint.
 
@@ -67,29 +78,34 @@ def embeddings(run: Run, source: str = "policy", pooling: str = "last", *, live:
             See [`check_source`].
         pooling (`str`, *optional*, defaults to `"last"`):
             Of the policy: hidden state of the `"last"` token, or the `"mean"` over all tokens.
+        rows ([`~dsel_trl.data.rows.Rows`], *optional*):
+            Other rows than the training set.
         live (`bool`, *optional*, defaults to `False`):
             Measure the policy as it is now, and keep nothing on disk.
 
     Memory: `4 d` bytes per example (16 GB for 1,000,000 vectors of 4,096).
     """
     kind, _, rest = source.partition(":")
+    own = rows or run.rows
     if kind == "column":
-        return _as_matrix(run.values(rest), source, run.size)
+        return _as_matrix(own.values(rest), source, len(own))
     if kind == "file":
         return _as_matrix(_file_rows(run, rest), source, run.size)
-    compute = (lambda: _sentences(run, rest)) if kind == "model" else (lambda: policy_states(run, pooling))
+    compute = (lambda: _sentences(run, rest, own)) if kind == "model" else (lambda: policy_states(run, pooling, own))
     if live:
         return compute()
     # A sentence model reads the texts as they are, whatever the policy is.
     parts, uses = ([source], ()) if kind == "model" else ([source, pooling], ("policy",))
+    if rows is not None:
+        parts = [*parts, rows.fingerprint()]
     return cached(run, "embeddings", parts, lambda: {"embeddings": compute()}, uses=uses)["embeddings"]
 
 
-def contents(run: Run, source: str) -> str:
+def contents(rows: Rows, source: str) -> str:
     """Hash of the vectors that `source` names, where neither the data's tokens nor the name tell them apart."""
     kind, _, rest = source.partition(":")
     if kind == "column":
-        return column_hash(run.dataset, rest)
+        return column_hash(rows.dataset, rest)
     if kind == "file":
         with open(rest, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -99,6 +115,7 @@ def contents(run: Run, source: str) -> str:
 def policy_states(
     run: Run,
     pooling: str,
+    rows: Rows | None = None,
     *,
     ids: np.ndarray | None = None,
     inputs: Callable[[np.ndarray], Any] | None = None,
@@ -110,10 +127,10 @@ def policy_states(
 
     They are those of the last layer, or of another `layer`: -2 is the output of the last decoder block but one.
 
-    `inputs` and `lengths` are those of [`~dsel_trl.core.data_passes.Passes.measure`], for other tokens than the
-    example's own.
+    `rows` are others than the training set. `inputs` and `lengths` are those of
+    [`~dsel_trl.core.data_passes.Passes.measure`], for other tokens than the example's own.
     """
-    sequences = Sequences(run.rows.side("chosen"))
+    sequences = Sequences((rows or run.rows).side("chosen"))
     return run.passes.measure(
         lambda states: states,
         ids,
@@ -153,8 +170,8 @@ def _hidden_states(run: Run, pooling: str, layer: int = -1) -> Callable[[dict[st
     return forward
 
 
-def _sentences(run: Run, path: str) -> np.ndarray:
-    model, texts = _sentence_transformer(path, run.model.device), example_texts(run.rows.side("chosen"))
+def _sentences(run: Run, path: str, rows: Rows) -> np.ndarray:
+    model, texts = _sentence_transformer(path, run.model.device), example_texts(rows.side("chosen"))
 
     def encode(batch: list[str], ids: Tensor) -> Tensor:
         return model.encode(batch, batch_size=len(batch), convert_to_tensor=True, show_progress_bar=False)

@@ -41,7 +41,7 @@ def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: T
     for method in methods.methods:
         if kind.name not in method.trainers:
             raise ValueError(f"{method.name!r} works with {list(method.trainers)}, not with {type(trainer).__name__}.")
-    weighing = methods.using("weigh", "score", "adjust", "extra_loss", "pick")
+    weighing = methods.using("weigh", "score", "adjust", "extra_loss", "pick", "after_backward")
     if weighing and (coupled := sorted(COUPLED_LOSSES & set(kind.settings(trainer).loss_types))):
         raise ValueError(
             f"loss_type {coupled} sorts the batch, so a pair has no loss or gradient of its own and "
@@ -54,6 +54,7 @@ def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: T
             f"gradient_accumulation_steps={args.gradient_accumulation_steps} micro-batches is known. Set "
             "gradient_accumulation_steps=1, or normalize='none' where the method has it."
         )
+    check_gradients(trainer, kind, methods)
     if getattr(args, "packing", False):
         for method in methods.methods:
             if not method.packed_rows:
@@ -105,6 +106,36 @@ def check_run(trainer: Any, kind: TrainerKind, methods: Composition, training: T
                 continue
             if training is not None and np.isnan(training.rows.column(name)).all():
                 raise ValueError(f"Column {name!r}, read by {method.name!r}, has no value at all: every row is NaN.")
+
+
+def check_gradients(trainer: Any, kind: TrainerKind, methods: Composition) -> None:
+    """Raises `ValueError` where methods ask for the examples' gradients and these cannot be had."""
+    reading, args = [method.name for method in methods.using("after_backward")], trainer.args
+    if not reading:
+        return
+    besides = [m.name for m in methods.methods if "extra_loss" in m.hooks or m.own_loss]
+    settings = kind.settings(trainer)
+    own = getattr(trainer, "compute_loss_func", None) or getattr(trainer, "label_smoother", None)
+    problems = {
+        f"torch_compile={args.torch_compile}: a compiled model hides its layers. Set it to False": args.torch_compile
+        or hasattr(trainer.model, "_orig_mod")
+        or trainer.model._compiled_call_impl is not None,
+        "DeepSpeed takes gradients away as they come. Use DDP or FSDP2": trainer.is_deepspeed_enabled,
+        f"{args.n_gpu} GPUs in one process copy the layers. Start one process each (accelerate launch)": args.n_gpu
+        > 1,
+        f"{besides} train on another loss as well, or on another one, and which gradient is of which is not known. "
+        "Use them in runs of their own": besides,
+        "loss_type 'sft' is a mean over the tokens of a batch and gives a pair no loss of its own. Leave it out": (
+            "sft" in settings.loss_types and kind.name == "dpo"
+        ),
+        "a mixture of experts adds a loss that couples the rows of a batch. Set router_aux_loss_coef=0": getattr(
+            trainer, "aux_loss_enabled", False
+        ),
+        "compute_loss_func and label_smoothing_factor put another loss in its place. Leave them out": own,
+    }
+    for problem, applies in problems.items():
+        if applies:
+            raise ValueError(f"{reading} need the gradient of each example's own loss, but {problem}.")
 
 
 def check_without_fused_head(args: Any, kind: TrainerKind, methods: Composition) -> None:

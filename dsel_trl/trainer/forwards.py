@@ -14,7 +14,7 @@ from ..core.costs import Costs
 from ..data.files import replacing
 from ..signals.batch import Batch, Forward
 from ..signals.logits import read_logits
-from ..signals.tap import Reading
+from ..signals.tap import Reading, label_log_probs
 from .kinds import COLUMNS, NOT_FOR_THE_MODEL, batch_type, labels_of, trainer_kind
 
 
@@ -71,9 +71,11 @@ def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
 
 
 def read_tokens(model: Any, kwargs: dict[str, Any], labels: Tensor, outputs: tuple[str, ...] = ()) -> Forward:
-    """Per-token fields of a forward that is made only to look."""
+    """Per-token fields of a forward beside the training; they carry gradient where that is enabled."""
     kwargs = {**kwargs, "use_cache": False}
     if fused_head() is None:
+        if torch.is_grad_enabled():
+            return Forward(label_log_probs(model(**kwargs).logits, labels))
         return read_logits(model(**kwargs).logits, labels, outputs)
     output = model(**kwargs, labels=labels, fused_lm_head=True)
     if output.log_probs is None:
@@ -125,10 +127,13 @@ def score_rows(
     kl: float | Tensor = 0.0,
     costs: Costs | None = None,
     who: str = "",
+    gradient: bool = False,
     **context: Any,
 ) -> Batch:
     """
-    Runs a collated batch through the policy (and the reference) without gradient, in evaluation mode.
+    Runs a collated batch through the policy (and the reference) in evaluation mode, without gradient.
+
+    With `gradient` the policy's values carry gradient, and so does the `loss` of the batch.
 
     With `policy` the outputs of another model stand in the policy's place, which is not run then. What is run is
     counted in `costs`, under names that begin with `who` (`"helper_"`).
@@ -145,7 +150,7 @@ def score_rows(
     size = ids.numel(), token_count(inputs)
     model.eval()
     try:
-        with torch.no_grad(), trainer.accelerator.autocast():
+        with torch.set_grad_enabled(gradient), trainer.accelerator.autocast():
             if kind.heads:
                 rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
                 costs.ran(f"{who}forwards", *size)
@@ -157,7 +162,8 @@ def score_rows(
                 costs.ran(f"{who}forwards", *size)
             reading = Reading(policy=policy)
             if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
-                reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
+                with torch.no_grad():
+                    reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
                 costs.ran(f"{who}reference_forwards", *size)
     finally:
         model.train(training)

@@ -1,5 +1,6 @@
 """Sampling from the policy, for methods that write responses: batched, capped, and outside the gradient step."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,10 @@ from ..core.costs import Costs
 from ..core.randomness import preserved_rng
 from ..data.responses import Prompt
 
+logger = logging.getLogger(__name__)
+
+# What a tokenizer writes for bytes that are no whole character.
+REPLACEMENT = "\ufffd"
 # Tokens of the prompt that are decoded together with a response.
 TAIL = 4
 
@@ -24,6 +29,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     prefixes: Sequence[str] | None = None,
+    whole: bool = False,
     batch_size: int = 16,
     seed: int = 0,
     description: str = "Generating",
@@ -47,6 +53,8 @@ def generate(
             Share of the probability mass to sample from.
         prefixes (`Sequence[str]`, *optional*):
             Beginnings of the responses, to be continued; the result holds the continuations only.
+        whole (`bool`, *optional*, defaults to `False`):
+            Gives the empty text for a response that the cap has cut off; how many there were is counted and said.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences per batch.
         seed (`int`, *optional*, defaults to `0`):
@@ -55,7 +63,8 @@ def generate(
             Where responses and tokens are counted.
 
     Returns:
-        `list[list[str]]`: `samples` texts per prompt, without special tokens. All processes get the same.
+        `list[list[str]]`: `samples` texts per prompt, without special tokens and without the first bytes of a
+        character that the cap has cut through. All processes get the same.
     """
     tokenizer = trainer._tokenizer
     texts = [_templated(tokenizer, prompt) for prompt in prompts]
@@ -67,7 +76,7 @@ def generate(
     kwargs: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
         kwargs |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
-    results, generated = [""] * len(rows), 0
+    results, generated, cut = [""] * len(rows), 0, 0
     training = trainer.model.training
     accelerator = trainer.accelerator
     with (
@@ -78,6 +87,7 @@ def generate(
     ):
         torch.manual_seed(seed)
         model.eval()
+        ends = _ends(model, tokenizer)
         starts = range(0, len(order), batch_size)
         for start in tqdm(starts, desc=description, disable=not accelerator.is_main_process):
             batch = order[start : start + batch_size]
@@ -96,11 +106,23 @@ def generate(
                 head = tokenizer.decode(before, skip_special_tokens=True)
                 text = tokenizer.decode(before + tokens, skip_special_tokens=True)
                 results[i] = text[len(head) :]
+                if ends.isdisjoint(tokens):
+                    cut += 1
+                    results[i] = "" if whole else results[i].rstrip(REPLACEMENT)
     trainer.model.train(training)
     if costs is not None:
         # All processes generate the same: each response counts once.
         costs.add("prompts", len(rows), sum(map(len, encoded)))
         costs.add("generated_responses", len(rows), generated)
+        costs.add("cut_responses", cut)
+    if whole and cut and accelerator.is_main_process:
+        logger.warning(
+            "%s: %d of %d responses reached max_new_tokens=%d without an end and are left out.",
+            description,
+            cut,
+            len(rows),
+            max_new_tokens,
+        )
     return [results[i : i + samples] for i in range(0, len(results), samples)]
 
 
@@ -110,6 +132,12 @@ def _length(tokens: list[int], pad: int) -> int:
     while size and tokens[size - 1] == pad:
         size -= 1
     return size
+
+
+def _ends(model: Any, tokenizer: Any) -> set[int]:
+    """Tokens at which the model ends a response."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
 
 
 def _templated(tokenizer: Any, prompt: Prompt) -> str:

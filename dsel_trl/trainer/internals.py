@@ -73,6 +73,7 @@ INTERNALS: tuple[Internal, ...] = (
         ("_save_checkpoint", ("model", "trial")),
         ("_save_rng_state", ("output_dir",)),
     ),
+    Internal("_clip_grad_norm", "class", ("model",), optional=True),
     # Called.
     *_seams(("_get_output_dir", ("trial",)), ("_prepare_inputs", ("inputs",))),
     Internal(

@@ -75,6 +75,8 @@ class TrainerKind:
             Whether an example has an implicit margin.
         heads (`bool`):
             Whether the model gives one number per row instead of a token distribution.
+        token_mean (`bool`):
+            Whether its loss is a mean over the trained tokens of a batch, instead of one over the examples.
         inner_loss (`bool`):
             Whether a model without the fused head computes the loss in its own forward.
         references (`tuple[str, ...]`):
@@ -106,6 +108,7 @@ class TrainerKind:
     other_labels: Callable[[dict[str, Any]], Tensor | None] = lambda inputs: None
     margin: bool = True
     heads: bool = False
+    token_mean: bool = False
     inner_loss: bool = False
     references: tuple[str, ...] = ()
     reference: Callable[[Any], bool] = lambda trainer: False
@@ -203,6 +206,7 @@ KINDS: dict[str, TrainerKind] = {
             labels=lambda inputs: inputs["labels"],
             kept=_trained_tokens,
             margin=False,
+            token_mean=True,
             inner_loss=True,
             prepare_arguments=lambda trainer: [trainer.args.packing, trainer._formatting_func],
         ),

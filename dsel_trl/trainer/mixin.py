@@ -121,14 +121,26 @@ class SelectionMixin(_Trainer):
         return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        try:
+            loss = super().training_step(model, inputs, *args, **kwargs)
+        except BaseException:
+            if self.selection is not None:
+                self.selection.run.gradients.close()
+            raise
         if self.selection is not None:
             self.selection.steps.after_backward()
         if self.selection is not None and self.accelerator.sync_gradients:
             scale = self.selection.steps.accumulated_scale()
             if scale != 1.0:
                 torch._foreach_mul_([p.grad for p in model.parameters() if p.grad is not None], scale)
+            self.selection.steps.about_to_move()
         return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if self.selection is not None and norm is not None:
+            self.selection.steps.clipped(norm)
+        return norm
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -140,7 +152,7 @@ class SelectionMixin(_Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with self.selection.steps.listen(ids, {**inputs, **layout}, columns) as listening:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        extra = self.selection.steps.after_forward(listening)
+        extra = self.selection.steps.after_forward(listening, num_items_in_batch)
         if extra is None:
             return result
         # A loss that is normalised over the accumulation window is not divided by the steps afterwards.
@@ -153,6 +165,9 @@ class SelectionMixin(_Trainer):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.selection is not None:
+            for method in self.selection.methods.methods:
+                method.collect(self.selection.run)
         if self.selection is not None and self.args.should_save:
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
             # `trainer_state.json` is the last file the trainer writes: without it a checkpoint counts as incomplete.

@@ -17,6 +17,7 @@ from ..core.composition import Composition
 from ..core.method import Method
 from ..core.run import Run
 from ..data.files import replacing
+from ..data.loading import check_rows, load_splits, take_split
 from ..data.rows import Layout, Rows
 from ..sampling.batch_sampler import BatchPlanSampler
 from ..sampling.plan_sampler import PlanSampler
@@ -193,16 +194,30 @@ def _collated_columns(trainer: Any, dataset: Dataset) -> tuple[str, ...]:
     return used if used and trainer.args.remove_unused_columns else names
 
 
+def load_named(trainer: Any, name: str, split: str, key: str) -> Dataset:
+    """A dataset by its name, `demo` in the form of this trainer; `key` is the parameter that says the split."""
+    return take_split(load_splits(name, demo=trainer_kind(trainer).demo), split, name, key)
+
+
 def prepare_rows(trainer: Any, dataset: Dataset, name: str) -> Rows:
-    """Rows of any dataset of the user's, prepared as the trainer prepares its own."""
+    """
+    Rows of any dataset of the user's, prepared as the trainer prepares its own.
+
+    Raises:
+        `ValueError`: if its columns are those of another trainer; the message says what would be right.
+    """
+    # A function of the user's reads columns of its own.
+    if not _is_ready(trainer, dataset) and getattr(trainer, "_formatting_func", None) is None:
+        kind, text = trainer_kind(trainer), getattr(trainer.args, "dataset_text_field", None)
+        choices = kind.columns if text is None else (*kind.columns, (text,))
+        check_rows(dataset, name, choices, kind.trainer.__name__)
     return make_rows(trainer, prepared(trainer, dataset, name), name)
 
 
 def prepared(trainer: Any, dataset: Any, name: str) -> Any:
     """A dataset as the trainer prepares its own: tokenized, with reference log-probabilities where it keeps them."""
     kind = trainer_kind(trainer)
-    as_it_is = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
-    if not as_it_is and "prompt_ids" not in dataset.column_names and "input_ids" not in dataset.column_names:
+    if not _is_ready(trainer, dataset):
         arguments = [dataset, trainer.processing_class, trainer.args, *kind.prepare_arguments(trainer)]
         dataset = trainer._prepare_dataset(*arguments, name)
     wanted = getattr(trainer.args, "precompute_ref_log_probs", False)
@@ -211,6 +226,12 @@ def prepared(trainer: Any, dataset: Any, name: str) -> Any:
         dataset = trainer._precompute_ref_logps(dataset, name, batch_size)
         _count_references(trainer, make_rows(trainer, dataset, name))
     return dataset
+
+
+def _is_ready(trainer: Any, dataset: Any) -> bool:
+    """Whether the trainer would take a dataset as it is: tokenized, or left to the collator."""
+    as_it_is = getattr(trainer, "_is_vision_dataset", False) or getattr(trainer, "_skip_prepare_dataset", False)
+    return as_it_is or "prompt_ids" in dataset.column_names or "input_ids" in dataset.column_names
 
 
 def _count_references(trainer: Any, rows: Rows) -> None:

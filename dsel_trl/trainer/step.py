@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..signals.batch import Batch, Forward
 from ..signals.gate import Gate, WeightAverage
 from ..signals.tap import Reading, Tap
 from .forwards import attributes, make_batch, score_rows, token_count
+from .gradients import StepGradients
 from .kinds import COLUMNS, EXAMPLE_ID, labels_of, trainer_kind
 
 
@@ -30,6 +31,7 @@ class Listening:
     gate: Gate | None
     reading: Reading
     batch: Batch | None = None
+    row: dict[str, Tensor] = field(default_factory=dict)
 
 
 class OptimizerStep:
@@ -55,11 +57,13 @@ class OptimizerStep:
         self.readers = [method.name for method in methods.methods if method.reads_batches] + list(readers)
         self.kind = trainer_kind(trainer)
         self.average = WeightAverage()
+        self.gradients = StepGradients(trainer, methods, run)
         # KTO's KL term in the batch trained last: what a pass, which has no batch of its own, takes for it.
         self.kl: float | Tensor = 0.0
         self._rows: list[dict[str, Tensor]] = []
         self._listening: Listening | None = None
         self._micro_batches = 1
+        self._made: dict[str, Any] = {}
 
     @property
     def _trainer_name(self) -> str:
@@ -68,8 +72,10 @@ class OptimizerStep:
     def begin(self, micro_batches: int) -> None:
         """Called when the micro-batches of the next optimizer step have been fetched."""
         self._micro_batches = micro_batches
-        self._rows = []
+        self._rows, self._made = [], {}
         self.average.reset()
+        if micro_batches:
+            self.gradients.begin()
 
     def takes(self, ids: Tensor | None) -> bool:
         """
@@ -95,10 +101,13 @@ class OptimizerStep:
         After the backward pass of a micro-batch, before the optimizer moves: the weights must have met the gradient.
 
         Raises:
-            `ValueError`: if they have not.
+            `ValueError`: if they have not, or a layer that is listened to has not.
         """
         listening, self._listening = self._listening, None
-        if listening is None or listening.gate is None or listening.gate.effective:
+        if listening is None:
+            return
+        if listening.gate is None or listening.gate.effective:
+            self.gradients.backward_done(listening.batch, listening.row)
             return
         names = [method.name for method in self.methods.using("weigh")]
         raise ValueError(
@@ -116,6 +125,7 @@ class OptimizerStep:
         with contextlib.ExitStack() as stack:
             reading = stack.enter_context(self.tap.open(labels, gate, self.kind.other_labels(inputs)))
             listening = self._listening = Listening(ids, dict(inputs), columns, gate, reading)
+            self.gradients.listen(ids, inputs)
             if self.methods.using("adjust"):
                 reading.when_read = partial(self._adjust, listening, stack)
             yield listening
@@ -130,9 +140,13 @@ class OptimizerStep:
             if values:
                 stack.enter_context(attributes(self.trainer, values))
 
-    def after_forward(self, listening: Listening) -> Tensor | None:
-        """Scores and weighs the batch whose loss was just computed; returns what is to be added to the loss."""
-        batch = listening.batch or self._batch(listening)
+    def after_forward(self, listening: Listening, items: Any = None) -> Tensor | None:
+        """
+        Scores and weighs the batch whose loss was just computed; returns what is to be added to the loss.
+
+        `items` is what the trainer has divided a sum over tokens by, where it does.
+        """
+        batch = listening.batch = listening.batch or self._batch(listening)
         self.kl = batch.settings.kl
         values: dict[str, Tensor] = {"loss": batch.loss}
         if self.kind.margin:
@@ -143,7 +157,9 @@ class OptimizerStep:
         weights = self._weigh(batch, listening.gate)
         if weights is not None:
             values["weight"] = weights
-        self._rows.append({"ids": batch.ids, "length": batch.lengths, **values})
+        listening.row = {"ids": batch.ids, "length": batch.lengths, **values}
+        self._rows.append(listening.row)
+        self.gradients.forward_done(batch, None if listening.gate is None else listening.gate.weights, items)
         extra: Tensor | None = None
         for method in self.methods.using("extra_loss"):
             term = method.extra_loss(self.run, batch)
@@ -274,6 +290,17 @@ class OptimizerStep:
         rows = torch.cat([gathered[rank, :size] for rank, size in enumerate(sizes)])
         return rows, slice(start, start + len(values))
 
+    def clipped(self, norm: Any) -> None:
+        """The gradient of the step had this norm before it was clipped."""
+        factor = self.trainer.args.max_grad_norm / (float(norm) + 1e-6)
+        # Not so for a norm that is no number.
+        self._made["clip_factor"] = min(1.0, factor) if factor == factor else float("nan")
+
+    def about_to_move(self) -> None:
+        """The gradient of the step is whole; clipping and the optimizer come next."""
+        self.gradients.step_done()
+        self._made["learning_rate"] = float(self.trainer.optimizer.param_groups[0]["lr"])
+
     def exchange(self) -> Step | None:
         """All ranks' rows of this step, in one gather of int64 words (the floats travel as their bits)."""
         rows, self._rows = self._rows, []
@@ -286,7 +313,9 @@ class OptimizerStep:
         table = torch.stack([word.to(words[0].device) for word in words], dim=1)
         table = self.gather(table)[0].cpu()
         values = table[:, 1:].to(torch.int32).contiguous().view(torch.float32)
-        return Step(table[:, 0].numpy(), {name: values[:, i].numpy() for i, name in enumerate(names)})
+        skipped = bool(self.trainer.accelerator.optimizer_step_was_skipped)
+        columns = {name: values[:, i].numpy() for i, name in enumerate(names)}
+        return Step(table[:, 0].numpy(), columns, **self._made, skipped=skipped)
 
 
 def _times(first: Tensor, second: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ def test_inco_continues_the_dataset_s_responses(tmp_path, capsys):
     words += ["--model_name_or_path", str(model), "--samples", "1", "--continuations", "2", "--max_new_tokens", "4"]
     assert main(words) == MISTAKE
     assert "--reward" in capsys.readouterr().err
+    words += ["--unfinished", "keep"]
     assert main([*words, "--reward", "tests.commands.test_build:length"]) == DONE, capsys.readouterr().err
     built = Dataset.from_parquet(str(target), keep_in_memory=True)
     assert len(built)

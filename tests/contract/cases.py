@@ -6,9 +6,12 @@ A method that is not in `CASES` runs with its defaults: registering it is enough
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dsel_trl import create_method, get_method, list_methods
+from tests import tiny
 
 SIZE = 17
 # For methods that train helpers on a part of the data: two processes would fill up the short last batch of a helper.
@@ -48,6 +51,19 @@ class Case:
 NEVER_PRUNED = "it prunes what is known to be learned; an example that is not known to be has the weight 1"
 REWARD = f"{__name__}:fewest_words"
 
+
+# Gone with the process; other processes are told the path.
+FILES = TemporaryDirectory(prefix="dsel-contract-")
+
+
+def target(size: int = 6) -> str:
+    """A file with a set to follow, in the format of every trainer of the suite."""
+    path, pairs = Path(FILES.name) / f"target-{size}.parquet", tiny.preferences(size, seed=5)
+    rows = tiny.completions(size, seed=5).add_column("chosen", pairs["chosen"][:])
+    rows.add_column("rejected", pairs["rejected"][:]).to_parquet(str(path))
+    return str(path)
+
+
 CASES: dict[str, Case] = {
     "uniform": Case(neutral={}, idle="the control: it measures, and leaves the run as it is"),
     "random": Case({"keep": 0.6, "refresh": "epoch"}),
@@ -68,7 +84,7 @@ CASES: dict[str, Case] = {
     "reward_augmented": Case({"template": "w1 {g}"}),
     "uni_dpo": Case(untold="a pair without scores counts as one of equal scores, and its margin goes on to count"),
     "filtered_dpo": Case({"reward": REWARD, "max_new_tokens": 4, "threshold": 4.0}),
-    "inco_dpo": Case({"reward": REWARD, "samples": 1, "continuations": 1, "max_new_tokens": 4}),
+    "inco_dpo": Case({"reward": REWARD, "samples": 1, "continuations": 1, "max_new_tokens": 4, "unfinished": "keep"}),
     "zip": Case({"keep": 0.6, "k1": 12, "k2": 4, "k3": 2, "workers": 1, "refresh": "epoch", "unchosen": "restore"}),
     "deita": Case({"complexity_column": "difficulty", "quality_column": "weight", "keep": 0.6, "threshold": 0.99}),
     "ifd": Case({"keep": 0.7, "limit": 2.0, "refresh": "epoch"}),
@@ -82,6 +98,8 @@ CASES: dict[str, Case] = {
     "jest": Case({"loss_column": "difficulty", "factor": 2}, repeats=False),
     "edge": Case({"guideline": "w1 w2", "keep": 0.6}),
     "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
+    "gotd": Case({"target": target(), "keep": 0.6, "refresh": "epoch"}),
+    "inrun_shapley": Case({"target": target(), "target_refresh": 2, "keep": 0.6, "refresh": 2}),
     "selective_dpo": Case({"source": "online", "refresh": 2, "keep": 0.7}),
 }
 # One method in two guises: what its other parameters do is a different algorithm.
@@ -100,12 +118,15 @@ FURTHER: dict[str, Case] = {
     ),
     "infobatch:steps": Case({"refresh": 1, "prescore": True, "keep_learned": 0.4}, untold=NEVER_PRUNED),
     "curriculum:sample": Case({"action": "sample", "by": "loss", "unbiased": True, "refresh": 2}),
+    "gotd:negative": Case({"target": target(), "negative": target(3), "action": "weight", "temperature": 0.1}),
+    "inrun_shapley:second": Case({"target": target(), "taylor": 2, "action": "curriculum", "pacing": "none"}),
+    "inrun_shapley:weight": Case({"target": target(), "precondition": "adam", "action": "weight"}),
     "margin:weight": Case({"action": "weight"}),
     "el2n:weight": Case({"action": "weight"}),
     "adapt_inf:epoch": Case({"budget": 9, "clusters": 2, "directions": 2, "refresh": "epoch", "scorers": ["el2n"]}),
     "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),
     "margin:disagreement": Case({"source": "disagreement", "action": "band", "refresh": 3}),
-    "alignment_potential:simpo": Case({"keep": 0.5}),
+    "alignment_potential:simpo": Case({"keep": 0.8}),
     "bees:helper": Case({"sources": ["helper"], "helper_lora": False, "keep": 0.6}),
     "rho_loss:holdout": Case({"source": "holdout", "factor": 2, "helper_lora": False}, size=EVEN),
     "selective_dpo:column": Case({"source": "column", "keep": 0.6}),

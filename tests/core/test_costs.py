@@ -201,6 +201,21 @@ def test_generated_tokens_are_counted_up_to_the_end_of_each_response(make_traine
     assert words <= costs.counts["generated_tokens"] <= 20
 
 
+def test_responses_without_an_end_are_counted_and_left_out(make_trainer, caplog):
+    trainer, found = make_trainer("dpo"), {}
+    trainer.model.generation_config.eos_token_id = list(range(1, 12))
+    for whole in (False, True):
+        costs = Costs()
+        found[whole] = generate(trainer, ["w1 w2"], samples=24, max_new_tokens=8, whole=whole, costs=costs)[0]
+        cut = costs.counts["cut_responses"]
+    left_out = [not new for new in found[True]]
+    assert 0 < sum(left_out) == cut < 24
+    assert [text for text in found[True] if text] == [
+        t for t, out in zip(found[False], left_out, strict=True) if not out
+    ]
+    assert f"{cut} of 24 responses reached max_new_tokens=8" in caplog.text
+
+
 # ---- What is left behind ----
 
 

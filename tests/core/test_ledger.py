@@ -108,10 +108,15 @@ def test_growing_keeps_what_was_written():
         ledger.write("loss", part, part.astype(float), step=start)
         ledger.visit(part)
         ledger.drop(np.arange(len(ledger)) % 2 == 0, "half")
+        ledger.decide("half", part, part / 2, start)
     assert len(ledger) == 5000
     assert ledger["loss"].tolist() == ids.tolist()
     assert ledger.visits[:5000].tolist() == [1] * 5000
     assert ledger.dropped.sum() == 2500
+    decisions = ledger.decisions()
+    assert decisions["score"].tolist() == (ids / 2).tolist()
+    assert set(decisions["decider"]) == {"half"}
+    assert (decisions["step"] == (np.arange(5000) // 700) * 700).all()
     assert (ledger.steps("loss") == (np.arange(5000) // 700) * 700).all()
     # Rows that are free yet are in the arrays, but not in the ledger.
     assert len(ledger.visits) > 5000
@@ -123,6 +128,7 @@ def test_saved_and_taken_back(size, tmp_path):
     ledger.write("loss", [5, 1], [0.1, np.nan], step=4)
     ledger.visit(np.array([5, 5, 1, 0]))
     ledger.drop(np.arange(len(ledger)) == 1, "why")
+    ledger.decide("why", np.array([1, 0]), np.array([0.5, np.nan]), 7, "scores from 1 up are kept")
     arrays, values = ledger.state_dict()
     write_sidecar(tmp_path / "selection", arrays, {"ledger": values})
     read, read_values = read_sidecar(tmp_path / "selection")
@@ -147,8 +153,39 @@ def test_shown_with_the_users_ids():
     ledger = Ledger(2)
     ledger.write("loss", [1], [0.25], step=6)
     table = ledger.to_dataset(np.array([10, 30]))
-    assert table.column_names == ["id", "loss", "visits", "last_step", "dropped_by"]
-    assert table[1] == {"id": 30, "loss": 0.25, "visits": 0, "last_step": 6, "dropped_by": ""}
+    decision = {"decided_by": "", "decision_score": pytest.approx(float("nan"), nan_ok=True), "decision_step": -1}
+    assert table[1] == {
+        "id": 30, "loss": 0.25, "visits": 0, "last_step": 6, "dropped_by": "", **decision, "reason": "",
+    }  # fmt: skip
+
+
+# ---- What decided ----
+
+
+def test_what_decided_is_held_of_examples_that_were_never_visited():
+    ledger = Ledger(4)
+    ledger.decide("margin", None, np.array([0.5, -1.0, np.nan, 2.0]), 3, "scores from 0.5 up are kept")
+    ledger.drop(np.array([False, True, True, False]), "margin")
+    ledger.visit(np.array([0]))
+    table = ledger.to_dataset()
+    assert table["dropped_by"][:] == ["", "margin", "margin", ""]
+    assert table["decided_by"][:] == ["margin"] * 4
+    np.testing.assert_array_equal(table["decision_score"][:], [0.5, -1.0, np.nan, 2.0])
+    assert table["decision_step"][:] == [3] * 4
+    why = "margin: scores from 0.5 up are kept"
+    # The last one was kept, and not reached yet.
+    assert table["reason"][:] == ["", why, why, ""]
+    assert ledger.nbytes == 4 * (1 + 1 + 9)
+
+
+def test_a_candidate_that_was_never_picked_has_a_reason_and_is_not_dropped():
+    ledger = Ledger(3)
+    ledger.decide("jest", np.array([2, 0]), np.array([0.1, 0.7]), 5, "not picked among candidates", picks=True)
+    ledger.visit(np.array([0]))
+    table = ledger.to_dataset()
+    assert table["dropped_by"][:] == [""] * 3
+    assert table["reason"][:] == ["", "", "jest: not picked among candidates"]
+    assert table["decision_step"][:] == [5, -1, 5]
 
 
 # ---- The sidecar's files ----

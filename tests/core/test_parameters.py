@@ -9,6 +9,7 @@ import sys
 from typing import ClassVar
 
 import pytest
+from datasets import Dataset
 
 from dsel_trl import Method, create_method, get_method, list_methods, register
 from dsel_trl.bases import helper_model
@@ -17,12 +18,14 @@ from dsel_trl.core.registry import renamed_parameters
 from dsel_trl.data.build.continuations import Synthesis
 
 METHODS = list_methods()
+PAIRS = Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]})
 REWARD = "tests.contract.cases:fewest_words"
 # What a method cannot be made without.
 REQUIRED = {
     "dsir": {"target_column": "domain"},
     "edge": {"guideline": "Answer briefly."},
     "filtered_dpo": {"reward": REWARD},
+    "gotd": {"target": "demo"},
     "inco_dpo": {"reward": REWARD},
     "jest": {"loss_column": "loss"},
     "rho1": {"clean_column": "clean"},
@@ -116,6 +119,7 @@ SWITCHES = {
     "dsir": {"target": [None, "target.txt"], "target_column": [None, "x"]},
     "filtered_dpo": {"temperature": [1.0, 0.0]},
     "gamma_po": {"form": ["simpo", "dpo"]},
+    "gotd": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"], "domain_column": [None, "x"]},
     "ifd": {
         "form": ["superfiltering", "cherry"],
         "warm_up": [0, 5],
@@ -152,6 +156,8 @@ SWITCHES = {
 OTHER = {
     "action": "curriculum",
     "band": "high",
+    "contradicted": "keep",
+    "unfinished": "keep",
     "complexity_template": "{instruction}?",
     "embedding": "column:other",
     "full_at": 0.5,

@@ -131,7 +131,14 @@ def test_half_keeps_the_number_of_rows_and_precomputes_the_reference(make_traine
 
 
 def inco(**more):
-    settings = {"reward": words, "samples": 2, "continuations": 2, "max_new_tokens": 6, "ratio": 0.5}
+    settings = {
+        "reward": words,
+        "samples": 2,
+        "continuations": 2,
+        "max_new_tokens": 6,
+        "ratio": 0.5,
+        "unfinished": "keep",
+    }
     return create_method("inco_dpo", **{**settings, **more})
 
 
@@ -169,6 +176,25 @@ def test_each_epoch_is_built_of_the_policy_as_it_is_and_resumes(make_trainer, tm
     for name in ("inside", "border"):
         runs[name][0].assert_ends_as(runs["whole"][0])
         assert runs[name][1] == runs["whole"][1]
+
+
+@pytest.mark.parametrize("unfinished", ["drop", "keep"])
+def test_what_the_cap_has_cut_off_is_not_trained_as_if_it_ended(make_trainer, unfinished):
+    trainer = make_trainer("dpo", max_steps=1, max_length=128)
+    # Any of some words ends a response here: about half of them end before the cap.
+    ends = list(range(1, 20))
+    trainer.model.generation_config.eos_token_id = ends
+    tiny.attach(trainer, inco(max_new_tokens=8, continuations=0, samples=8, unfinished=unfinished))
+    trainer.train()
+    cut = trainer.selection.costs.counts["cut_responses"]
+    assert 0 < cut < 320
+    whole = []
+    for row in trainer.train_dataset:
+        if row["synthesized"]:
+            tokens = trainer._tokenizer(row["chosen"].removesuffix("<eos>"))["input_ids"]
+            whole.append(len(tokens) < 8 or tokens[-1] in ends)
+    assert len(whole) > 5
+    assert all(whole) == (unfinished == "drop")
 
 
 def test_once_is_once(make_trainer, tmp_path):

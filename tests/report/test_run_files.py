@@ -9,6 +9,7 @@ import pytest
 from dsel_trl import SelectionCallback
 from dsel_trl.core.ledger import Ledger
 from dsel_trl.report.picture import draw_run
+from dsel_trl.report.record import RunRecord
 from dsel_trl.report.run_files import write_run
 from tests import tiny
 
@@ -28,7 +29,12 @@ def test_a_run_leaves_its_files(make_trainer, tmp_path):
     trainer.add_callback(SelectionCallback(trainer, "random", keep=0.5))
     trainer.train()
     folder = tmp_path / "out" / "selection"
-    assert sorted(path.name for path in folder.iterdir()) == ["ledger.parquet", "selection.png", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "history.json",
+        "ledger.parquet",
+        "selection.png",
+        "summary.json",
+    ]
     assert (folder / "selection.png").read_bytes().startswith(PNG)
     table = datasets.Dataset.from_parquet(str(folder / "ledger.parquet")).to_pandas()
     assert table["id"].tolist() == list(range(40))
@@ -62,7 +68,7 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with caplog.at_level("INFO"):
         write_run(tmp_path, ledger(), ids=None, summary=SUMMARY, history=[])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ledger.parquet", "summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "ledger.parquet", "summary.json"]
     assert "dsel-trl[report]" in caplog.text
 
 
@@ -80,7 +86,7 @@ def test_without_matplotlib_there_is_no_picture(tmp_path, monkeypatch, caplog):
 def test_every_ledger_can_be_drawn(tmp_path, columns):
     scored = {"step": 1.0, "margin_q10": 0.0, "margin_q50": 0.5, "margin_q90": 1.0}
     rows = {0: [], 1: [{"step": 1.0, "kept_fraction": 1.0}], 2: [scored, {"step": 2.0, "weighted_loss": 2.0}]}
-    draw_run(tmp_path / "selection.png", ledger(**columns), SUMMARY, rows[len(columns)])
+    draw_run(tmp_path / "selection.png", RunRecord.of(ledger(**columns), SUMMARY, rows[len(columns)]))
     assert (tmp_path / "selection.png").read_bytes().startswith(PNG)
     assert [path.name for path in tmp_path.iterdir()] == ["selection.png"]
 
@@ -89,7 +95,7 @@ def test_names_are_drawn_as_they_are(tmp_path):
     """Signs that a text system would interpret are only text."""
     summary = {**SUMMARY, "methods": [{"name": "m$\\frac{$ <script>"}], "trainer": "$x_{"}
     made = ledger(**{"m$\\frac{$ <script>": np.arange(20.0)})
-    draw_run(tmp_path / "selection.png", made, summary, [])
+    draw_run(tmp_path / "selection.png", RunRecord.of(made, summary, []))
     assert (tmp_path / "selection.png").read_bytes().startswith(PNG)
 
 
@@ -97,5 +103,5 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
     import matplotlib.pyplot as plt
 
     before = plt.get_backend(), plt.get_fignums()
-    draw_run(tmp_path / "selection.png", ledger(loss=np.arange(20.0)), SUMMARY, [])
+    draw_run(tmp_path / "selection.png", RunRecord.of(ledger(loss=np.arange(20.0)), SUMMARY, []))
     assert (plt.get_backend(), plt.get_fignums()) == before

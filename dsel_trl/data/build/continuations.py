@@ -1,5 +1,7 @@
 """Pairs of continuations: the policy goes on where a prefix of a response ends (hf.co/papers/2503.15880)."""
 
+import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +11,11 @@ from datasets import Dataset
 
 from ...functional.preference.inco_dpo import balanced_scores, choose_pair, prefix_length
 from ..columns import column_values
-from ..responses import Prompt, as_response, prompts_of, response_text, unprepared
+from ..responses import UNFINISHED, Prompt, as_response, prompts_of, response_text, unprepared
+
+
+JOINER = "\u200d"
+SKIN_COLOURS = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Synthesis:
             Weight of the mean token log-probability beside the reward when the chosen side is picked.
         rejected_from (`str`, *optional*, defaults to `"all"`):
             `"all"` candidates, or only the `"on_policy"` ones.
+        unfinished (`str`, *optional*, defaults to `"drop"`):
+            Candidates that `max_new_tokens` cuts off take no part; with `"keep"` they are trained as if they ended.
         batch_size (`int`, *optional*, defaults to `16`):
             Sequences per generated batch.
     """
@@ -49,6 +57,7 @@ class Synthesis:
     max_new_tokens: int = 256
     balance: float = 0.0
     rejected_from: str = "all"
+    unfinished: str = "drop"
     batch_size: int = 16
 
     def __post_init__(self) -> None:
@@ -59,20 +68,39 @@ class Synthesis:
             raise ValueError(f"samples={self.samples}, continuations={self.continuations}: nothing would be written.")
         if self.rejected_from == "on_policy" and self.samples < 1:
             raise ValueError(f"rejected_from='on_policy' needs samples, but samples={self.samples}.")
+        if self.unfinished not in UNFINISHED:
+            raise ValueError(f"unfinished={self.unfinished!r} is none of {', '.join(UNFINISHED)}.")
         if self.max_new_tokens < 1 or self.balance < 0:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}, balance={self.balance}: both must be positive.")
 
 
 def prefix_of(response: str, tokenizer: Any, synthesis: Synthesis) -> str:
-    """The beginning of a response that is kept, cut between two tokens of the policy."""
+    """The beginning of a response that is kept: cut between two tokens of the policy, never inside a character."""
     tokens = tokenizer(response, add_special_tokens=False)["input_ids"]
     count = prefix_length(len(tokens), synthesis.ratio, synthesis.prefix_tokens)
     if count == len(tokens):
         return response
-    text = tokenizer.decode(tokens[:count], skip_special_tokens=True)
+    # A token may be a part of a character: what is decoded of it is not of the response.
+    decoded = tokenizer.decode(tokens[:count], skip_special_tokens=True)
+    end = len(os.path.commonprefix([decoded, response]))
+    if tokenizer.is_fast and count:
+        offsets = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        end = min(offsets[count - 1][1], offsets[count][0])
+    text = response[: _character_bound(response, end)]
     if synthesis.whole_words and count:
         text = text[: max(text.rfind(" "), text.rfind("\n"), 0)]
     return text
+
+
+def _character_bound(text: str, end: int) -> int:
+    """The last place up to `end` that does not cut off an accent, a skin colour or a part of a joined emoji."""
+    while 0 < end < len(text) and (_continues(text[end]) or text[end - 1] == JOINER):
+        end -= 1
+    return end
+
+
+def _continues(character: str) -> bool:
+    return character == JOINER or unicodedata.category(character).startswith("M") or character in SKIN_COLOURS
 
 
 def build(
@@ -124,7 +152,12 @@ def build(
     prompts = prompts_of(dataset)
     end = getattr(tokenizer, "eos_token", None)
     prefixes = [prefix_of(response_text(value, end), tokenizer, how) for value in responses]
-    drawn = {"top_p": how.top_p, "max_new_tokens": how.max_new_tokens, "batch_size": how.batch_size}
+    drawn: dict[str, Any] = {
+        "top_p": how.top_p,
+        "max_new_tokens": how.max_new_tokens,
+        "batch_size": how.batch_size,
+        "whole": how.unfinished == "drop",
+    }
     candidates: list[list[str]] = [[] for _ in prompts]
     if how.samples:
         fresh = generate(prompts, samples=how.samples, temperature=how.temperature, seed=seed, **drawn)
@@ -150,7 +183,10 @@ def build(
             old = {name: row.get(name) for name in ("score_chosen", "score_rejected")}
             rows.append({**row, **old, "prefix_share": 0.0, "synthesized": 0})
     if not any(row["synthesized"] for row in rows):
-        raise ValueError("No prompt gave a pair: all candidates are empty, equal, or scored alike.")
+        raise ValueError(
+            "No prompt gave a pair: all candidates are empty, equal, scored alike, or cut off by "
+            f"max_new_tokens={how.max_new_tokens}."
+        )
     return unprepared(Dataset.from_list(rows))
 
 

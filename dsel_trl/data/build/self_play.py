@@ -54,6 +54,7 @@ def build(
     temperature: float = 0.8,
     top_p: float = 0.95,
     max_new_tokens: int = 256,
+    unfinished: str = "drop",
     evolve: np.ndarray | None = None,
     batch_size: int = 16,
     seed: int = 0,
@@ -72,6 +73,8 @@ def build(
             Samples per prompt, at least 2.
         temperature, top_p, max_new_tokens, batch_size:
             Of the samples.
+        unfinished (`str`, *optional*, defaults to `"drop"`):
+            Samples that `max_new_tokens` cuts off count as empty; with `"keep"` they are trained as if they ended.
         evolve (`np.ndarray`, *optional*):
             Rows whose prompts are rewritten by the policy ([`evolved`]); the new pairs are then of those. Defaults to
             new pairs of all prompts as they are.
@@ -79,16 +82,22 @@ def build(
             Of the generation.
 
     Returns:
-        [`~datasets.Dataset`]: the columns `prompt`, `chosen`, `rejected` and `self_play` (1 for the new pairs). A
-        prompt with an empty response, or whose responses are scored alike, gives no pair.
+        [`~datasets.Dataset`]: the dataset's columns and `self_play` (1 for the new pairs, whose other columns than
+        `prompt`, `chosen` and `rejected` are empty). A prompt with an empty response, one that was cut off among them,
+        or whose responses are scored alike, gives no pair.
 
     Raises:
         `ValueError`: if no prompt gives a pair.
     """
     if responses < 2:
         raise ValueError(f"responses={responses}: a pair needs at least two.")
-    drawn = {"temperature": temperature, "top_p": top_p, "batch_size": batch_size}
-    base = unprepared(dataset).select_columns(["prompt", "chosen", "rejected"])
+    drawn: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "batch_size": batch_size,
+        "whole": unfinished == "drop",
+    }
+    base = unprepared(dataset)
     prompts = prompts_of(base)
     if evolve is not None:
         prompts = evolved([prompts[i] for i in evolve], generate, max_new_tokens=max_new_tokens, seed=seed, **drawn)
@@ -106,7 +115,9 @@ def build(
             rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "self_play": 1})
     if not rows:
         raise ValueError(
-            f"None of {len(prompts)} prompts gave a pair: the responses are empty, equal, or scored alike."
+            f"None of {len(prompts)} prompts gave a pair: the responses are empty, equal, scored alike, or cut off by "
+            f"max_new_tokens={max_new_tokens}."
         )
     marked = base.add_column("self_play", np.zeros(len(base), dtype=np.int64))
-    return concatenate_datasets([marked, Dataset.from_list(rows).cast(marked.features)])
+    empty = dict.fromkeys(marked.column_names)
+    return concatenate_datasets([marked, Dataset.from_list([empty | row for row in rows], features=marked.features)])

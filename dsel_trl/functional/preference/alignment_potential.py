@@ -7,6 +7,24 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..ranking import zscore
 
+Moments = tuple[float, float]
+
+
+def margin_moments(margin: ArrayLike) -> Moments:
+    """
+    Mean and deviation of the absolute margins of a dataset, by which those of a part of it become z-scores.
+
+    Args:
+        margin (array-like of shape `(n,)`):
+            Margins; those that are not finite do not count.
+
+    Returns:
+        `tuple[float, float]`: mean and population deviation; `(0.0, 0.0)` where no margin is known.
+    """
+    values = np.abs(np.asarray(margin, dtype=np.float64))
+    values = values[np.isfinite(values)]
+    return (float(values.mean()), float(values.std())) if len(values) else (0.0, 0.0)
+
 
 def reward_spread(all_scores: Sequence[ArrayLike]) -> NDArray[np.float64]:
     """
@@ -28,6 +46,8 @@ def alignment_potential(
     implicit_margin: ArrayLike,
     weight: float = 1.0,
     normalize: str = "zscore",
+    *,
+    moments: tuple[Moments, Moments] | None = None,
 ) -> NDArray[np.float64]:
     """
     Alignment potential `|d| - weight * |m|` of each pair, on common scales.
@@ -44,6 +64,9 @@ def alignment_potential(
         normalize (`str`, *optional*, defaults to `"zscore"`):
             `"zscore"`: both absolute margins become z-scores over the finite entries, as in the released code; a
             constant margin gives 0. `"none"`: raw values.
+        moments (`tuple`, *optional*):
+            [`margin_moments`] of both margins over the whole dataset, where the pairs given are a part of it; by
+            default the z-scores are over the pairs given.
 
     Returns:
         `np.ndarray` of float64, shape `(n,)`: higher = train on it first; NaN where a margin is not finite.
@@ -58,6 +81,13 @@ def alignment_potential(
     if normalize not in ("zscore", "none"):
         raise ValueError(f'normalize must be "zscore" or "none", but is {normalize!r}')
     if normalize == "zscore":
-        explicit, implicit = zscore(explicit), zscore(implicit)
+        if moments is None:
+            explicit, implicit = zscore(explicit), zscore(implicit)
+        else:
+            explicit, implicit = (_scaled(v, *m) for v, m in zip((explicit, implicit), moments, strict=True))
     score = explicit - weight * implicit
     return np.where(np.isfinite(score), score, np.nan)
+
+
+def _scaled(values: NDArray[np.float64], mean: float, deviation: float) -> NDArray[np.float64]:
+    return (values - mean) / deviation if deviation > 0 else np.where(np.isfinite(values), 0.0, values)

@@ -120,6 +120,8 @@ class InfoBatch(Method):
         self._left_out[asked] = True
         self._left_out[ids] = False
         run.ledger.drop(self._left_out, self.name)
+        rule = "the well-learned (a loss below the mean) are left out at random"
+        run.ledger.decide(self.name, asked, known_scores(run, "loss")[asked], run.step, rule)
         # Examples of the last plan that are still on their way to the trainer keep its weight until they are trained.
         again = ids[self._in_flight[ids]]
         fresh = ids[~self._in_flight[ids]]

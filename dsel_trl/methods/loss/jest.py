@@ -101,6 +101,8 @@ class Jest(SecondModel):
         losses, _ = candidates.gather(candidates.loss.float())
         ids = candidates.gather(candidates.ids)[0].cpu().numpy()
         scores = learnability(losses.cpu().numpy(), self._second_losses[ids])
+        rule = "not picked among its candidates (learnability)"
+        run.ledger.decide(self.name, ids, scores, run.step, rule, picks=True)
         count, rng = max(1, len(ids) // self.factor), run.rng("jest/pick", run.step, len(ids), int(ids[0]))
         known = np.flatnonzero(np.isfinite(scores))
         if self._vectors is None or not len(known):

@@ -158,5 +158,8 @@ class RhoLoss(Method):
         ids, _ = candidates.gather(candidates.ids)
         count = max(1, len(losses) // self.factor)
         rng = run.rng("rho_loss/pick", run.step, len(losses))
-        positions = select_k_of_b(self._reducible(losses, ids), count, "top_k", fill=True, rng=rng)
+        scores = self._reducible(losses, ids)
+        rule = "not picked among its candidates (reducible loss), or held out for the helper"
+        run.ledger.decide(self.name, ids.cpu().numpy(), scores, run.step, rule, picks=True)
+        positions = select_k_of_b(scores, count, "top_k", fill=True, rng=rng)
         return torch.as_tensor(positions[:count].copy())

@@ -103,4 +103,7 @@ class SelectKOfB(ExplicitMargin):
             fill=True,
             rng=run.rng("select_k_of_b/pick", run.step, len(scores)),
         )
+        ids = candidates.gather(candidates.ids)[0].cpu().numpy()
+        rule = f"not picked among its candidates (by={self.by}, {self.mode})"
+        run.ledger.decide(self.name, ids, scores.cpu().numpy(), run.step, rule, picks=True)
         return torch.as_tensor(positions[:count].copy())

@@ -178,6 +178,7 @@ class DatasetDecomposition(Batched):
         return run.world * run.arguments.gradient_accumulation_steps
 
     def select(self, run: Run) -> np.ndarray:
+        run.decide(self._lengths.astype(np.float32), "tokens")
         return self._lengths <= 2**self._longest
 
     # ---- Batches ----

@@ -1,5 +1,6 @@
 """Pairs whose external margin is large and not yet reached by the model."""
 
+import logging
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -9,14 +10,15 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin, score_reads
-from ...bases.scored import ByScore, keep_top, known_scores, tell_ties, tie_rng, untied
+from ...bases.scored import ByScore, is_constant, keep_top, known_scores, tell_ties, tie_rng, untied
 from ...core.charges import Charge
-from ...core.method import Run
-from ...core.parameters import Reads, check_choice, check_range, check_whole, either, given, unless, without
+from ...core.method import Run, Step
+from ...core.parameters import Reads, check_choice, check_range, check_whole, either, given, unless, when, without
 from ...core.registry import register
 from ...data.build.self_play import build
+from ...data.responses import UNFINISHED
 from ...functional.margins import average_logps, simpo_margin
-from ...functional.preference.alignment_potential import alignment_potential, reward_spread
+from ...functional.preference.alignment_potential import Moments, alignment_potential, margin_moments, reward_spread
 from ...functional.ranking import keep_count, top_k
 from ...scorers.rewards import counted, dataset_rewards, reward_of, score_responses
 from ...signals.batch import Batch, Signal
@@ -32,14 +34,21 @@ class AlignmentPotential(ExplicitMargin, ByScore):
     What: `z(|d|) - weight * z(|m|)` with d the difference of two scores (columns, `reward` or
     `reward_model`; or max - min of a column with the scores of all sampled responses) and m the implicit margin
     (hf.co/papers/2503.01864). `form: simpo` takes the length-normalised, reference-free margin of the released code,
-    measured once over the whole dataset before training; `form: dpo` takes the reward margin of the run. Both follow
-    the model: margins of trained pairs are renewed for free, and count from the next plan on.
+    `form: dpo` the reward margin of the run. As in the paper the margins are measured over the whole dataset before
+    training and the choice is made once; with `refresh` all pairs are measured again for each plan, or, with
+    `prescore: false`, the margins are those that the pairs had when they were last trained, for nothing. `action:
+    weight` takes the margin of each pair as it is now, on the scale of the mean and the deviation over the dataset.
+    In the paper the chosen response is the one of the higher score. A pair whose scores say the opposite of its labels
+    (d < 0) is not trained (`contradicted: drop`); `keep` takes it by |d| as the formula does, which *prefers* it where
+    the scores are right.
     `self_play: 5` first adds pairs of the policy's own, the best of 5 samples per prompt against the worst by the
-    reward; with `evolve` the prompts are rewrites, by the policy, of those of the highest potential (all pairs are
-    scored for that, and 5 rewrites generated per chosen prompt). All given pairs stay, and `keep` is the share of the
-    new ones.
+    reward; a prompt of which `max_new_tokens` cuts a sample off gives none (`unfinished`). With `evolve` the prompts
+    are rewrites, by the policy, of those of the highest potential (all pairs are scored for that, and 5 rewrites
+    generated per chosen prompt). All given pairs stay, `keep` is the share of the new ones, and the z-scores are over
+    these. Other columns are empty in the new rows.
     When: pairs with trustworthy external scores.
-    When not: `form: dpo` without `prescore` knows no implicit margin at the start, so the first plan is by |d| alone.
+    When not: labels that are wrong where the scores are wrong too. `form: dpo` knows no implicit margin before the
+    policy has moved from its reference, so a first choice is by |d| alone.
     Plan of 1,000,000 pairs, margins known: 0.5 s and 76 MB.
     """
 
@@ -53,9 +62,20 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         metadata={"help": "self_play: share of the prompts to rewrite (0.25 in the paper); 0 = as they are"},
     )
     max_new_tokens: int = field(default=256, metadata={"help": "self_play: cap on the tokens of a sample"})
-    prescore: bool = field(default=True, metadata={"help": "measure all implicit margins once before training"})
+    unfinished: str = field(
+        default="drop", metadata={"help": 'self_play: samples cut off by the cap: "drop", or "keep" as if they ended'}
+    )
+    prescore: bool = field(
+        default=True, metadata={"help": "measure the implicit margins of all pairs, before training and for each plan"}
+    )
     all_scores_column: str | None = field(
         default=None, metadata={"help": "instead: column with the scores of all sampled responses; d = max - min"}
+    )
+    contradicted: str = field(
+        default="drop", metadata={"help": 'pairs whose scores contradict their labels: "drop", or "keep" by |d|'}
+    )
+    refresh: int | str = field(
+        default="never", metadata={"help": 'when to measure and choose anew: "never", "epoch", or optimizer steps'}
     )
 
     signals = (Signal.EXPLICIT_MARGIN, Signal.IMPLICIT_MARGIN)
@@ -65,22 +85,24 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         **score_reads(without("all_scores_column")),
         "reward": (either(without("all_scores_column"), given("self_play")),),
         "reward_model": (either(without("all_scores_column"), given("self_play")),),
-        "normalize_margins": (unless("action", "weight"),),
-        "prescore": (unless("action", "weight"),),
+        "prescore": (either(when("action", "weight"), unless("refresh", "never")),),
+        "contradicted": (without("all_scores_column"),),
         "evolve": (given("self_play"),),
         "max_new_tokens": (given("self_play"),),
+        "unfinished": (given("self_play"),),
     }
     criterion = "external_continuous and internal"
     selector = "top_k"
     charges = (
-        Charge("forwards", when="prescore and form: simpo"),
-        Charge("forwards", when="prescore and form: dpo", reference=True),
+        Charge("forwards", per="example and plan", when="prescore and form: simpo", at_most=True),
+        Charge("forwards", per="example and plan", when="prescore and form: dpo", reference=True, at_most=True),
         *ExplicitMargin.charges,
         Charge("generated_responses", "self_play", per="prompt", when="self_play"),
         Charge("rewards", "self_play", per="prompt", when="self_play"),
     )
     cost = "no extra forward while training"
     state = "two columns (16 bytes per example)"
+    live = False
     MARGIN: ClassVar[str] = "alignment_potential_implicit"
 
     def __post_init__(self) -> None:
@@ -96,12 +118,25 @@ class AlignmentPotential(ExplicitMargin, ByScore):
             raise ValueError(
                 f"self_play={self.self_play} needs at least 2 samples, reward or reward_model, and action='keep_top'."
             )
+        check_choice("unfinished", self.unfinished, UNFINISHED)
+        check_choice("contradicted", self.contradicted, ("drop", "keep"))
         self._given = np.empty(0, dtype=bool)
         self._spread: np.ndarray | None = None
+        self._measured_at = -1
+        self._moments: tuple[Moments, Moments] | None = None
 
     @property
     def hooks(self) -> frozenset[str]:
-        return super().hooks if self.self_play else super().hooks - {"rebuild"}
+        weighs = self.action == "weight"
+        # What is measured anew, or never, is not read from the batches.
+        unused = set() if weighs or not self._renews else {"score"}
+        unused |= set() if self.self_play else {"rebuild"}
+        return super().hooks - (unused | (set() if weighs else {"observe", "begin"}))
+
+    @property
+    def _renews(self) -> bool:
+        """Whether the margins of all pairs are measured before training, and not those of the trained ones kept."""
+        return self.prescore or self.refresh == "never"
 
     @property
     def explicit(self) -> bool:
@@ -136,7 +171,7 @@ class AlignmentPotential(ExplicitMargin, ByScore):
             batch.settings.beta,
         )
 
-    def _measured(self, run: Run) -> np.ndarray:
+    def _implicit_margins(self, run: Run) -> np.ndarray:
         """Implicit margins of all pairs, `(N,)`; only the form `dpo` asks the reference."""
         return run.passes.measure(self.implicit, reference=self.form == "dpo", description="Scoring implicit margins")
 
@@ -144,8 +179,9 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         evolve = None
         if self.evolve:
             found = dataset_rewards(run, ("chosen", "rejected"), self.reward, self.reward_model)
-            implicit = self._measured(run)
-            potential = alignment_potential(found["chosen"] - found["rejected"], implicit, self.weight)
+            implicit = self._implicit_margins(run)
+            explicit = self._agreed(found["chosen"] - found["rejected"])
+            potential = alignment_potential(explicit, implicit, self.weight, self.normalize_margins)
             evolve = top_k(potential, keep_count(self.evolve, len(potential)))
         return build(
             dataset,
@@ -157,32 +193,90 @@ class AlignmentPotential(ExplicitMargin, ByScore):
             ),
             responses=self.self_play,
             max_new_tokens=self.max_new_tokens,
+            unfinished=self.unfinished,
             evolve=evolve,
             seed=run.stream_seed("alignment_potential/self_play"),
         )
 
     def units(self, run: Run) -> dict[str, float]:
         given = int(self._given.sum())
-        return {**super().units(run), "prompt": given if not self.evolve else 5 * keep_count(self.evolve, given)}
+        plans = len(run.plan_steps("never" if self.action == "weight" else self.refresh))
+        return {
+            **super().units(run),
+            "prompt": given if not self.evolve else 5 * keep_count(self.evolve, given),
+            "example and plan": run.size * plans,
+        }
 
     def setup(self, run: Run) -> None:
         super().setup(run)
         self._given = run.column("self_play") == 0 if self.self_play else np.zeros(run.size, dtype=bool)
         run.ledger.add(self.MARGIN)
-        if self.prescore and not run.resumed:
-            run.ledger.write(self.MARGIN, None, self._measured(run), step=0)
+        if self._renews and not run.resumed:
+            self._measure(run)
+            if self.form == "dpo" and is_constant(run.ledger[self.MARGIN]):
+                run.tell(
+                    f"{self.name}:untrained",
+                    f"{self.name!r}: the policy is still its reference, so that form='dpo' knows no implicit margin "
+                    "and the first choice is by the scores alone. form='simpo' does not need a reference.",
+                    logging.WARNING,
+                )
+
+    def _measure(self, run: Run) -> None:
+        run.ledger.write(self.MARGIN, None, self._implicit_margins(run), run.step)
+        self._measured_at = run.step
+
+    # ---- Weights: the margin of the moment, on the scale of the whole dataset ----
+
+    def begin(self, run: Run) -> None:
+        self._moments = (
+            margin_moments(self._agreed(self.explicit_margin(run))),
+            margin_moments(run.ledger[self.MARGIN]),
+        )
+
+    def observe(self, run: Run, step: Step) -> None:
+        assert self._moments is not None
+        self._moments = self._moments[0], margin_moments(run.ledger[self.MARGIN])
+
+    def score(self, batch: Batch) -> dict[str, Tensor]:
+        implicit = self.implicit(batch)
+        if self.action != "weight":
+            return {self.MARGIN: implicit}
+        explicit = self._agreed(self.batch_margin(batch).double().cpu().numpy())
+        potential = alignment_potential(
+            explicit, implicit.double().cpu().numpy(), self.weight, self.normalize_margins, moments=self._moments
+        )
+        potential = np.where(explicit == -np.inf, -np.inf, potential)
+        return {self.MARGIN: implicit, self.name: torch.from_numpy(potential).float().to(batch.ids.device)}
+
+    # ---- The choice ----
+
+    def _agreed(self, explicit: np.ndarray) -> np.ndarray:
+        """Explicit margins, -inf where the scores contradict the labels and such pairs are not trained."""
+        return np.where(explicit < 0, -np.inf, explicit) if self.contradicted == "drop" else explicit
+
+    def epoch_size(self, run: Run) -> int | None:
+        # Who may be chosen is a matter of the external scores: no margin has to be measured for it.
+        if self.action == "weight":
+            return None
+        known = np.isfinite(self._agreed(self.explicit_margin(run)))
+        return self.share_of(run, np.where(known, 0.0, -np.inf))
 
     def scores(self, run: Run) -> np.ndarray:
-        explicit = self.explicit_margin(run)
+        if self.prescore and self.refresh != "never" and self._measured_at != run.step:
+            self._measure(run)
+        explicit = self._agreed(self.explicit_margin(run))
         implicit = known_scores(run, self.MARGIN)
         # A pair whose margin is not known yet stands at the mean of the known ones.
         known = np.isfinite(implicit)
         filled = np.where(known, np.abs(implicit), np.abs(implicit[known]).mean() if known.any() else 0.0)
-        potential = alignment_potential(explicit, filled, self.weight, self.normalize_margins)
+        potential = np.empty(run.size)
+        # Pairs of the policy's own compete among themselves.
+        for group in (self._given, ~self._given):
+            potential[group] = alignment_potential(explicit[group], filled[group], self.weight, self.normalize_margins)
         return np.where(np.isfinite(potential), potential, -np.inf).astype(np.float32)
 
     def share_of(self, run: Run, scores: np.ndarray) -> int:
-        given = int(self._given.sum())
+        given = int((self._given & ~np.isinf(scores)).sum())
         return given + super().share_of(run, scores[~self._given])
 
     def select(self, run: Run) -> np.ndarray:
@@ -193,13 +287,18 @@ class AlignmentPotential(ExplicitMargin, ByScore):
             mask = self._mask
         else:
             own = np.where(self._given, -np.inf, scores)
+            run.decide(own, f"{self.action}, a share of {self.keep_share:g}")
             tell_ties(run, self.name, own)
-            mask = self._given | keep_top(untied(own, tie_rng(run, self.name)), self.keep_share)
+            mask = (self._given & np.isfinite(scores)) | keep_top(
+                untied(own, tie_rng(run, self.name)), self.keep_share
+            )
         self._mask = mask
         run.ledger.write(self.name, None, scores, run.step)
         return mask
 
-    def score(self, batch: Batch) -> dict[str, Tensor]:
-        implicit = self.implicit(batch)
-        raw = torch.abs(self.batch_margin(batch)) - self.weight * torch.abs(implicit)
-        return {self.MARGIN: implicit} if self.action != "weight" else {self.MARGIN: implicit, self.name: raw}
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "measured_at": self._measured_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._measured_at = int(state["measured_at"])

@@ -136,12 +136,8 @@ class Bees(ExplicitMargin, ByScore):
         return min(self.seed_pairs, max(1, run.size // 2))
 
     def units(self, run: Run) -> dict[str, float]:
-        starts = {0}
-        if self.action != "weight" and self.refresh != "never":
-            starts |= set(range(0, run.max_steps, max(1, round(run.max_steps / max(run.epochs, 1)))))
-            if isinstance(self.refresh, int):
-                starts |= set(range(0, run.max_steps, self.refresh))
-        return {**super().units(run), "seed pair": self._seed_size(run), "example and plan": run.size * len(starts)}
+        plans = len(run.plan_steps(self.refresh))
+        return {**super().units(run), "seed pair": self._seed_size(run), "example and plan": run.size * plans}
 
     def _helper_margins(self, run: Run, helper: dict[str, Any]) -> np.ndarray:
         """Log-ratio margins of all pairs under the helper model, `(N,)`."""
@@ -194,6 +190,7 @@ class Bees(ExplicitMargin, ByScore):
             return self._mask
         fused, evidence = self._fuse(run)
         tell_ties(run, self.name, fused, "the evidence beyond the bounds")
+        run.decide(fused, f"{self.action}, a share of {self.keep_share:g}")
         evidence = untied(evidence, tie_rng(run, self.name))
         self._mask = np.zeros(run.size, dtype=bool)
         self._mask[select_fused(fused, self.share_of(run, fused), evidence)] = True

@@ -133,6 +133,7 @@ class CurryDpo(ExplicitMargin):
         return int((self._stage >= 0).sum())
 
     def select(self, run: Run) -> np.ndarray:
+        run.decide(run.ledger[self.name], "minus the stage")
         return self._stage >= 0
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:

@@ -83,6 +83,9 @@ class FilteredDpo(Method):
         if run.epoch > self._filtered and run.epoch >= self.start_epoch:
             self._filter(run)
             self._filtered = run.epoch
+        if f"{self.name}_sample" in run.ledger:
+            advantage = run.ledger[f"{self.name}_chosen"] - run.ledger[f"{self.name}_sample"]
+            run.decide(advantage, "reward of the chosen response less that of a sample")
         return self._left
 
     def _filter(self, run: Run) -> None:

@@ -32,6 +32,8 @@ class IncoDpo(Method):
     (hf.co/papers/2503.15880). The prefix trades quality (of a stronger writer) against consistency with the policy;
     `balance` adds the mean token log-probability to the reward. `refresh: epoch` builds anew before each epoch, of the
     policy as it is then; `never` once. A prompt that gives no pair keeps its old one, so that epochs are equally long.
+    A candidate that `max_new_tokens` cuts off takes no part: it would be trained as if it ended there. How many there
+    were is `cut_responses` in `summary.json`. A prefix ends between two tokens, and never inside a character.
     Ids are rows of the dataset; what the ledger holds of an id is of the pair it had when it was trained.
     When: responses of a stronger model, and a reward worth trusting. When not: it costs `samples + continuations`
     generated responses per prompt and build. As a file: `dsel build inco`.
@@ -55,6 +57,9 @@ class IncoDpo(Method):
     max_new_tokens: int = field(default=256, metadata={"help": "cap on what is generated per response"})
     balance: float = field(default=0.0, metadata={"help": "weight of the mean token log-probability; 0.05 is usual"})
     rejected_from: str = field(default="all", metadata={"help": '"all" candidates, or only the "on_policy" ones'})
+    unfinished: str = field(
+        default="drop", metadata={"help": 'candidates cut off by the cap: "drop", or "keep" as if they ended'}
+    )
     generation_batch_size: int = field(default=16, metadata={"help": "sequences per generated batch"})
     refresh: int | str = field(default="epoch", metadata={"help": '"epoch": built anew each epoch; "never": once'})
 
@@ -104,6 +109,7 @@ class IncoDpo(Method):
             max_new_tokens=self.max_new_tokens,
             balance=self.balance,
             rejected_from=self.rejected_from,
+            unfinished=self.unfinished,
             batch_size=self.generation_batch_size,
         )
 

@@ -267,7 +267,9 @@ class SelectiveDpo(Method):
         return untied(filled, tie_rng(run, self.name))
 
     def select(self, run: Run) -> np.ndarray:
-        return keep_top(self._scores(run), self.keep)
+        scores = self._scores(run)
+        run.decide(known_scores(run, self.name), f"keep={self.keep:g}")
+        return keep_top(scores, self.keep)
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:
         rng, scores = run.plan_rng("selective_dpo/order"), self._scores(run)

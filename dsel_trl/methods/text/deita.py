@@ -117,7 +117,7 @@ class Deita(Prescored):
             if getattr(self, f"{kind}_model") is None
         ]
         hashes = [column_hash(run.dataset, name) for name in columns]
-        return hashes if self.action == "weight" else [*hashes, contents(run, self.embedding)]
+        return hashes if self.action == "weight" else [*hashes, contents(run.rows, self.embedding)]
 
     @property
     def embeds(self) -> bool:

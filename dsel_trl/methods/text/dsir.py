@@ -1,17 +1,20 @@
 """DSIR: the examples whose words look like those of a target."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
+from datasets import Dataset, DatasetDict
 
 from ...bases.offline import Prescored
+from ...bases.target import Targeted
 from ...core.method import Run
 from ...core.parameters import Reads, check_range, check_whole, given, when
 from ...core.registry import register
+from ...data.columns import plain_column
 from ...data.conversations import example_texts, text_columns
+from ...data.loading import take_split
 from ...functional.ranking import keep_count
 from ...functional.text.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
 from ...signals.batch import Signal
@@ -19,15 +22,15 @@ from ...signals.batch import Signal
 
 @register("dsir")
 @dataclass
-class Dsir(Prescored):
+class Dsir(Targeted, Prescored):
     """
     Resamples the data so that its words and word pairs look like those of target texts.
 
     What: hashed uni- and bigrams give each example a log importance weight, how much likelier it is in the target than
     in the data; the share `keep` is drawn without replacement in proportion to the weights (hf.co/papers/2302.03169).
     `action: keep_top` takes the largest weights instead; `refresh: epoch` draws anew each epoch, `never` once. The
-    target is a file (`target`: a text per line, or JSON lines with a `text`), or the rows that `target_column`
-    marks. Of a pair, prompt and chosen response count.
+    target is a set of examples, or of bare texts (`target`: a .txt file with one per line, or a column `text`), or the
+    rows that `target_column` marks. Of a pair, prompt and chosen response count.
     When: a general pool and a clear target domain. When not: a handful of target texts; the weight is a sum over
     n-grams, so long texts have extreme weights (`min_words`, or bring lengths close first).
     Plan of 1,000,000 texts of 8 to 60 words: 150 s on a core and 1.6 GB.
@@ -35,7 +38,6 @@ class Dsir(Prescored):
 
     action: str = field(default="sample", metadata={"help": "sample (draw by weight), keep_top (largest), curriculum"})
     keep: float | None = field(default=0.5, metadata={"help": "fraction to keep, in (0, 1]"})
-    target: str | None = field(default=None, metadata={"help": "target texts: .txt lines or .jsonl with `text`"})
     refresh: int | str = field(
         default="epoch", metadata={"help": 'sample: "epoch" draws anew each epoch, "never" once'}
     )
@@ -53,6 +55,7 @@ class Dsir(Prescored):
     paper = "hf.co/papers/2302.03169"
     reads: ClassVar[Reads] = {
         "target_above": (given("target_column"),),
+        "target_size": (given("target"),),
         "temperature": (when("action", "sample"),),
         "reverse": (when("action", "curriculum"),),
         "refresh": (when("action", "sample"),),
@@ -68,18 +71,18 @@ class Dsir(Prescored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.target is None) == (self.target_column is None):
-            raise ValueError(
-                f"target={self.target!r} and target_column={self.target_column!r}: give exactly one of them."
-            )
-        if self.target is not None:
-            if Path(self.target).suffix not in (".txt", ".jsonl"):
-                raise ValueError(f"target={self.target!r} is neither .txt (a text per line) nor .jsonl.")
-            if not Path(self.target).is_file():
-                raise ValueError(f"target={self.target!r}: there is no such file.")
         for name, low in (("buckets", 1), ("ngrams", 1), ("min_words", 0)):
             check_whole(name, getattr(self, name), low)
         check_range("smoothing", self.smoothing, 0, float("inf"))
+
+    def check_target(self, instead: tuple[str, ...] = ()) -> None:
+        super().check_target(("target_column", *instead))
+        if self._is_text_file and not Path(self.target).is_file():
+            raise ValueError(f"target={self.target!r}: there is no such file.")
+
+    @property
+    def _is_text_file(self) -> bool:
+        return isinstance(self.target, str | Path) and Path(self.target).suffix == ".txt"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -98,11 +101,24 @@ class Dsir(Prescored):
         super().check(run)
         text_columns(run.rows)
         if not self._targets(run):
-            raise ValueError(f"The target is empty: {self.target or self.target_column!r} holds no text.")
+            raise ValueError(f"The target is empty: target_column={self.target_column!r} marks no example.")
+
+    def load_target(self, run: Run) -> Dataset:
+        if not self._is_text_file:
+            return super().load_target(run)
+        lines = [line for line in Path(self.target).read_text(encoding="utf-8").splitlines() if line.strip()]
+        splits = DatasetDict(train=Dataset.from_dict({"text": lines}))
+        return cast(Dataset, take_split(splits, self.target_split, str(self.target), "target_split"))
+
+    def read_target(self, run: Run) -> list[str]:
+        dataset = self.target_dataset(run)
+        if "text" in dataset.column_names:
+            return [str(text) for text in plain_column(dataset, "text")]
+        return example_texts(self.target_rows(run).side("chosen"))
 
     def _targets(self, run: Run, texts: list[str] | None = None) -> list[str]:
         if self.target is not None:
-            return read_texts(Path(self.target))
+            return self.read_target(run)
         assert self.target_column is not None
         marked = np.flatnonzero(run.column(self.target_column) > self.target_above)
         return [str(i) for i in marked] if texts is None else [texts[i] for i in marked]
@@ -134,22 +150,3 @@ class Dsir(Prescored):
         count = keep_count(self.keep_share, int(np.isfinite(scores).sum()))
         draw = run.rng("dsir/sample", 0 if self.refresh == "never" else run.epoch)
         return dsir_select(scores / self.temperature, count, rng=draw)
-
-
-def read_texts(path: Path) -> list[str]:
-    """
-    The texts of a file: lines of a .txt, or the field `text` of the lines of a .jsonl.
-
-    Raises:
-        `ValueError`: naming the first line that holds no text.
-    """
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if path.suffix == ".txt":
-        return lines
-    texts = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            texts.append(str(json.loads(line)["text"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: JSON with a field `text` is needed ({error}).") from error
-    return texts

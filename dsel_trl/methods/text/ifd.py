@@ -174,7 +174,7 @@ class Ifd(Prescored):
                 )
 
     def depends_on(self, run: Run) -> list[Any]:
-        return [] if self.diverse is None else [contents(run, self.embedding)]
+        return [] if self.diverse is None else [contents(run.rows, self.embedding)]
 
     @property
     def uses(self) -> tuple[str, ...]:

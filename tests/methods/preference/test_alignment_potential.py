@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from dsel_trl import SelectionCallback, create_method
+from dsel_trl.functional.preference.alignment_potential import alignment_potential
+from dsel_trl.functional.ranking import keep_count, top_k
 from tests import tiny
 
 
@@ -44,9 +46,77 @@ def test_a_column_without_lists_is_refused(make_trainer):
             trainer.train()
 
 
+def explicit_of(dataset):
+    return np.array(dataset["score_chosen"]) - np.array(dataset["score_rejected"])
+
+
+def test_the_choice_is_made_once_of_margins_of_one_moment(make_trainer):
+    """As in the paper; training does not renew the margins of some pairs and leave those of others."""
+    dataset = tiny.preferences()
+    trainer = make_trainer("dpo", dataset=dataset, num_train_epochs=3)
+    callback = SelectionCallback(trainer, "alignment_potential", keep=0.5)
+    trainer.train()
+    ledger = callback.ledger
+    assert (ledger.steps("alignment_potential_implicit") == 0).all()
+    explicit, implicit = explicit_of(dataset), ledger["alignment_potential_implicit"]
+    agreeing = np.where(explicit < 0, np.nan, explicit)
+    wanted = top_k(alignment_potential(agreeing, implicit), keep_count(0.5, int((explicit >= 0).sum())))
+    assert sorted(wanted) == np.flatnonzero(~ledger.dropped).tolist()
+
+
+@pytest.mark.parametrize(("refresh", "last"), [("epoch", 14), (3, 18)])
+def test_every_plan_measures_all_pairs_anew(make_trainer, refresh, last):
+    trainer = make_trainer("dpo", num_train_epochs=2, per_device_train_batch_size=2, max_steps=20)
+    callback = SelectionCallback(trainer, "alignment_potential", keep=0.5, refresh=refresh)
+    trainer.train()
+    assert (callback.ledger.steps("alignment_potential_implicit") == last).all()
+
+
+def test_pairs_whose_scores_contradict_their_labels_are_not_preferred(make_trainer):
+    explicit = explicit_of(tiny.preferences())
+    assert (explicit < 0).sum() > 3
+    for contradicted, trained in (("drop", 0), ("keep", int((explicit < 0).sum()))):
+        trainer = make_trainer("dpo", max_steps=1)
+        callback = SelectionCallback(trainer, "alignment_potential", keep=1.0, contradicted=contradicted)
+        trainer.train()
+        assert (~callback.ledger.dropped & (explicit < 0)).sum() == trained
+        assert not (callback.ledger.dropped & (explicit > 0)).any()
+
+
+@pytest.mark.parametrize("form", ["simpo", "dpo"])
+def test_a_weight_reads_both_margins_on_the_scales_of_the_dataset(make_trainer, form):
+    dataset = tiny.preferences()
+    trainer = make_trainer("dpo", dataset=dataset, learning_rate=0.0, max_steps=3, per_device_train_batch_size=4)
+    tiny.stir(trainer, scale=0.1)
+    witness = tiny.attach(trainer, "alignment_potential", action="weight", form=form, weight=2.0)
+    trainer.train()
+    implicit = trainer.selection.ledger["alignment_potential_implicit"].astype(np.float64)
+    explicit = np.where(explicit_of(dataset) < 0, np.nan, explicit_of(dataset))
+    weights = 1 / (1 + np.exp(-alignment_potential(explicit, implicit, weight=2.0)))
+    weights = np.nan_to_num(weights)
+    for step in witness.steps:
+        wanted = weights[step.ids] / weights[step.ids].mean()
+        np.testing.assert_allclose(step.values["weight"], wanted, rtol=2e-3)
+    assert implicit.std() > 0
+
+
+def test_a_policy_that_is_its_reference_is_told(make_trainer):
+    trainer = make_trainer("dpo", max_steps=1)
+    callback = SelectionCallback(trainer, "alignment_potential", form="dpo")
+    trainer.train()
+    assert any("form='dpo' knows no implicit margin" in note for note in callback.metrics_window.notes.values())
+
+
 @pytest.mark.parametrize("evolve", [0.0, 0.25])
 def test_self_play_adds_pairs_and_keeps_a_share_of_them(make_trainer, evolve):
-    parameters = {"self_play": 3, "evolve": evolve, "max_new_tokens": 5, "reward": words, "keep": 0.5}
+    parameters = {
+        "self_play": 3,
+        "evolve": evolve,
+        "max_new_tokens": 5,
+        "reward": words,
+        "keep": 0.5,
+        "unfinished": "keep",
+    }
     trainer = make_trainer("dpo", num_train_epochs=1, max_length=128)
     witness = tiny.attach(trainer, "alignment_potential", **parameters)
     trainer.train()
@@ -55,13 +125,21 @@ def test_self_play_adds_pairs_and_keeps_a_share_of_them(make_trainer, evolve):
     assert (~new).sum() == 40
     assert new.sum() >= (20 if evolve == 0 else 1)
     kept = ~trainer.selection.ledger.dropped
-    assert kept[~new].all()
+    assert kept[~new].tolist() == (ledger_margin(trainer)[~new] >= 0).tolist()
     assert kept[new].sum() == max(1, new.sum() // 2)
     assert {i for ids in witness.ids for i in ids} == set(np.flatnonzero(kept))
     if evolve:
         assert not set(np.array(built["prompt"])[new]) & set(tiny.preferences()["prompt"])
-    rewards = trainer.selection.ledger["alignment_potential_reward_chosen"]
-    assert (rewards[new] > trainer.selection.ledger["alignment_potential_reward_rejected"][new]).all()
+    assert (ledger_margin(trainer)[new] > 0).all()
+    implicit = trainer.selection.ledger["alignment_potential_implicit"]
+    potential = alignment_potential(ledger_margin(trainer)[new], implicit[new])
+    np.testing.assert_allclose(trainer.selection.ledger["alignment_potential"][new], potential, rtol=1e-4, atol=1e-5)
+    assert built["difficulty"][:40] == tiny.preferences()["difficulty"][:]
+
+
+def ledger_margin(trainer):
+    chosen, rejected = (trainer.selection.ledger[f"alignment_potential_reward_{s}"] for s in ("chosen", "rejected"))
+    return chosen.astype(np.float64) - rejected
 
 
 def test_self_play_needs_a_reward():

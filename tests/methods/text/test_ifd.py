@@ -52,7 +52,7 @@ def test_the_helper_trains_on_some_of_every_cluster(make_trainer, monkeypatch, k
         asked.update(ids=train_ids, **how)
         return train_helper(trainer, train_ids, score_ids, measure, **how)
 
-    monkeypatch.setattr("dsel_trl.callback.train_helper", spy)
+    monkeypatch.setattr("dsel_trl.trainer.run.train_helper", spy)
     rate = {"helper_learning_rate": 0.01, "helper_epochs": 2.0}
     trainer, _ = run(make_trainer, kind, config={"data_seed": 3}, **WARM, **rate)
     vectors, perplexity = zip(*(instruction(trainer, row) for row in trainer.train_dataset), strict=True)
@@ -106,7 +106,7 @@ def test_the_warm_up_leaves_the_generators_alone(make_trainer, tmp_path):
 def test_a_resumed_run_warms_nothing_up(make_trainer, tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "dsel_trl.callback.train_helper", lambda *args, **how: calls.append(1) or train_helper(*args, **how)
+        "dsel_trl.trainer.run.train_helper", lambda *args, **how: calls.append(1) or train_helper(*args, **how)
     )
     make = lambda kind, **config: make_trainer("sft", **config)  # noqa: E731
     (_, trace), (_, resumed) = live.resumed_state(make, "ifd", tmp_path, {"max_steps": 5}, **{**WARM, "keep": 0.8})

@@ -1,0 +1,1 @@
+"""Formulas of selection by a target."""

@@ -1,0 +1,1 @@
+"""By a target: what resembles a set of examples, serves it, or goes with what is trusted."""
