@@ -278,7 +278,9 @@ def check_arguments(arguments: Arguments) -> None:
     check_choice("identical", arguments.identical, IDENTICAL)
     if (arguments.log_by is not None or arguments.identical == "drop") and not arguments.selection:
         raise ValueError("`log_by` and `identical` are of a selection: add a block `selection:`, such as uniform.")
-    found = sorted(path.name for path in Path(training.output_dir).glob("stage-*" if arguments.stages else "checkpoint-*"))
+    found = sorted(
+        path.name for path in Path(training.output_dir).glob("stage-*" if arguments.stages else "checkpoint-*")
+    )
     if found and not training.resume_from_checkpoint:
         raise ValueError(
             f"{str(training.output_dir)!r} holds {found[-1]} of an earlier run. Continue it with "

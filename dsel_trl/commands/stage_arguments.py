@@ -54,11 +54,9 @@ def check_stages(arguments: Any) -> None:
             raise ValueError(f"replay={arguments.replay!r} is of `stages`, of which there are none: leave it out.")
         return
     read_replay(arguments.replay)
-    script, compare = arguments.script, arguments.compare
+    script = arguments.script
     if isinstance(arguments.stages, list) and (script.dataset_name or arguments.mixture.datasets):
         raise ValueError("Both `stages` with datasets and another dataset are given: leave `dataset_name` out.")
-    if compare:
-        raise ValueError("`compare` is of single trainings: run each configuration with `stages` by itself.")
     if script.dataset_streaming:
         raise ValueError("`stages` need the rows of their datasets: set dataset_streaming: false.")
     if arguments.training.resume_from_checkpoint not in (None, True):

@@ -120,9 +120,12 @@ def policy_states(
     ids: np.ndarray | None = None,
     inputs: Callable[[np.ndarray], Any] | None = None,
     lengths: np.ndarray | None = None,
+    layer: int = -1,
 ) -> np.ndarray:
     """
-    Pooled last hidden states of the policy as it is now, `(N, d)` float32; of the examples `ids` only, where given.
+    Pooled hidden states of the policy as it is now, `(N, d)` float32; of the examples `ids` only, where given.
+
+    They are those of the last layer, or of another `layer`: -2 is the output of the last decoder block but one.
 
     `rows` are others than the training set. `inputs` and `lengths` are those of
     [`~dsel_trl.core.data_passes.Passes.measure`], for other tokens than the example's own.
@@ -133,13 +136,13 @@ def policy_states(
         ids,
         inputs=inputs or sequences.collate(),
         lengths=sequences.scan()[0] if lengths is None else lengths,
-        forward=_hidden_states(run, pooling),
+        forward=_hidden_states(run, pooling, layer),
         description="Embedding",
     )
 
 
-def _hidden_states(run: Run, pooling: str) -> Callable[[dict[str, Any], Tensor], Tensor]:
-    """A forward through the policy's backbone only: pooled last hidden states, `(B, d)`."""
+def _hidden_states(run: Run, pooling: str, layer: int = -1) -> Callable[[dict[str, Any], Tensor], Tensor]:
+    """A forward through the policy's backbone only: pooled hidden states, `(B, d)`."""
     model = run.model.get_base_model() if hasattr(run.model, "get_base_model") else run.model
     backbone, arguments = model.base_model, run.arguments
 
@@ -150,7 +153,13 @@ def _hidden_states(run: Run, pooling: str) -> Callable[[dict[str, Any], Tensor],
         autocast = torch.autocast(mask.device.type, dtype=dtype, enabled=bool(arguments.bf16 or arguments.fp16))
         try:
             with torch.no_grad(), autocast:
-                states = backbone(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False)[0].float()
+                output = backbone(
+                    input_ids=inputs["input_ids"],
+                    attention_mask=mask,
+                    use_cache=False,
+                    output_hidden_states=layer != -1,
+                )
+                states = (output[0] if layer == -1 else output.hidden_states[layer]).float()
         finally:
             run.model.train(training)
         run.costs.ran("forwards", len(states), int(mask.sum()))

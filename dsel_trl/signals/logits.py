@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss, pad
 from torch.overrides import TorchFunctionMode
 
-from ..functional.preference.wpo import log_sum_squared_probs, target_logps
+from ..functional.preference.wpo import log_sum_squared_probs, target_logps, token_entropy
 from .batch import Forward
 from .gate import Gate, Place
 
@@ -49,8 +49,7 @@ def _fields(logits: Tensor, targets: Tensor, outputs: tuple[str, ...]) -> Fields
     if "log_sum_sq_probs" in outputs:
         fields["log_sum_sq_probs"] = log_sum_squared_probs(logits.detach())
     if "entropy" in outputs:
-        log_probs = logits.detach().float().log_softmax(-1)
-        fields["entropy"] = -(log_probs.exp() * log_probs).sum(-1)
+        fields["entropy"] = token_entropy(logits.detach())
     if "is_top1" in outputs:
         fields["is_top1"] = logits.argmax(-1) == targets
     return fields

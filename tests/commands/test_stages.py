@@ -143,10 +143,15 @@ def test_stages_of_pairs_with_an_adapter(recipe, tmp_path, model, no_picture, ca
 # ---- Resuming ----
 
 
+PRUNING = {"name": "adapt_inf", "budget": 5, "clusters": 2, "directions": 2, "survive": 6}
+
+
+@pytest.mark.parametrize(
+    "selection", [[{"name": "el2n", "keep": 0.5, "refresh": 1}], [PRUNING]], ids=["live", "pruning"]
+)
 def test_a_run_that_was_cut_off_between_and_within_stages_ends_the_same(
-    recipe, tmp_path, no_picture, capsys, monkeypatch
+    recipe, tmp_path, no_picture, capsys, monkeypatch, selection
 ):
-    selection = [{"name": "el2n", "keep": 0.5, "refresh": 1}]
     path = recipe(selection=selection, replay="all")
     assert main(["sft", "--config", path]) == 0, capsys.readouterr().err
     words = ["sft", "--config", path, "--output_dir", str(tmp_path / "cut")]
@@ -169,6 +174,12 @@ def test_a_run_that_was_cut_off_between_and_within_stages_ends_the_same(
     assert "--resume_from_checkpoint" in capsys.readouterr().err
     assert main([*words, "--resume_from_checkpoint", "true"]) == 0, capsys.readouterr().err
     assert_same_run(tmp_path / "out", tmp_path / "cut")
+    if selection == [PRUNING]:
+        # Of 8 rows 6 stay for the second stage, whose pool of 14 is cut to 6 again.
+        found = summary("out")["stages"]
+        assert [(stage["pool"], stage["dropped_for_good"]) for stage in found] == [(8, 2), (14, 8), (14, 8)]
+        # A score of three pass values, two forwards along each of two directions, and the states of the last cut.
+        assert [stage["cost"]["forwards"] for stage in found] == [6 * stage["pool"] for stage in found]
 
 
 def test_a_finished_stage_of_another_run_is_not_taken(recipe, capsys, no_picture):

@@ -57,6 +57,21 @@ def log_sum_squared_probs(logits: Tensor) -> Tensor:
     return torch.logsumexp(2 * upcast(logits).log_softmax(-1), dim=-1)
 
 
+def token_entropy(logits: Tensor) -> Tensor:
+    """
+    Entropy of the next-token distribution.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., V)`):
+            Model output.
+
+    Returns:
+        `torch.Tensor` of shape `(...)`, in nats, in float32 or better.
+    """
+    log_probs = upcast(logits).log_softmax(-1)
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
 def aligned_logps(logps: Tensor, expected_logps: Tensor, mask: Tensor) -> Tensor:
     """
     Mean aligned log-probability of each response, `A = mean_t (log p(y_t) - log sum_v p(v)^2)`.
