@@ -34,6 +34,7 @@ from .trainer.internals import check_internals
 from .trainer.kinds import is_map_style, trainer_kind
 from .trainer.mixin import join, part
 from .trainer.rows import TrainingRows, prepare_rows
+from .trainer.schedule import restart_rate
 from .trainer.serving import Serving
 from .trainer.step import OptimizerStep
 
@@ -198,6 +199,7 @@ class SelectionCallback(TrainerCallback):
             train_helper=partial(train_helper, trainer),
             generate=partial(generate, trainer, costs=self.costs),
             refer=partial(refer, trainer),
+            restart_rate=partial(restart_rate, trainer),
             costs=self.costs,
             log=self.metrics_window.extra,
             tell=self._tell,

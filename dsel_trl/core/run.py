@@ -1,6 +1,6 @@
 """What a method may see of the run it is attached to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,9 @@ class Run:
         refer (`Callable[[Path, bool], None]`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
+        restart_rate (`Callable[[Sequence[int]], None]`):
+            Runs the schedule of the learning rate through once from each of some steps to the next: see
+            [`~dsel_trl.trainer.schedule.restart_rate`], without its first argument; to be called in `begin`.
         costs ([`Costs`]):
             What selection has added to the run so far.
         log (`Callable[[dict[str, float]], None]`):
@@ -104,6 +107,7 @@ class Run:
     train_helper: Callable[..., Any]
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
+    restart_rate: Callable[[Sequence[int]], None]
     costs: Costs
     log: Callable[[dict[str, float]], None]
     tell: Callable[[str, str, int], None]
