@@ -1,6 +1,6 @@
 """What a method may see of the run it is attached to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,9 @@ class Run:
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
         gradients ([`~dsel_trl.trainer.gradients.ModelGradients`]):
             Gradients of other examples than the batch's, of the step, and what the optimizer knows of them.
+        restart_rate (`Callable[[Sequence[int]], None]`):
+            Runs the schedule of the learning rate through once from each of some steps to the next: see
+            [`~dsel_trl.trainer.schedule.restart_rate`], without its first argument; to be called in `begin`.
         costs ([`Costs`]):
             What selection has added to the run so far.
         log (`Callable[[dict[str, float]], None]`):
@@ -151,6 +154,7 @@ class Run:
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
     gradients: Any
+    restart_rate: Callable[[Sequence[int]], None]
     costs: Costs
     log: Callable[[dict[str, float]], None]
     tell: Callable[[str, str, int], None]

@@ -79,9 +79,16 @@ def turns(messages: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def prompt_and_answer(messages: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """A conversation as its last answer and all that stands before it."""
+    """
+    A conversation as its last answer and all that stands before it.
+
+    The two are kept apart by a line break, as in the plain template of instruction tuning; where they bring white space
+    of their own it is left at that.
+    """
     if messages and messages[-1][0] in ("assistant", "text"):
-        return joined(messages[:-1]), messages[-1][1]
+        before, answer = joined(messages[:-1]), messages[-1][1]
+        apart = not before or before[-1].isspace() or answer[:1].isspace()
+        return (before if apart else before + "\n"), answer
     return joined(messages), ""
 
 

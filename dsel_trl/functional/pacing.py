@@ -124,7 +124,7 @@ def competence(step: ArrayLike, total_steps: float, *, initial: float = 0.01, po
         total_steps (`float`):
             Step at which the competence reaches 1.
         initial (`float`, *optional*, defaults to `0.01`):
-            Competence at step 0, in (0, 1].
+            Competence at step 0, in [0, 1].
         power (`float`, *optional*, defaults to `2.0`):
             1 is linear, 2 the square root that the paper recommends.
 
@@ -132,10 +132,10 @@ def competence(step: ArrayLike, total_steps: float, *, initial: float = 0.01, po
         `np.ndarray` of float64, of the shape of `step`, in `[initial, 1]`.
 
     Raises:
-        `ValueError`: if `initial` is not in (0, 1] or `power` is not positive.
+        `ValueError`: if `initial` is not in [0, 1] or `power` is not positive.
     """
-    if not 0 < initial <= 1:
-        raise ValueError(f"`initial` must lie in (0, 1], got {initial}")
+    if not 0 <= initial <= 1:
+        raise ValueError(f"`initial` must lie in [0, 1], got {initial}")
     if not power > 0:
         raise ValueError(f"`power` must be positive, got {power}")
     steps = np.asarray(step, dtype=np.float64)

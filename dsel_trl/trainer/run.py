@@ -16,6 +16,7 @@ from .gradients import ModelGradients
 from .helper_run import train_helper
 from .kinds import trainer_kind
 from .rows import load_named, prepare_rows
+from .schedule import restart_rate
 
 
 def run_of(
@@ -65,6 +66,7 @@ def run_of(
         train_helper=partial(train_helper, trainer),
         generate=partial(generate, trainer, costs=costs),
         refer=partial(refer, trainer),
+        restart_rate=partial(restart_rate, trainer),
         gradients=ModelGradients(trainer, costs, forward),
         costs=costs,
         seed=args.seed if args.data_seed is None else args.data_seed,

@@ -48,10 +48,11 @@ def test_competence_bounds_and_values():
     assert (np.diff(values) >= 0).all()
     assert competence(50, 100, initial=0.2, power=1) == pytest.approx(0.6)
     assert competence(0, 0) == 1
+    assert competence([0, 25, 100], 100, initial=0.0).tolist() == [0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0, 5.0])
-@pytest.mark.parametrize("initial", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("initial", [0.0, 0.01, 0.3, 1.0])
 def test_competence_stays_between_its_start_and_one(power, initial):
     values = competence(np.linspace(0, 300, 101), 170, initial=initial, power=power)
     assert values.min() >= initial * (1 - 1e-12)
@@ -91,6 +92,6 @@ def test_errors_name_the_value(kwargs, message):
 
 def test_competence_errors():
     with pytest.raises(ValueError, match="initial"):
-        competence(0, 10, initial=0)
+        competence(0, 10, initial=-0.1)
     with pytest.raises(ValueError, match="power"):
         competence(0, 10, power=0)

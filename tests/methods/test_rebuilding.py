@@ -84,6 +84,42 @@ def test_the_reference_follows_the_stages_and_a_resume(make_trainer, tmp_path):
     tiny.assert_same_weights(runs[1][1], runs[0][1])
 
 
+def test_each_stage_has_a_schedule_and_a_reference_of_its_own(make_trainer, tmp_path):
+    """At the defaults: twelve steps of the stages, in each of which the rate falls from its start; resumed alike."""
+    rates, config = {}, {"output_dir": tmp_path / "run", "save_strategy": "steps", "save_steps": 4, "logging_steps": 1}
+    config |= {"lr_scheduler_type": "linear", "warmup_steps": 0, "learning_rate": 1e-3, "num_train_epochs": 1}
+    for resume in (None, str(tmp_path / "run" / "checkpoint-4")):
+        trainer = make_trainer("dpo", dataset=several(), per_device_train_batch_size=3, max_steps=-1, **config)
+        before = {name: value.clone() for name, value in trainer.ref_model.named_parameters()}
+        witness = tiny.attach(trainer, "curry_dpo", responses_column="responses")
+        trainer.train(resume_from_checkpoint=resume)
+        logged = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+        rates[resume is None] = logged, tiny.Trace.of(trainer, witness)
+        assert any(not before[name].equal(value) for name, value in trainer.ref_model.named_parameters())
+    # 33 pairs in 11 steps; the stages begin with the steps 0, 4 and 8.
+    np.testing.assert_allclose(
+        rates[True][0], [1e-3 * left / 4 for left in (4, 3, 2, 1) * 2] + [1e-3, 2e-3 / 3, 1e-3 / 3]
+    )
+    assert rates[False][0] == rates[True][0]
+    rates[False][1].assert_ends_as(rates[True][1])
+
+
+def test_a_reference_that_cannot_change_is_told_at_the_defaults(make_trainer):
+    trainer = make_trainer("dpo", lora=True, max_steps=1)
+    tiny.attach(trainer, "curry_dpo")
+    trainer.train()
+    assert any("the reference stays as it is" in note for note in trainer.selection.metrics_window.notes.values())
+
+
+def test_a_schedule_that_cannot_begin_anew_is_refused(make_trainer):
+    trainer = make_trainer(
+        "dpo", lr_scheduler_type="reduce_lr_on_plateau", eval_dataset=tiny.preferences(4), eval_strategy="steps"
+    )
+    tiny.attach(trainer, "curry_dpo")
+    with pytest.raises(ValueError, match='schedule="run"'):
+        trainer.train()
+
+
 @pytest.mark.parametrize("config", [{"precompute_ref_log_probs": True}, {"lora": True}], ids=["precomputed", "lora"])
 def test_a_reference_that_cannot_change_is_refused(make_trainer, config):
     trainer = make_trainer("dpo", **config)

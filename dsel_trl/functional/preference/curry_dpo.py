@@ -56,19 +56,25 @@ def curriculum_pairs(scores: ArrayLike) -> list[Pair]:
     return [pairs[position] for position in by_falling_gap([pair.gap for pair in pairs])]
 
 
-def curriculum_stages(pairs_per_prompt: Sequence[Sequence[Pair]]) -> list[list[tuple[int, Pair]]]:
+def curriculum_stages(
+    pairs_per_prompt: Sequence[Sequence[Pair]], n_stages: int | None = None
+) -> list[list[tuple[int, Pair]]]:
     """
     Stages of a run: stage s holds the s-th easiest pair of every prompt that has one.
 
     Args:
         pairs_per_prompt (sequence of sequences of [`Pair`]):
             From [`curriculum_pairs`].
+        n_stages (`int`, *optional*):
+            Number of stages: one less than the largest number of responses, each of them being a rival of the best.
+            Defaults to the largest number of pairs.
 
     Returns:
         list of stages; a stage lists `(prompt position, pair)`. Prompts with fewer pairs appear in the first stages
-        only.
+        only, so that a late stage may be empty.
     """
-    n_stages = max((len(pairs) for pairs in pairs_per_prompt), default=0)
+    most = max((len(pairs) for pairs in pairs_per_prompt), default=0)
+    n_stages = most if n_stages is None else n_stages
     return [
         [(prompt, pairs[stage]) for prompt, pairs in enumerate(pairs_per_prompt) if stage < len(pairs)]
         for stage in range(n_stages)

@@ -12,7 +12,7 @@ from ...core.parameters import Reads, check_choice, check_whole, when
 from ...core.registry import register
 from ...core.run import Run
 from ...data.build.documents import cut_documents, document_tokens
-from ...functional.order.dataset_decomposition import bucket_of_length, decomposition_plan, even_buckets
+from ...functional.order.dataset_decomposition import BucketBatch, bucket_of_length, decomposition_plan, even_buckets
 from ...functional.order.length_curriculum import SCHEDULES, curriculum_odds, subcycle_odds
 from ...sampling.batch_sampler import over_ranks
 
@@ -23,6 +23,8 @@ CURRICULA = ("uniform", "grow_linear", "grow_p2", "grow_p100", "shrink_p100")
 # Tails are padded at most to twice their length, down to pieces of this many tokens.
 SHORTEST_TAIL_LOG2 = 5
 LONGEST_LOG2 = 13
+# Share of the steps in one bucket from which there is nothing to order.
+ONE_LENGTH = 0.9
 
 
 @register("dataset_decomposition")
@@ -32,14 +34,18 @@ class DatasetDecomposition(Batched):
     Trains on sequences of one power-of-two length bucket per step, with as many tokens in every step.
 
     What: `mode: decompose` (language-modelling SFT) cuts every document, its end-of-text token included, from the
-    front into pieces of `2**k + 1` tokens, longest first (hf.co/papers/2405.13226): no padding, and no token sees
-    another document. Set `max_length` to None or `2**max_log2`; the text is read whole where TRL truncated the tokens.
+    front into pieces of `2**k + 1` tokens (hf.co/papers/2405.13226): no padding, and no token sees another document.
+    What exceeds the longest bucket is cut at random places, as in the authors' code, so that it gives every bucket as
+    many tokens (`random_cut: false`: into the longest pieces, which leaves little of a curriculum where documents are
+    long). Set `max_length` to None or `2**max_log2`; the text is read whole where TRL truncated the tokens.
     What is left of a document is kept as a shorter, padded piece (`keep_tail: false` drops it, as published). Rows
     carry `document_id`. `mode: bucket` (prompt-completion SFT, DPO pairs) cuts nothing: an example is in the bucket of
     the next power of two (this package's adaptation). Which bucket comes next follows the curriculum: short buckets
     with large odds run out first, so lengths grow within each of the `cycles` of an epoch. Every rank and every
     accumulated batch of a step is in the same bucket. Nothing is dropped: the last step of a bucket is a smaller one,
     and where it has fewer examples than there are devices x accumulation steps, shorter examples fill it up.
+    The curriculum cannot act where all steps are of one bucket: that of short examples under a large `min_log2`, or of
+    examples as long as `max_length`; a run in which nine steps of ten are of one length says so.
     When: pre-training or continued pre-training on documents; a growing context; `grow_p2` with 8 cycles.
     When not: pairs, for speed alone: a power of two pads up to half (57-63% real tokens in batches of 8, against
     78-90% with `token_budget`). A growing curriculum is an order of its own, so it cannot be combined with another.
@@ -65,7 +71,7 @@ class DatasetDecomposition(Batched):
     )
     keep_tail: bool = field(default=True, metadata={"help": "decompose: train on the rest of a document, too"})
     random_cut: bool = field(
-        default=False,
+        default=True,
         metadata={"help": "decompose: cut what exceeds the longest bucket at random, equal tokens per bucket"},
     )
     drop_last: bool = field(default=False, metadata={"help": "drop the smaller last batch of each bucket"})
@@ -209,8 +215,21 @@ class DatasetDecomposition(Batched):
             # Long to short, so that the batches of a micro-step are alike.
             rows = step[np.argsort(-self._lengths[step], kind="stable")].reshape(-1, run.world)
             batches += over_ranks([part.ravel() for part in np.array_split(rows, accumulation)], run.world)
+        self._tell_lengths(run, plan)
         self.mean_size = sum(map(len, batches)) / max(1, len(batches))
         return batches
+
+    def _tell_lengths(self, run: Run, plan: list[BucketBatch]) -> None:
+        """Says where a curriculum of lengths has hardly any lengths to order."""
+        steps = np.bincount([step.bucket for step in plan])
+        bucket = int(steps.argmax())
+        if steps[bucket] > ONE_LENGTH * steps.sum():
+            run.tell(
+                f"{self.name}:lengths",
+                f"{self.name!r}: {steps[bucket]} of {steps.sum()} steps are of 2**{bucket} tokens, so that curriculum="
+                f"{self.curriculum!r} orders next to nothing. Lower min_log2={self.min_log2}, or raise max_length.",
+                logging.WARNING,
+            )
 
 
 def fill_up(steps: list[np.ndarray], ranks: int, least: int) -> list[np.ndarray]:

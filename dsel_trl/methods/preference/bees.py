@@ -13,7 +13,7 @@ from ...bases.helper_model import helper_settings
 from ...bases.scored import ByScore, known_scores, tell_ties, tie_rng, untied
 from ...core.cache import cached
 from ...core.charges import Charge
-from ...core.method import Run
+from ...core.method import Run, Step
 from ...core.parameters import Reads, among, check_choice, check_range, check_whole, either, when
 from ...core.registry import register
 from ...functional.preference.bees import (
@@ -46,7 +46,8 @@ class Bees(ExplicitMargin, ByScore):
     data), and any numeric column as `column:<name>`. A pair without a value in a source is judged by the others, one
     that none knows is not trained: `keep` is a share of those that are known.
     `refresh: never` chooses once; with `epoch` or a number of steps the policy's margins are measured and the bounds
-    set anew, which is the iterative form for data that is collected in rounds. `action: weight` weighs by p.
+    set anew (this package's adaptation). The paper's iterative form, which samples new responses in each round, is not
+    built. `action: weight` weighs by p, and follows `refresh` too; with `epoch` from the second step of an epoch on.
     When: large, noisy preference sets; 5 to 25% of the pairs often suffice.
     When not: `implicit` says nothing before the policy has moved from its reference. A small beta with several epochs
     on few pairs of large margin can make the log-probabilities collapse: one epoch, or a smaller learning rate.
@@ -75,6 +76,7 @@ class Bees(ExplicitMargin, ByScore):
     paper = "hf.co/papers/2502.14560"
     reads: ClassVar[Reads] = {
         **score_reads(among("sources", "explicit")),
+        "refresh": (),
         "lower": (either(when("fusion", "product"), when("action", "keep_top")),),
         "temperature": (when("action", "sample"),),
         **{
@@ -108,7 +110,12 @@ class Bees(ExplicitMargin, ByScore):
         check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
         self.check_reward()
         self._fused: np.ndarray | None = None
-        self._measured = -1
+        self._measured, self._period = -1, 0
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        renews = self.action == "weight" and self.refresh != "never"
+        return super().hooks - (set() if renews else {"observe"})
 
     @property
     def explicit(self) -> bool:
@@ -206,13 +213,20 @@ class Bees(ExplicitMargin, ByScore):
         assert self._fused is not None
         return torch.from_numpy(self._fused[batch.ids.cpu().numpy()]).to(batch.ids.device)
 
+    def observe(self, run: Run, step: Step) -> None:
+        period = run.step // self.refresh if isinstance(self.refresh, int) else run.epoch
+        # After the last step nothing is weighed any more.
+        if period != self._period and run.step < run.max_steps:
+            self._period = period
+            self._fuse(run)
+
     def state_dict(self) -> dict[str, Any]:
         fused = {} if self._fused is None else {"fused": self._fused}
-        return {**super().state_dict(), **fused, "measured": self._measured}
+        return {**super().state_dict(), **fused, "measured": self._measured, "period": self._period}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._fused, self._measured = state.get("fused"), state["measured"]
+        self._fused, self._measured, self._period = state.get("fused"), state["measured"], state["period"]
 
 
 def log_ratio_margin(batch: Batch) -> Tensor:

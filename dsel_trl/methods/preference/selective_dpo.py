@@ -1,5 +1,6 @@
 """The easiest pairs, easy first."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -44,10 +45,11 @@ class SelectiveDpo(Method):
     What: difficulty is the validation loss of a pair under a model that has not trained on it
     (hf.co/papers/2502.09650). `source: cross_fit` trains `helpers` helper models on halves of the data and scores the
     other halves, five times per run, averaged (kept under `output_dir/selection`, with a table `difficulty.csv`);
-    `online` scores pairs that the run itself has not seen yet, every `refresh` steps of the first epoch but not after
-    the last step of the run (at the defaults 2.9 forwards per pair in a run of one epoch, 3.4 in a longer one);
+    `online` scores pairs that the run itself has not seen yet, every `refresh` steps of the first epoch, as long as a
+    plan is left that can follow it (at the defaults 2.9 forwards per pair in a run of one epoch, 3.4 in a longer one);
     `column` and `table` read a difficulty that exists already: a dataset column, or a CSV/JSON table by `prompt_id` or
-    row `id`.
+    row `id`. With `helpers: 1` only the half that the one helper has not trained on has a difficulty: `keep` is a
+    share of that half, and the other one is not trained.
     When: noisy or too difficult preference data; one epoch.
     When not: easy pairs are shorter, so lengths shrink (`length_buckets` ranks within lengths); what is hard but
     right, like mathematics, is dropped too.
@@ -164,6 +166,13 @@ class SelectiveDpo(Method):
     def _cross_fit(self, run: Run) -> np.ndarray:
         """Mean held-out loss of each pair over helper models and evaluations, `(N,)`."""
         # Two helper models share a seed: each of them scores the half that the other trains on.
+        if self.helpers == 1:
+            run.tell(
+                f"{self.name}:half",
+                f"{self.name!r}: helpers=1 knows no difficulty of the half of the data that it trains on, which is "
+                "left out whole. Set helpers=2 to choose among all pairs.",
+                logging.WARNING,
+            )
         seeds = [run.stream_seed("selective_dpo/helper", helper // 2) for helper in range(self.helpers)]
         helpers = [helper_settings(self, seed) for seed in seeds]
         measure = lambda: {"margins": self._helper_margins(run, helpers)}  # noqa: E731
@@ -209,9 +218,19 @@ class SelectiveDpo(Method):
         return self.refresh or max(1, round(run.max_steps / max(run.epochs, 1) / SCORINGS))
 
     def due(self, run: Run) -> bool:
-        # What is measured after the last step would serve nobody.
-        live = self.source == "online" and run.epoch == 0 and run.step < run.max_steps
+        live = self.source == "online" and run.epoch == 0 and run.step <= self._last_scoring(run)
         return live and run.step % self._interval(run) == 0
+
+    @staticmethod
+    def _last_scoring(run: Run) -> int:
+        """The last step of the first epoch after which a score can still decide what is trained."""
+        steps = round(run.max_steps / max(run.epochs, 1))
+        if steps < run.max_steps:
+            return steps
+        # The loader has drawn some batches ahead of the step: what is measured now is too late for them.
+        workers = getattr(run.arguments, "dataloader_num_workers", 0)
+        ahead = 1 + workers * (getattr(run.arguments, "dataloader_prefetch_factor", None) or 2)
+        return run.max_steps - 1 - -(-ahead // run.arguments.gradient_accumulation_steps)
 
     def observe(self, run: Run, step: Step) -> None:
         if not self.due(run):
@@ -245,10 +264,9 @@ class SelectiveDpo(Method):
             return known
         steps, interval = round(run.max_steps / max(run.epochs, 1)), self._interval(run)
         batch = known["candidate"] / max(run.max_steps, 1)
-        last = min(steps, run.max_steps - 1)
         pairs = sum(
             min(self.pool or 8 * interval * batch, max(run.size - step * batch, 0))
-            for step in range(interval, last + 1, interval)
+            for step in range(interval, min(steps, self._last_scoring(run)) + 1, interval)
         )
         return {**known, "unseen pair and scoring": pairs}
 

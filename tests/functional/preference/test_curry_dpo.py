@@ -34,6 +34,11 @@ def test_stages():
     assert curriculum_stages([]) == []
 
 
+def test_an_empty_stage_is_a_stage():
+    # The second and third best are as good as the best: they are no rivals, and the last stages have no pair.
+    assert curriculum_stages([curriculum_pairs([3.0, 3.0, 1.0])], 2) == [[(0, (0, 2, 2.0))], []]
+
+
 def test_pairs_by_falling_gap():
     assert by_falling_gap([0.5, 3.0, 0.0, NAN, 3.0, -1.0]).tolist() == [1, 4, 0]
     assert by_falling_gap([]).tolist() == []

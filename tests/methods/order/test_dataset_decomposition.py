@@ -139,6 +139,27 @@ def test_pieces_put_together_are_the_documents(keep_tail, random_cut):
     assert pieces["labels"] == pieces["input_ids"]
 
 
+@pytest.mark.parametrize("random_cut", [True, False])
+def test_long_documents_leave_a_curriculum_at_the_defaults(make_trainer, no_picture, random_cut):
+    """Cut at random as the authors do, the longest bucket has half of the tokens at most, not nearly all of them."""
+    rng = np.random.default_rng(2)
+    texts = [" ".join(f"w{i}" for i in rng.integers(0, 40, size=int(size))) for size in rng.integers(70, 120, size=30)]
+    trainer = make_trainer("lm", dataset=Dataset.from_dict({"text": texts}), max_length=None, max_steps=1)
+    settings = {} if random_cut else {"random_cut": False}
+    SelectionCallback(trainer, "dataset_decomposition", mode="decompose", min_log2=2, max_log2=4, **settings)
+    trainer.train()
+    sizes = np.array([len(ids) for ids in trainer.train_dataset["input_ids"]])
+    share = sizes[sizes == 17].sum() / sizes.sum()
+    assert share < 0.55 if random_cut else share > 0.8
+
+
+def test_a_curriculum_of_one_length_is_told(make_trainer, no_picture):
+    trainer = make_trainer("sft", max_length=32, max_steps=1)
+    callback = SelectionCallback(trainer, "dataset_decomposition", min_log2=5, max_log2=5)
+    trainer.train()
+    assert any("orders next to nothing" in note for note in callback.metrics_window.notes.values())
+
+
 def test_truncated_tokens_are_read_from_the_text(make_trainer, no_picture):
     totals = []
     for max_length in (None, 8):

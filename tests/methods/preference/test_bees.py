@@ -83,6 +83,21 @@ def test_as_a_weight(make_trainer):
         np.testing.assert_allclose(step.values["weight"], weights, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("refresh", "last"), [("never", 0), (2, 4), ("epoch", 4)])
+def test_weights_follow_the_margins_of_the_policy(make_trainer, refresh, last):
+    trainer = make_trainer("dpo", per_device_train_batch_size=10, num_train_epochs=2, max_steps=6, learning_rate=0.01)
+    sources = ["explicit", "implicit"]
+    witness = tiny.attach(trainer, "bees", sources=sources, action="weight", refresh=refresh)
+    trainer.train()
+    ledger = trainer.selection.ledger
+    assert set(ledger.steps("bees_implicit")) == {last} or refresh == "epoch"
+    assert (ledger.steps("bees_implicit") > 0).all() == (refresh != "never")
+    if refresh != "never":
+        step, fused = witness.steps[-1], ledger["bees"]
+        np.testing.assert_allclose(step.values["weight"], fused[step.ids] / fused[step.ids].mean(), rtol=1e-4)
+        assert ledger["bees_implicit"].std() > 0
+
+
 def test_the_share_is_of_all_pairs(make_trainer):
     trainer = make_trainer("dpo", max_steps=1)
     callback = SelectionCallback(trainer, "bees", sources=["explicit"], keep=7 / 40)

@@ -63,6 +63,27 @@ def test_helpers_and_their_table(make_trainer, tmp_path, helpers, known):
     np.testing.assert_allclose(other.ledger["selective_dpo"], callback.ledger["selective_dpo"], rtol=1e-5)
 
 
+def test_one_helper_leaves_half_of_the_pairs_unseen_and_says_so(make_trainer, tmp_path):
+    for helpers in (1, 2):
+        trainer = make_trainer("dpo", max_steps=1, output_dir=tmp_path / str(helpers))
+        callback = SelectionCallback(trainer, "selective_dpo", helpers=helpers, evaluations=1, helper_lora=False)
+        trainer.train()
+        said = [note for note in callback.metrics_window.notes.values() if "helpers=1" in note]
+        assert len(said) == (helpers == 1)
+
+
+@pytest.mark.parametrize(("epochs", "last"), [(1, 18), (2, 20)])
+def test_the_last_scoring_is_one_that_a_plan_can_follow(make_trainer, epochs, last):
+    """After the step before the last the loader has the ids of the last step already."""
+    trainer = make_trainer("dpo", num_train_epochs=epochs, max_steps=-1, per_device_train_batch_size=1)
+    callback = SelectionCallback(trainer, "selective_dpo", source="online", refresh=1, keep=0.5)
+    trainer.train()
+    assert callback.ledger.steps("selective_dpo").max() == last
+    expected = callback.methods.methods[0].expected_cost(callback.run)
+    # Before the policy has moved the margins say nothing, but they are measured.
+    assert callback.costs.counts["forwards"] == expected["forwards"][0]
+
+
 def test_learned_step_as_the_criterion(make_trainer):
     trainer = make_trainer("dpo", max_steps=1)
     parameters = {"evaluations": 4, "helper_lora": False, "helper_learning_rate": 2e-2, "criterion_by": "learned_step"}

@@ -11,6 +11,7 @@ from dsel_trl.functional.preference.curry_dpo import (
 def evaluate(oracle):
     prompts, expected = oracle["inputs"]["prompts"], oracle["expected"]
     pairs = [curriculum_pairs(prompt["scores"]) for prompt in prompts]
+    stages = max(len(prompt["scores"]) for prompt in prompts) - 1
     together = [(position, pair) for position, found in enumerate(pairs) for pair in found]
 
     def named(items):
@@ -28,7 +29,7 @@ def evaluate(oracle):
             # A prompt without pairs is dropped: it may be left out of the list, or be listed as empty.
             if found or prompt["id"] in listed
         ],
-        "stages_easy_to_hard": [named(stage) for stage in curriculum_stages(pairs)],
+        "stages_easy_to_hard": [named(stage) for stage in curriculum_stages(pairs, stages)],
         "global_order": named(together[i] for i in by_falling_gap([pair.gap for _, pair in together])),
     }
     for name, value in expected.items():
