@@ -97,7 +97,7 @@ class ModelGradients:
         ids = np.arange(len(rows)) if ids is None else np.asarray(ids, dtype=np.int64)
         parameters = self.parameters(layers)
         total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}
-        with self.costs.collecting() as ran:
+        with self.costs.collecting() as ran, self._grads_put_back():
             for own, counts in self._shares(ids):
                 loss = self.score(rows.collate(own), torch.from_numpy(own), gradient=True).loss
                 self._add(total, parameters, loss.sum() * float(counts))
@@ -122,19 +122,25 @@ class ModelGradients:
                 if value is not None:
                     total[name] += value
             return
-        # What is sharded has its gradient put together by hooks that act on `grad`.
-        everything = list(self.recorder.model.parameters())
-        held = [value.grad for value in everything]
-        for value in everything:
+        # What is sharded has its gradient put together by hooks that act on `grad`; they add to what is there.
+        loss.backward()
+        for name, value in parameters.items():
+            if value.grad is not None:
+                # The mean over the ranks has been taken.
+                total[name] += value.grad.float() * self.trainer.accelerator.num_processes
+                value.grad = None
+
+    @contextlib.contextmanager
+    def _grads_put_back(self) -> Iterator[None]:
+        """Begins with no `grad` and ends with what there was; sharded parameters are other objects in a forward."""
+        parameters = list(self.recorder.model.parameters())
+        held = [value.grad for value in parameters]
+        for value in parameters:
             value.grad = None
         try:
-            loss.backward()
-            for name, value in parameters.items():
-                if value.grad is not None:
-                    # The mean over the ranks has been taken.
-                    total[name] += value.grad.float() * self.trainer.accelerator.num_processes
+            yield
         finally:
-            for value, grad in zip(everything, held, strict=True):
+            for value, grad in zip(parameters, held, strict=True):
                 value.grad = grad
 
     @staticmethod

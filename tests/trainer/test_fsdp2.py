@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.contract import cases
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +40,7 @@ def setting(methods, kind="dpo", *, save=0, **config):
     }
 
 
+TARGET = {"target": cases.TARGET}
 # Each is run with and without sharding; `mean1` scales the accumulated gradient.
 SETTINGS = {
     "weighted": setting(["weight_column"]),
@@ -49,10 +51,16 @@ SETTINGS = {
     "margin-weight": setting([["margin", {"action": "weight"}]]),
     "pass-in-begin": setting(["scored_at_begin"]),
     "pass-in-begin-lora": setting(["scored_at_begin"], lora=True, num_train_epochs=1),
+    # What is saved in step 2 and 4 is the gradient of step 0 and 3.
+    "target": setting([["inrun_shapley", {**TARGET, "target_refresh": 3, "keep": 0.8, "refresh": 2}]], save=2),
+    "target-curved": setting([["inrun_shapley", {**TARGET, "taylor": 2, "action": "weight"}]], lora=True, max_steps=3),
+    # It checks itself, against a backward pass of each example alone.
+    "gradients": setting(["asks_for_all"], max_steps=2),
+    "gradients-lora": setting(["asks_for_all"], "sft", lora=True, max_steps=1),
     "pick": setting(["pick_longest"], per_device_train_batch_size=1, num_train_epochs=1),
 }
 HOWS = ("ddp", "fsdp2")
-KILLED = ("margin", "new-reference")
+KILLED = ("margin", "new-reference", "target")
 KILL = {"event": "on_substep_end", "count": 4, "rank": 1}
 
 
