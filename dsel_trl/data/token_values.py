@@ -127,7 +127,11 @@ def _parts(rows: Rows, totals: np.ndarray) -> np.ndarray:
             "per='part' weighs prompts beside completions, but these rows do not say where a trained prompt ends: "
             "train prompt-completion data with completion_only_loss=False."
         )
-    if not np.array_equal(list_lengths(rows.dataset, PARTS), totals):
-        raise ValueError(f"Column {PARTS!r} must have one number for each token of its row.")
-    mask = _arrow_column(rows.dataset, PARTS).combine_chunks().flatten()
-    return mask.to_numpy(zero_copy_only=False).astype(np.int64)
+    lengths = list_lengths(rows.dataset, PARTS).astype(np.int64)
+    if np.any(lengths < totals):
+        raise ValueError(f"Column {PARTS!r} must have a number for each token of its row.")
+    mask = _arrow_column(rows.dataset, PARTS).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    # The trainer cuts the tokens, not the mask.
+    begins = np.cumsum(lengths) - lengths + (lengths - totals if rows.truncation == "keep_end" else 0)
+    along = np.arange(int(totals.sum())) - np.repeat(np.cumsum(totals) - totals, totals)
+    return mask[np.repeat(begins, totals) + along].astype(np.int64)
