@@ -24,7 +24,7 @@ from .signals.tap import Tap
 from .trainer.batches import Batches, difference, restart_notice, trained_share
 from .trainer.checkpoints import SavedSelection, read_selection, selection_fingerprint, write_selection
 from .trainer.checks import check_run
-from .trainer.forwards import heard_model, own_outputs, request_outputs
+from .trainer.forwards import heard_model, model_around, own_outputs, request_outputs
 from .trainer.internals import check_internals
 from .trainer.kinds import is_map_style, trainer_kind
 from .trainer.mixin import join, part
@@ -157,7 +157,8 @@ class SelectionCallback(TrainerCallback):
         join(trainer, self)
         names = tuple(name for method in self.methods.methods for name in method.outputs)
         self._undo_outputs = request_outputs(trainer, names)
-        self.tap = Tap(heard_model(trainer), getattr(trainer, "ref_model", None), (*names, *own_outputs(trainer)))
+        outputs = (*names, *own_outputs(trainer))
+        self.tap = Tap(heard_model(trainer), getattr(trainer, "ref_model", None), outputs, model_around(trainer))
 
     def detach(self) -> None:
         """Gives the trainer back as it was: its class, its model's forward, its callbacks."""

@@ -1,4 +1,4 @@
-"""Values that a dataset holds for each turn or token of a row, laid out along the tokens that are trained."""
+"""Values that a dataset holds for each turn, part or token of a row, laid out along the tokens that are trained."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,14 @@ import pyarrow.compute as pc
 from .columns import _arrow_column, is_list_column, list_lengths
 from .rows import Rows
 
-PER = ("turn", "token")
+PER = ("turn", "part", "token")
+COUNTED = {
+    "turn": "turns",
+    "part": "parts (prompt and completion)",
+    "token": "trained tokens (the end token included)",
+}
+# Where the trainer says which tokens are the completion's, as long as that decides nothing of the loss.
+PARTS = "completion_mask"
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,11 @@ class TokenValues:
 
 def token_values(rows: Rows, name: str, per: str) -> TokenValues:
     """
-    A column of lists with a number for each turn (run of trained tokens) or trained token of a sequence.
+    A column of lists with a number for each turn (run of trained tokens) or trained token of a sequence, or with two
+    numbers, of which the first is for the tokens of the prompt and the second for those of the completion.
 
-    Where truncation has shortened a row, its list is shortened at the same end. A null in the place of a list or of a
-    number is 0, and so is what is no finite number.
+    Where truncation has shortened a row, its list is shortened at the same end; two parts remain two. A null in the
+    place of a list or of a number is 0, and so is what is no finite number.
 
     Args:
         rows ([`~dsel_trl.data.rows.Rows`]):
@@ -45,10 +53,11 @@ def token_values(rows: Rows, name: str, per: str) -> TokenValues:
         name (`str`):
             The column.
         per (`str`):
-            `"turn"` or `"token"`.
+            `"turn"`, `"part"` or `"token"`.
 
     Raises:
-        `ValueError`: if the column holds no lists of numbers, or a list has not one number for each turn or token.
+        `ValueError`: if the column holds no lists of numbers, a list has not one number for each turn or token, or
+            prompts are not trained on.
     """
     if not is_list_column(rows.dataset, name):
         raise ValueError(
@@ -67,22 +76,26 @@ def token_values(rows: Rows, name: str, per: str) -> TokenValues:
     null = column.is_null().to_numpy(zero_copy_only=False)
     totals = rows.lengths.astype(np.int64)
     trained, starts = _trained(rows, totals)
-    units = trained & starts if per == "turn" else trained
     ends = np.cumsum(totals)
-    counted = np.concatenate([[0], np.cumsum(units)])
-    needed = counted[ends] - counted[ends - totals]
-    cut = np.zeros(len(totals), dtype=bool) if rows.max_length is None else totals == rows.max_length
+    row_of = np.repeat(np.arange(len(totals)), totals)[trained]
+    begins = np.cumsum(given) - given
+    if per == "part":
+        unit, needed = _parts(rows, totals)[trained], np.full(len(totals), 2)
+        cut = np.zeros(len(totals), dtype=bool)
+    else:
+        counted = np.concatenate([[0], np.cumsum(trained & starts if per == "turn" else trained)])
+        before = counted[ends - totals]
+        unit, needed = counted[1:][trained] - 1 - before[row_of], counted[ends] - before
+        cut = np.zeros(len(totals), dtype=bool) if rows.max_length is None else totals == rows.max_length
+        begins = begins + (given - needed if rows.truncation == "keep_end" else 0)
     wrong = np.flatnonzero((given != needed) & ~null & ~((given > needed) & cut))
     if len(wrong):
         row = wrong[0]
-        what = "turns" if per == "turn" else "trained tokens (the end token included)"
         raise ValueError(
-            f"Column {name!r} has {given[row]} weights at row {rows.positions[row]}, whose {what} are {needed[row]}: "
-            f"per={per!r} needs one for each. {len(wrong)} of {len(totals)} rows are so."
+            f"Column {name!r} has {given[row]} weights at row {rows.positions[row]}, whose {COUNTED[per]} are "
+            f"{needed[row]}: per={per!r} needs one for each. {len(wrong)} of {len(totals)} rows are so."
         )
-    begins = np.cumsum(given) - given + (given - needed if rows.truncation == "keep_end" else 0)
-    row_of = np.repeat(np.arange(len(totals)), totals)[trained]
-    place = counted[1:][trained] - 1 - counted[ends - totals][row_of] + begins[row_of]
+    place = unit + begins[row_of]
     known = ~null[row_of]
     along = np.zeros(len(row_of), dtype=np.float32)
     along[known] = values[place[known]]
@@ -105,3 +118,20 @@ def _trained(rows: Rows, totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts[1:] = ~trained[:-1]
     starts[(np.cumsum(totals) - totals)[totals > 0]] = True
     return trained, starts
+
+
+def _parts(rows: Rows, totals: np.ndarray) -> np.ndarray:
+    """Of all tokens, one after another: 0 where they are of the prompt, 1 where they are of the completion."""
+    if PARTS not in rows.column_names:
+        raise ValueError(
+            "per='part' weighs prompts beside completions, but these rows do not say where a trained prompt ends: "
+            "train prompt-completion data with completion_only_loss=False."
+        )
+    lengths = list_lengths(rows.dataset, PARTS).astype(np.int64)
+    if np.any(lengths < totals):
+        raise ValueError(f"Column {PARTS!r} must have a number for each token of its row.")
+    mask = _arrow_column(rows.dataset, PARTS).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    # The trainer cuts the tokens, not the mask.
+    begins = np.cumsum(lengths) - lengths + (lengths - totals if rows.truncation == "keep_end" else 0)
+    along = np.arange(int(totals.sum())) - np.repeat(np.cumsum(totals) - totals, totals)
+    return mask[np.repeat(begins, totals) + along].astype(np.int64)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Place = Callable[[Tensor], Tensor]
 
@@ -30,6 +31,9 @@ class _WeightedIdentity(torch.autograd.Function):
             return grad, None, None
         if ctx.place is not None:
             weights = ctx.place(weights)
+        if weights.dim() == 2 and weights.shape[1] < grad.shape[1]:
+            # A prompt of PEFT's stands before the tokens, with positions of its own.
+            weights = pad(weights, (grad.shape[1] - weights.shape[1], 0), value=1.0)
         if weights.shape[0] != grad.shape[0]:
             raise ValueError(f"{weights.shape[0]} weights meet the gradients of {grad.shape[0]} rows.")
         weights = weights.to(device=grad.device, dtype=grad.dtype)

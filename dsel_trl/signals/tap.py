@@ -50,9 +50,18 @@ class Tap:
             told apart by running without gradient.
         outputs (`tuple[str, ...]`, *optional*, defaults to `()`):
             Fields of [`Forward`] that are read beside `log_probs` where a model gives logits only.
+        around (`nn.Module`, *optional*):
+            What stands around the policy. With a prompt of PEFT's switched off, its forward is the policy's own, which
+            is called past the policy's hooks.
     """
 
-    def __init__(self, policy: nn.Module, reference: nn.Module | None = None, outputs: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        reference: nn.Module | None = None,
+        outputs: tuple[str, ...] = (),
+        around: nn.Module | None = None,
+    ) -> None:
         self.outputs = outputs
         self._reading: Reading | None = None
         self._inner: InnerLoss | None = None
@@ -62,6 +71,10 @@ class Tap:
         ]
         for module in [policy] if reference is None else [policy, reference]:
             self._handles.append(module.register_forward_hook(self._read, with_kwargs=True))
+        self._heard = False
+        if around is not None:
+            self._handles.append(around.register_forward_pre_hook(self._enter_around))
+            self._handles.append(around.register_forward_hook(self._read_around, with_kwargs=True))
 
     def close(self) -> None:
         for handle in self._handles:
@@ -100,9 +113,18 @@ class Tap:
             self._inner.__exit__(None, None, None)
 
     @torch.compiler.disable
+    def _enter_around(self, module: nn.Module, args: Any) -> None:
+        self._heard = False
+
+    @torch.compiler.disable
+    def _read_around(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if not self._heard:
+            self._read(module, args, kwargs, output)
+
+    @torch.compiler.disable
     def _read(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         reading, inner = self._reading, self._inner
-        self._inner = None
+        self._inner, self._heard = None, True
         if reading is None:
             return
         read = None if inner is None else inner.forward()

@@ -95,6 +95,12 @@ def heard_model(trainer: Any) -> Any:
     return model.base_model if hasattr(model, "get_base_model") else model
 
 
+def model_around(trainer: Any) -> Any:
+    """What stands around [`heard_model`]: the adapter; `None` without one."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model if hasattr(model, "get_base_model") else None
+
+
 def ignore_bias_buffers(trainer: Any) -> None:
     """Keeps boolean buffers out of what distributed training synchronises, as TRL's own scripts do."""
     trainer.model._ddp_params_and_buffers_to_ignore = [

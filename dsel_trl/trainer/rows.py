@@ -87,11 +87,17 @@ class ExampleCollator:
     def __call__(self, items: list[Any]) -> dict[str, Any]:
         numbered = all(isinstance(item, tuple) for item in items)
         rows = [row for _, row in items] if numbered else items
+        if numbered:
+            ids = [number for number, _ in items]
+        elif self.columns is not None:
+            # Before the collator has them: those for images change their rows.
+            ids = [content_id(row) for row in rows]
+        else:
+            ids = None
         batch, positions = collated(self.collator, rows, self.layout)
-        if not numbered and self.columns is None:
+        if ids is None:
             return batch
-        ids = [items[i][0] if numbered else content_id(rows[i]) for i in positions]
-        batch[EXAMPLE_ID] = torch.tensor(ids, dtype=torch.int64)
+        batch[EXAMPLE_ID] = torch.tensor([ids[i] for i in positions], dtype=torch.int64)
         for name in self.columns or ():
             values = [_number(rows[i].get(name), name) for i in positions]
             batch[f"{COLUMNS}.{name}"] = torch.tensor(values, dtype=torch.float32)
@@ -141,9 +147,26 @@ def collator_of(trainer: Any) -> Collator:
 
 def content_id(row: dict[str, Any]) -> int:
     """63-bit hash of what a row holds."""
-    # Arrays of any format count by their values; printed, a long one would be cut short.
-    plain = json.dumps(row, sort_keys=True, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
+    plain = json.dumps(row, sort_keys=True, default=_plain)
     return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _plain(value: Any) -> Any:
+    """The content of what JSON cannot say, the same in every process: no address of an object is part of it."""
+    # Arrays of any format count by their values; printed, a long one would be cut short.
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, bytes):
+        return hashlib.blake2b(value).hexdigest()
+    if hasattr(value, "tobytes"):
+        # Of an image the same bytes may be another picture.
+        shape = [getattr(value, name, None) for name in ("mode", "size")]
+        palette = value.getpalette() if hasattr(value, "getpalette") else None
+        return [*shape, palette, hashlib.blake2b(value.tobytes()).hexdigest()]
+    if isinstance(encoded := getattr(value, "_hf_encoded", None), dict):
+        # Sounds and videos, which `datasets` decodes when they are asked for.
+        return encoded
+    return type(value).__qualname__ if type(value).__repr__ is object.__repr__ else str(value)
 
 
 class CollatedRows:

@@ -1,9 +1,10 @@
-"""Weights of turns and tokens: the gradient is that of the loss with these weights, and lists must fit their rows."""
+"""Weights of turns, parts and tokens: the gradient is that of the weighted loss, and lists must fit their rows."""
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import PromptTuningConfig
 
 from dsel_trl import SelectionCallback
 from dsel_trl.data.fingerprints import dataset_fingerprint
@@ -42,7 +43,7 @@ def trainer_on(make_trainer, rows, **config):
     return make_trainer("sft", dataset=Dataset.from_list(rows), **config)
 
 
-def explicit_gradient(trainer, rows, along, normalize):
+def explicit_gradient(trainer, along, normalize):
     """Sum over tokens of weight times loss, over their number; `along` has a weight per trained token of each row."""
     weights = [np.array(own[-sum(label != -100 for label in row["labels"][1:]) :]) for row, own in along]
     count = sum(len(own) for own in weights)
@@ -72,11 +73,103 @@ def test_the_gradient_is_that_of_the_weighted_loss(make_trainer, config, per, fi
     trainer.train()
     trainer.selection.detach()
     along = [(row, row["turn_along" if per == "turn" else "token"]) for row in rows]
-    explicit = explicit_gradient(trainer, rows, along, normalize)
+    explicit = explicit_gradient(trainer, along, normalize)
     outcome = weighted.Outcome(keep.gradients, explicit, {}, torch.empty(0), None)
     assert outcome.error < 1e-4
-    plain = explicit_gradient(trainer, rows, [(row, row["one"]) for row in rows], normalize)
+    plain = explicit_gradient(trainer, [(row, row["one"]) for row in rows], normalize)
     assert weighted.Outcome(keep.gradients, plain, {}, torch.empty(0), None).error > 1e-2
+
+
+def in_parts(size=8):
+    """Prompts and completions with weights of their own, [w_prompt, w_completion]."""
+    rng = np.random.default_rng(4)
+    weights = [[float(np.float32(w)) for w in rng.uniform(0.1, 3.0, size=2)] for _ in range(size)]
+    weights[1][0] = 0.0
+    rows = tiny.completions(size).add_column("part", weights)
+    return rows.add_column("ones", [[1.0, 1.0]] * size).add_column("completion_only", [[0.0, 1.0]] * size)
+
+
+def gradient_in_parts(make_trainer, column=None, **config):
+    """The trainer and the gradient of one step; without a column of its stock."""
+    config = {"max_steps": 1, "per_device_train_batch_size": 8, "max_grad_norm": 0.0, **config}
+    trainer = make_trainer("sft", dataset=in_parts(), **{"completion_only_loss": False, **config})
+    tiny.stir(trainer)
+    keep = weighted.KeepGradients()
+    trainer.add_callback(keep)
+    if column is not None:
+        trainer.add_callback(SelectionCallback(trainer, "weight_column", column=column, per="part", normalize="none"))
+    trainer.train()
+    if column is not None:
+        trainer.selection.detach()
+    return trainer, keep.gradients
+
+
+@pytest.mark.parametrize("config", [{}, {"padding_free": True, "max_length": None}, {"max_length": 9},
+                                    {"max_length": 9, "truncation_mode": "keep_end"}],
+                         ids=["plain", "padding_free", "cut", "cut_start"])  # fmt: skip
+def test_prompts_and_completions_weigh_what_their_rows_say(make_trainer, config):
+    trainer, found = gradient_in_parts(make_trainer, "part", learning_rate=0.0, **config)
+    along = []
+    for row in trainer.train_dataset:
+        assert row["labels"] == row["input_ids"]
+        kept = len(row["input_ids"])
+        mask = row["completion_mask"][-kept:] if "truncation_mode" in config else row["completion_mask"][:kept]
+        along.append((row, [row["part"][place] for place in mask]))
+    assert any(len(set(weights)) == 2 for _, weights in along)
+    explicit = explicit_gradient(trainer, along, "none")
+    assert weighted.Outcome(found, explicit, {}, torch.empty(0), None).error < 1e-4
+
+
+def test_a_prompt_of_weight_zero_is_not_trained_on(make_trainer):
+    _, found = gradient_in_parts(make_trainer, "completion_only", learning_rate=0.0)
+    _, other = gradient_in_parts(make_trainer, completion_only_loss=True, learning_rate=0.0)
+    # Stock's mean is over the tokens that carry loss, here the prompt's too.
+    scale = max(float(g.norm()) for g in other.values()) / max(float(g.norm()) for g in found.values())
+    assert scale > 1
+    scaled = {name: scale * gradient for name, gradient in found.items()}
+    assert weighted.Outcome(scaled, other, {}, torch.empty(0), None).error < 1e-4
+
+
+def test_parts_of_weight_one_are_stock(make_trainer):
+    config = {"per_device_train_batch_size": 2, "max_steps": 3}
+    stock, other = (gradient_in_parts(make_trainer, column, **config)[0] for column in (None, "ones"))
+    assert tiny.losses_of(other) == tiny.losses_of(stock)
+    tiny.assert_same_weights(tiny.weights_of(other), tiny.weights_of(stock))
+
+
+@pytest.mark.parametrize(
+    ("column", "config", "message"),
+    [
+        (
+            "part",
+            {"completion_only_loss": True},
+            r"do not say where a trained prompt ends.*completion_only_loss=False",
+        ),
+        ("three", {}, r"'three' has 3 weights at row 0, whose parts \(prompt and completion\) are 2"),
+    ],
+)
+def test_what_has_no_parts_is_refused(make_trainer, column, config, message):
+    rows = in_parts().add_column("three", [[1.0, 1.0, 1.0]] * 8)
+    trainer = make_trainer("sft", dataset=rows, max_steps=1, **{"completion_only_loss": False, **config})
+    with pytest.raises(ValueError, match=message):
+        trainer.add_callback(SelectionCallback(trainer, "weight_column", column=column, per="part")) or trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_tokens_behind_a_prompt_of_peft_weigh_what_their_rows_say(make_trainer):
+    rows = conversations()
+    runs = []
+    for column, per in (("turn", "turn"), ("turn_along", "token"), ("one", "token")):
+        made = trainer_on(make_trainer, rows, learning_rate=0.5)
+        trainer = type(made)(
+            made.model, args=made.args, train_dataset=Dataset.from_list(rows), processing_class=made.processing_class,
+            peft_config=PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
+        )  # fmt: skip
+        trainer.add_callback(SelectionCallback(trainer, "weight_column", column=column, per=per))
+        trainer.train()
+        runs.append(tiny.weights_of(trainer))
+    tiny.assert_same_weights(runs[0], runs[1])
+    assert any(not torch.equal(value, runs[2][name]) for name, value in runs[0].items())
 
 
 @pytest.mark.parametrize("config", [{}, {"padding_free": True, "max_length": None}], ids=["plain", "padding_free"])

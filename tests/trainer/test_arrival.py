@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
-from peft import IA3Config, LoraConfig, PromptTuningConfig
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from transformers import DataCollatorForSeq2Seq
 from trl import DPOTrainer, SFTTrainer
 
@@ -127,9 +127,38 @@ def test_rows_of_weight_zero_do_not_matter_for_adapters(make_trainer, kind, peft
     assert_zero_rows_do_not_matter(make_trainer, kind, peft=peft)
 
 
-def test_prompt_tuning_is_weighed_exactly(make_trainer):
-    peft = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
-    assert_zero_rows_do_not_matter(make_trainer, "sft", peft=peft)
+PROMPTS = {"prompt": PromptTuningConfig, "prefix": PrefixTuningConfig, "encoder": PromptEncoderConfig}
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt"),
+    [("dpo", "prompt"), ("dpo", "prefix"), ("sft", "prompt"), ("sft", "prefix"), ("kto", "encoder")],
+)
+def test_prompt_tuning_is_weighed_exactly(make_trainer, kind, prompt):
+    peft = PROMPTS[prompt](num_virtual_tokens=4, task_type="CAUSAL_LM")
+    assert_zero_rows_do_not_matter(make_trainer, kind, peft=peft)
+
+
+@pytest.mark.parametrize(("kind", "prompt"), [("dpo", "prompt"), ("dpo", "prefix"), ("kto", "encoder")])
+def test_the_reference_beneath_a_prompt_is_heard(make_trainer, kind, prompt):
+    """A prompt that is switched off leaves a forward that no hook of the model beneath it meets."""
+    config = {"learning_rate": 0.5, "max_steps": 3, "per_device_train_batch_size": 4}
+    own = {"loss_type": "apo_zero_unpaired"} if kind == "kto" else {}
+    made = make_trainer(kind, dataset=tiny.DATASETS[kind](16), **config, **own)
+    trainer = type(made)(
+        made.model, args=made.args, train_dataset=tiny.DATASETS[kind](16), processing_class=made.processing_class,
+        peft_config=PROMPTS[prompt](num_virtual_tokens=4, task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    witness = tiny.attach(trainer, "margin" if kind == "dpo" else "uniform")
+    trainer.train()
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    for step, row in zip(witness.steps, logged, strict=True):
+        if kind == "dpo":
+            assert step.values["implicit_margin"].mean() == pytest.approx(row["rewards/margins"], rel=1e-4, abs=1e-5)
+        assert step.values["loss"].mean() == pytest.approx(row["loss"], rel=1e-5)
+    assert abs(logged[-1]["loss"] - logged[0]["loss"]) > 1e-3
+    trainer.selection.detach()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.model.modules())
 
 
 # ---- What goes around the gate ----

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL.Image import Transpose
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
 from dsel_trl import SelectionCallback
+from dsel_trl.trainer.rows import content_id
 from tests import images, tiny, weighted
 
 TRAINERS = {
@@ -128,6 +130,51 @@ def test_a_checkpoint_knows_its_data(make, tmp_path):
     tiny.attach(changed, "random", keep=0.7)
     with pytest.raises(ValueError, match="dataset"):
         changed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_ids_of_a_stream_of_images_follow_their_content(make, kind):
+    """They are the same in every run: nothing of where an object lies is in them."""
+    runs = []
+    for _ in range(2):
+        trainer = make(kind, dataset=images.pictures(kind).to_iterable_dataset(), config={"max_steps": 6})
+        witness = tiny.attach(trainer, "weight_column")
+        trainer.train()
+        runs.append(witness.ids)
+    assert runs[0] == runs[1]
+    assert len({example for step in runs[0] for example in step}) == 12
+
+
+def test_an_image_is_known_by_its_pixels():
+    image = images.pictures("dpo")[0]["images"][0]
+    row = {"images": [image], "messages": [{"role": "user", "content": [{"type": "image", "image": image}]}]}
+    same = {
+        "images": [image.copy()],
+        "messages": [{"role": "user", "content": [{"type": "image", "image": image.copy()}]}],
+    }
+    assert content_id(row) == content_id(same)
+    other = image.copy()
+    other.putpixel((3, 4), (1, 2, 3))
+    assert content_id({**row, "images": [other]}) != content_id(row)
+    for changed in (image.transpose(Transpose.ROTATE_90), image.convert("L"), image.quantize(4), image.quantize(5)):
+        assert content_id({**row, "images": [changed]}) != content_id(row)
+    assert content_id({"raw": image.tobytes()}) != content_id({"raw": other.tobytes()})
+
+
+class Decoder:
+    """Shows nothing of itself, as what decodes sounds and videos does."""
+
+    def __init__(self, path=None):
+        if path is not None:
+            self._hf_encoded = {"path": path, "bytes": None}
+
+
+def test_what_shows_nothing_of_itself_has_no_address_in_the_id():
+    assert content_id({"sound": Decoder("a.wav")}) == content_id({"sound": Decoder("a.wav")})
+    assert content_id({"sound": Decoder("a.wav")}) != content_id({"sound": Decoder("b.wav")})
+    kept = [Decoder(), Decoder()]
+    assert content_id({"own": kept[0], "text": "a"}) == content_id({"own": kept[1], "text": "a"})
+    assert content_id({"own": kept[0], "text": "a"}) != content_id({"own": kept[1], "text": "b"})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Weights from the dataset: of examples, of turns or of tokens."""
+"""Weights from the dataset: of examples, of turns, of parts or of tokens."""
 
 from dataclasses import dataclass, field
 
@@ -25,7 +25,8 @@ class WeightColumn(Method):
     value (NaN, null) counts as 0; in a stream, whose values are known only as they come, it is an error, and so is a
     first step of zeros. For SFT the column may hold lists: `per: turn` takes one weight for each assistant turn that
     is trained (each run of trained tokens), `per: token` one for each trained token, the end token included; a list is
-    cut where its row was truncated, and one that does not fit its row is an error.
+    cut where its row was truncated, and one that does not fit its row is an error. `per: part` takes two weights, of
+    the prompt and of the completion, where prompts are trained too (`completion_only_loss: false`).
     When not: a negative weight trains against an example; it is refused unless `allow_negative` says that it is meant.
     """
 
@@ -34,7 +35,7 @@ class WeightColumn(Method):
     )
     per: str = field(
         default="example",
-        metadata={"help": '"example": a number per row; "turn", "token": a list per row (SFT)'},
+        metadata={"help": '"example": a number per row; "turn", "part", "token": a list per row (SFT)'},
     )
     normalize: str = field(default="mean1", metadata={"help": '"mean1": weights average 1 over each step; "none"'})
     allow_negative: bool = field(default=False, metadata={"help": "whether negative weights are meant"})
@@ -70,7 +71,8 @@ class WeightColumn(Method):
         if is_list_column(run.dataset, self.column):
             raise ValueError(
                 f"Column {self.column!r} holds lists, but per='example' needs one weight a row. Set per='turn' for "
-                "one weight per trained turn, or per='token' for one per trained token (SFT)."
+                "one weight per trained turn, per='part' for one of the prompt and one of the completion, or "
+                "per='token' for one per trained token (SFT)."
             )
         values = run.column(self.column)
         negative = np.flatnonzero(values < 0)
