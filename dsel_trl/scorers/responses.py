@@ -1,0 +1,151 @@
+"""What a causal language model says of single responses: token statistics, and hidden states of several layers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.costs import Costs
+from ..core.data_passes import Passes
+from ..data.tokens import IGNORED, padded
+from ..functional.audit.token_statistics import NAMES, response_statistics, token_values
+
+# Depths at which hidden states are read, as shares of the layers.
+DEPTHS = (0.4, 2 / 3, 1.0)
+# Wider states are projected to so many numbers, always by the same random matrix.
+WIDEST = 1024
+# Logits of a batch: 400 MB in float32.
+MOST_LOGITS = 10**8
+
+
+class ResponseReader:
+    """
+    Reads responses behind their prompts, and again without them, through a model as it is.
+
+    Args:
+        model:
+            A causal language model. It is put into evaluation mode for each batch, and back.
+        start (`Sequence[int]`):
+            What stands before a response without its prompt: at least one token.
+        depths (`Sequence[float]`, *optional*):
+            Depths of the hidden states, in (0, 1]; none for statistics alone.
+        autocast (`torch.dtype`, *optional*):
+            Precision of the forwards, where it is not that of the model.
+        costs ([`~dsel_trl.core.costs.Costs`], *optional*):
+            Where the forwards are counted as `what`.
+        what (`str`, *optional*, defaults to `"scorer_forwards"`):
+            Name of the counter.
+
+    Memory: a batch of the model, and the logits of [`batch_tokens`] tokens.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        start: Sequence[int],
+        *,
+        depths: Sequence[float] = DEPTHS,
+        autocast: torch.dtype | None = None,
+        costs: Costs | None = None,
+        what: str = "scorer_forwards",
+    ) -> None:
+        config = model.config.get_text_config()
+        self.model, self.start, self.autocast = model, list(start), autocast
+        self.costs, self.what = costs, what
+        self.layers = sorted({max(1, round(depth * config.num_hidden_layers)) for depth in depths})
+        self.vocabulary, hidden = int(config.vocab_size), int(config.hidden_size)
+        self.width = min(hidden, WIDEST)
+        self._projection: Tensor | None = None
+        if hidden > WIDEST:
+            generator = torch.Generator().manual_seed(0)
+            self._projection = torch.randn(hidden, WIDEST, generator=generator) / WIDEST**0.5
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of a batch, so that its logits stay small."""
+        return max(512, min(8192, MOST_LOGITS // self.vocabulary))
+
+    def split(self, values: np.ndarray) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Rows of `forward` as statistics `(n, len(NAMES))` and pooled states `(n, width)` by layer."""
+        states = np.split(values[:, len(NAMES) :], len(self.layers), axis=1) if self.layers else []
+        return values[:, : len(NAMES)], dict(zip(self.layers, states, strict=True))
+
+    @torch.no_grad()
+    def forward(self, inputs: dict[str, Any], ids: Tensor) -> Tensor:
+        """`(B, len(NAMES) + layers * width)` float32 of padded rows with `labels` on their responses."""
+        labels = inputs["labels"]
+        answers = [row[row != IGNORED].tolist() for row in labels[:, 1:]]
+        alone = padded(
+            [(self.start + answer, [IGNORED] * len(self.start) + answer) for answer in answers], 0, labels.device
+        )
+        training = self.model.training
+        self.model.eval()
+        try:
+            given, states = self._read(inputs, bool(self.layers))
+            bare, _ = self._read(alone, False)
+        finally:
+            self.model.train(training)
+        rows = []
+        for i, own in enumerate(given):
+            pooled = [layer[i][labels[i] != IGNORED].float() for layer in states]
+            pooled = [layer.mean(0) if len(layer) else layer.new_full((layer.shape[1],), torch.nan) for layer in pooled]
+            if self._projection is not None:
+                pooled = [layer @ self._projection.to(layer.device) for layer in pooled]
+            rows.append(torch.cat([response_statistics(own, bare[i][0]), *pooled]))
+        return torch.stack(rows)
+
+    def _read(self, inputs: dict[str, Any], states: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Values `(4, T)` of each row's labelled tokens, and the hidden states `(B, width, hidden)` of the layers."""
+        ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
+        with torch.autocast(ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            output = self.model(
+                input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=states, return_dict=True
+            )
+        if self.costs is not None:
+            self.costs.ran(self.what, len(ids), int(mask.sum()))
+        values = []
+        for logits, own in zip(output.logits, labels, strict=True):
+            scored = own[1:] != IGNORED
+            values.append(token_values(logits[:-1][scored], own[1:][scored]))
+        return values, [output.hidden_states[layer] for layer in self.layers] if states else []
+
+
+def read_responses(
+    reader: ResponseReader,
+    rows: Any,
+    ids: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    passes: Passes,
+    pad: int,
+    device: Any,
+    description: str,
+) -> np.ndarray:
+    """
+    What `reader` says of the responses `ids`, `(len(ids), K)` float32, in batches of like length.
+
+    Args:
+        reader ([`ResponseReader`]):
+            The model.
+        rows:
+            `rows[ids]` gives a list of (tokens, labels), as [`~dsel_trl.data.tokens.Sequences`] does.
+        ids (`np.ndarray`):
+            Which.
+        lengths (`np.ndarray`):
+            Tokens of all rows.
+        passes ([`~dsel_trl.core.data_passes.Passes`]):
+            Cuts the batches and shows a progress bar.
+        pad (`int`), device, description (`str`):
+            Padding token, where the model is, and the text of the bar.
+    """
+    return passes.measure(
+        lambda values: values,
+        ids,
+        inputs=lambda chosen: padded(rows[chosen], pad, device),
+        lengths=lengths,
+        forward=reader.forward,
+        tokens=reader.batch_tokens,
+        description=description,
+    )
