@@ -70,6 +70,8 @@ def make_run(
         "costs": costs,
         "log": lambda logged: None,
         "tell": lambda key, text, level: None,
-        **dict.fromkeys(("prepare", "load", "train_helper", "generate", "refer", "restart_rate", "gradients"), not_here),
+        **dict.fromkeys(
+            ("prepare", "load", "train_helper", "generate", "refer", "restart_rate", "gradients"), not_here
+        ),
     }
     return Run(**{**fields, **values})

@@ -247,5 +247,7 @@ def trusted_directions(more: Mapping[str, np.ndarray], size: int) -> dict[str, n
     """
     for name, values in more.items():
         if np.shape(values) != (size,):
-            raise ValueError(f"{name!r} has shape {np.shape(values)}, but one number for each of {size} pairs is needed.")
+            raise ValueError(
+                f"{name!r} has shape {np.shape(values)}, but one number for each of {size} pairs is needed."
+            )
     return {name: np.asarray(values, dtype=np.float32) for name, values in more.items()}

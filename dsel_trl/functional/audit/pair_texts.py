@@ -88,7 +88,9 @@ def relevance(
         plain and by weight.
     """
     # The words are found twice: kept, they would need kilobytes per text.
-    counts: Counter[str] = Counter(word for side in (prompts, chosen, rejected) for text in side for word in _words(text))
+    counts: Counter[str] = Counter(
+        word for side in (prompts, chosen, rejected) for text in side for word in _words(text)
+    )
     total = max(1, 3 * len(prompts))
     weight = {word: math.log(total / count) for word, count in counts.items()}
     differences = np.zeros((len(prompts), len(RELEVANCE)), dtype=np.float32)
