@@ -27,7 +27,7 @@ from .signals.tap import Tap
 from .trainer.batches import Batches, difference, restart_notice, trained_share
 from .trainer.checkpoints import SavedSelection, read_selection, selection_fingerprint, write_selection
 from .trainer.checks import check_run
-from .trainer.forwards import heard_model, own_outputs, refer, request_outputs
+from .trainer.forwards import heard_model, own_outputs, refer, request_outputs, restart
 from .trainer.generation import generate
 from .trainer.helper_run import train_helper
 from .trainer.internals import check_internals
@@ -196,9 +196,11 @@ class SelectionCallback(TrainerCallback):
             ),
             prepare=partial(prepare_rows, trainer),
             load=partial(load_named, trainer),
+            loss=lambda rows, ids: self.steps.loss(rows, ids),
             train_helper=partial(train_helper, trainer),
             generate=partial(generate, trainer, costs=self.costs),
             refer=partial(refer, trainer),
+            restart=partial(restart, trainer),
             costs=self.costs,
             log=self.metrics_window.extra,
             tell=self._tell,

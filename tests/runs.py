@@ -70,6 +70,6 @@ def make_run(
         "costs": costs,
         "log": lambda logged: None,
         "tell": lambda key, text, level: None,
-        **dict.fromkeys(("prepare", "load", "train_helper", "generate", "refer"), not_here),
+        **dict.fromkeys(("prepare", "load", "loss", "train_helper", "generate", "refer", "restart"), not_here),
     }
     return Run(**{**fields, **values})

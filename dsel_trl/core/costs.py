@@ -10,6 +10,7 @@ from typing import Any
 # the trainer does anyway is not counted: training forwards, their reference, evaluations.
 WORK = {
     "forwards": "forward_tokens",
+    "backwards": "backward_tokens",
     "reference_forwards": "reference_forward_tokens",
     "scorer_forwards": "scorer_forward_tokens",
     "helper_forwards": "helper_forward_tokens",
@@ -31,7 +32,8 @@ class Costs:
     """
     Counts what a run's selection adds, over all processes and each example once; a resumed run counts on.
 
-    `forwards` are those of the policy without gradient, `scorer_forwards` those of another model (a scorer, a sentence
+    `forwards` are those of the policy beside the training's own, `backwards` those of them that a loss was added of,
+    `scorer_forwards` those of another model (a scorer, a sentence
     encoder, a second opinion), `helper_*` those of models trained beside the run, their training included. `seconds`
     are those of the first process, since it began or took up the run.
     """

@@ -59,6 +59,9 @@ class Run:
         load (`Callable[[str, str, str], Dataset]`):
             A dataset of the user's by its name (a file, a folder, a hub id, or `demo` in this trainer's form), its
             split, and the parameter that says the split, for the error.
+        loss (`Callable[[Rows, np.ndarray], Tensor]`):
+            Loss of each of some examples of any rows with gradient, for `extra_loss`: a term of this step's own loss.
+            Every process must ask for as many.
         train_helper (`Callable`):
             Trains a model beside the run: see [`~dsel_trl.trainer.helper_run.train_helper`], without its first
             argument.
@@ -67,6 +70,9 @@ class Run:
         refer (`Callable[[Path, bool], None]`):
             Makes the reference model a copy of the policy, kept in a file, or of that file: see
             [`~dsel_trl.trainer.forwards.refer`], without its first argument.
+        restart (`Callable[[Path, bool], None]`):
+            Keeps the policy's trained parameters in a file, or starts it again from that file with an empty optimizer:
+            see [`~dsel_trl.trainer.forwards.restart`], without its first argument.
         costs ([`Costs`]):
             What selection has added to the run so far.
         log (`Callable[[dict[str, float]], None]`):
@@ -105,9 +111,11 @@ class Run:
     passes: Passes
     prepare: Callable[[Any, str], Rows]
     load: Callable[[str, str, str], Any]
+    loss: Callable[[Rows, np.ndarray], Any]
     train_helper: Callable[..., Any]
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
+    restart: Callable[[Path, bool], None]
     costs: Costs
     log: Callable[[dict[str, float]], None]
     tell: Callable[[str, str, int], None]

@@ -14,7 +14,7 @@ from ..core.costs import Costs
 from ..data.files import replacing
 from ..signals.batch import Batch, Forward
 from ..signals.logits import read_logits
-from ..signals.tap import Reading
+from ..signals.tap import Reading, label_log_probs
 from .kinds import COLUMNS, NOT_FOR_THE_MODEL, batch_type, labels_of, trainer_kind
 
 
@@ -125,10 +125,12 @@ def score_rows(
     kl: float | Tensor = 0.0,
     costs: Costs | None = None,
     who: str = "",
+    gradient: bool = False,
     **context: Any,
 ) -> Batch:
     """
-    Runs a collated batch through the policy (and the reference) without gradient, in evaluation mode.
+    Runs a collated batch through the policy (and the reference) without gradient, in evaluation mode; with `gradient`
+    in the mode that the model is in, so that the loss of the batch can be trained on.
 
     With `policy` the outputs of another model stand in the policy's place, which is not run then. What is run is
     counted in `costs`, under names that begin with `who` (`"helper_"`).
@@ -143,9 +145,10 @@ def score_rows(
     training = model.training
     costs = Costs() if costs is None else costs
     size = ids.numel(), token_count(inputs)
-    model.eval()
+    if not gradient:
+        model.eval()
     try:
-        with torch.no_grad(), trainer.accelerator.autocast():
+        with torch.set_grad_enabled(gradient), trainer.accelerator.autocast():
             if kind.heads:
                 rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
                 costs.ran(f"{who}forwards", *size)
@@ -153,7 +156,7 @@ def score_rows(
             if policy is None:
                 selection = getattr(trainer, "selection", None)
                 outputs = own_outputs(trainer) if selection is None else selection.tap.outputs
-                policy = read_tokens(model, kwargs, labels, outputs)
+                policy = (_read_with_gradient if gradient else read_tokens)(model, kwargs, labels, outputs)
                 costs.ran(f"{who}forwards", *size)
             reading = Reading(policy=policy)
             if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
@@ -162,6 +165,15 @@ def score_rows(
     finally:
         model.train(training)
     return make_batch(trainer, ids.to(labels.device), inputs, reading, kl=kl, **context)
+
+
+def _read_with_gradient(model: Any, kwargs: dict[str, Any], labels: Tensor, outputs: tuple[str, ...]) -> Forward:
+    """Log-probabilities that carry gradient; what else is read of the forward is numbers, as the losses take it."""
+    if fused_head() is None:
+        return Forward(label_log_probs(model(**kwargs, use_cache=False).logits, labels))
+    read = read_tokens(model, kwargs, labels, outputs)
+    beside = (read.entropy, read.is_top1, read.log_sum_sq_probs)
+    return Forward(read.log_probs, *(None if values is None else values.detach() for values in beside))
 
 
 def token_count(inputs: dict[str, Any]) -> int:
@@ -174,14 +186,15 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
     from trl.trainer.utils import use_adapter
 
     if trainer.ref_model is not None:
-        return read_tokens(trainer.ref_model, kwargs, labels).log_probs
+        with torch.no_grad():
+            return read_tokens(trainer.ref_model, kwargs, labels).log_probs
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not hasattr(model, "peft_config"):
         raise ValueError(
             "The reference model is gone (`precompute_ref_log_probs=True` without PEFT), so extra passes cannot "
             "measure margins of examples whose reference log-probabilities are not in the dataset."
         )
-    with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+    with torch.no_grad(), use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
         return read_tokens(placed_model(trainer), kwargs, labels).log_probs
 
 
@@ -207,6 +220,30 @@ def refer(trainer: Any, file: Path, restore: bool) -> None:
         raise ValueError(f"{file} is missing: it held the reference model that the checkpoint was trained against.")
     saved: dict[str, Any] = load_file(str(file))
     set_model_state_dict(reference, saved, options=StateDictOptions(full_state_dict=True))
+
+
+def restart(trainer: Any, file: Path, restore: bool) -> None:
+    """
+    Keeps the policy's trained parameters in `file`; with `restore`, gives it back those of `file`, and empties the
+    optimizer's state.
+    """
+    if trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "The policy cannot start anew under DeepSpeed, which keeps weights of its own: use FSDP or DDP."
+        )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+    if not restore:
+        state: dict[str, Any] = get_model_state_dict(trainer.model, options=options)
+        if trainer.accelerator.is_main_process:
+            with replacing(file) as temporary:
+                save_file({name: value.clone() for name, value in state.items()}, str(temporary))
+        trainer.accelerator.wait_for_everyone()
+        return
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: it held the weights that the policy began with.")
+    saved: dict[str, Any] = load_file(str(file))
+    set_model_state_dict(trainer.model, saved, options=options)
+    trainer.optimizer.state.clear()
 
 
 @contextlib.contextmanager

@@ -97,6 +97,8 @@ CASES: dict[str, Case] = {
     "edge": Case({"guideline": "w1 w2", "keep": 0.6}),
     "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
     "gotd": Case({"target": target(), "keep": 0.6, "refresh": "epoch"}),
+    "knn_shapley": Case({"target": target(), "keep": 0.6, "neighbours": 3, "refresh": 3}),
+    "seal": Case({"target": target(), "upper": 0.6, "selector_learning_rate": 5.0, "keep": 0.6}, repeats=False),
     "selective_dpo": Case({"source": "online", "refresh": 2, "keep": 0.7}),
 }
 # One method in two guises: what its other parameters do is a different algorithm.
@@ -116,6 +118,7 @@ FURTHER: dict[str, Case] = {
     "infobatch:steps": Case({"refresh": 1, "prescore": True, "keep_learned": 0.4}, untold=NEVER_PRUNED),
     "curriculum:sample": Case({"action": "sample", "by": "loss", "unbiased": True, "refresh": 2}),
     "gotd:negative": Case({"target": target(), "negative": target(3), "action": "weight", "temperature": 0.1}),
+    "seal:adam": Case({"target": target(), "update": "adam", "activation": "sigmoid", "target_batch": 3}),
     "margin:weight": Case({"action": "weight"}),
     "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),
     "margin:disagreement": Case({"source": "disagreement", "action": "band", "refresh": 3}),
