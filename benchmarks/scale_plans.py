@@ -28,6 +28,7 @@ from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.pacing import unigram_rarity
 from dsel_trl.functional.ranking import top_k
 from dsel_trl.functional.target.gotd import target_gradient
+from dsel_trl.functional.target.knn_shapley import knn_shapley
 from dsel_trl.functional.text.d4 import d4_select
 from dsel_trl.functional.text.deita import diversity_filter
 from dsel_trl.functional.text.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
@@ -152,6 +153,10 @@ def planners(examples: int) -> dict[str, tuple[Callable[[], object], Callable[..
         "gotd: 10,000 targets of 64 numbers": (
             lambda: (vectors_of(examples), vectors_of(10_000)),
             lambda pair: target_gradient(*pair),
+        ),
+        "knn_shapley: 100 targets of 64 numbers": (
+            lambda: (vectors_of(examples), vectors_of(100), np.ones(examples)),
+            lambda given: knn_shapley(given[0], given[1], lambda i: given[2], 10),
         ),
         "dsir": (lambda: texts_of(examples), run_dsir),
         "curriculum: rarity": (tokens, lambda pair: unigram_rarity(*pair)),

@@ -184,6 +184,7 @@ class SelectionCallback(TrainerCallback):
             self.ledger,
             self.costs,
             lambda inputs, ids, **how: self.steps.score_rows(inputs, ids, **how),
+            loss=lambda rows, ids: self.steps.loss(rows, ids),
             log=self.metrics_window.extra,
             tell=self._tell,
             shared=self.shared,

@@ -71,7 +71,8 @@ def make_run(
         "log": lambda logged: None,
         "tell": lambda key, text, level: None,
         **dict.fromkeys(
-            ("prepare", "load", "train_helper", "generate", "refer", "restart_rate", "gradients"), not_here
+            ("prepare", "load", "loss", "train_helper", "generate", "refer", "restart", "restart_rate", "gradients"),
+            not_here,
         ),
     }
     return Run(**{**fields, **values})

@@ -9,17 +9,23 @@ NOUNS = {
     "forwards": ("forward", "forwards"),
     "gradients": ("gradient", "gradients"),
     "scorer_forwards": ("scorer forward", "scorer forwards"),
+    "extra_losses": ("extra loss", "extra losses"),
     "helper_forwards": ("helper forward", "helper forwards"),
     "helper_trainings": ("helper training", "helper trainings"),
     "generated_responses": ("generated response", "generated responses"),
     "rewards": ("reward", "rewards"),
 }
-# A training or a gradient is a forward and a backward pass; where a reference model is asked too, it is that of the
-# same family.
-PARTS = {"gradients": ("forwards", "backwards"), "helper_trainings": ("helper_forwards", "helper_backwards")}
+# A training, a gradient or a loss that is added is a forward and a backward pass; where a reference model is asked too,
+# it is that of the same family.
+PARTS = {
+    "gradients": ("forwards", "backwards"),
+    "helper_trainings": ("helper_forwards", "helper_backwards"),
+    "extra_losses": ("forwards", "backwards"),
+}
 REFERENCES = {
     "forwards": "reference_forwards",
     "gradients": "reference_forwards",
+    "extra_losses": "reference_forwards",
     "scorer_forwards": "reference_forwards",
     "helper_forwards": "helper_reference_forwards",
     "helper_trainings": "helper_reference_forwards",

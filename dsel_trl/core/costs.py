@@ -33,10 +33,10 @@ class Costs:
     """
     Counts what a run's selection adds, over all processes and each example once; a resumed run counts on.
 
-    `forwards` are those of the policy beside its training, `backwards` their backward passes (a target's gradient),
-    `scorer_forwards` those of another model (a scorer, a sentence encoder, a second opinion), `helper_*` those of
-    models trained beside the run, their training included. `seconds` are those of the first process, since it began or
-    took up the run.
+    `forwards` are those of the policy beside its training, `backwards` their backward passes (a target's gradient, a
+    loss that is added), `scorer_forwards` those of another model (a scorer, a sentence encoder, a second opinion),
+    `helper_*` those of models trained beside the run, their training included. `seconds` are those of the first
+    process, since it began or took up the run.
     """
 
     def __init__(self) -> None:

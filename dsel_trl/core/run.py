@@ -99,6 +99,9 @@ class Run:
         load (`Callable[[str, str, str], Dataset]`):
             A dataset of the user's by its name (a file, a folder, a hub id, or `demo` in this trainer's form), its
             split, and the parameter that says the split, for the error.
+        loss (`Callable[[Rows, np.ndarray], Tensor]`):
+            Loss of each of some examples of any rows with gradient, for `extra_loss`: a term of this step's own loss.
+            Every process must ask for as many.
         train_helper (`Callable`):
             Trains a model beside the run: see [`~dsel_trl.trainer.helper_run.train_helper`], without its first
             argument.
@@ -112,6 +115,9 @@ class Run:
         restart_rate (`Callable[[Sequence[int]], None]`):
             Runs the schedule of the learning rate through once from each of some steps to the next: see
             [`~dsel_trl.trainer.schedule.restart_rate`], without its first argument; to be called in `begin`.
+        restart (`Callable[[Path, bool], None]`):
+            Keeps the policy's trained parameters in a file, or starts it again from that file with an empty optimizer:
+            see [`~dsel_trl.trainer.forwards.restart`], without its first argument.
         costs ([`Costs`]):
             What selection has added to the run so far.
         log (`Callable[[dict[str, float]], None]`):
@@ -150,11 +156,13 @@ class Run:
     passes: Passes
     prepare: Callable[[Any, str], Rows]
     load: Callable[[str, str, str], Any]
+    loss: Callable[[Rows, np.ndarray], Any]
     train_helper: Callable[..., Any]
     generate: Callable[..., list[list[str]]]
     refer: Callable[[Path, bool], None]
     gradients: Any
     restart_rate: Callable[[Sequence[int]], None]
+    restart: Callable[[Path, bool], None]
     costs: Costs
     log: Callable[[dict[str, float]], None]
     tell: Callable[[str, str, int], None]

@@ -95,6 +95,15 @@ class Tap:
         finally:
             self._reading = self._inner = None
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """For forwards of the `with` block that are none of the batch's own: they are neither read nor weighed."""
+        before, self._reading = self._reading, None
+        try:
+            yield
+        finally:
+            self._reading = before
+
     # Kept out of a compiled graph, in which they would see the tap as it was when the graph was made.
     @torch.compiler.disable
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

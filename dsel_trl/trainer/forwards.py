@@ -71,11 +71,9 @@ def request_outputs(trainer: Any, names: tuple[str, ...]) -> Callable[[], None]:
 
 
 def read_tokens(model: Any, kwargs: dict[str, Any], labels: Tensor, outputs: tuple[str, ...] = ()) -> Forward:
-    """Per-token fields of a forward beside the training; they carry gradient where that is enabled."""
+    """Per-token fields of a forward beside the training."""
     kwargs = {**kwargs, "use_cache": False}
     if fused_head() is None:
-        if torch.is_grad_enabled():
-            return Forward(label_log_probs(model(**kwargs).logits, labels))
         return read_logits(model(**kwargs).logits, labels, outputs)
     output = model(**kwargs, labels=labels, fused_lm_head=True)
     if output.log_probs is None:
@@ -134,12 +132,14 @@ def score_rows(
     costs: Costs | None = None,
     who: str = "",
     gradient: bool = False,
+    as_trained: bool = False,
     **context: Any,
 ) -> Batch:
     """
     Runs a collated batch through the policy (and the reference) in evaluation mode, without gradient.
 
-    With `gradient` the policy's values carry gradient, and so does the `loss` of the batch.
+    With `gradient` the policy's log-probabilities carry gradient, and so does the `loss` of the batch; `as_trained`
+    leaves the model in the mode that it is in, so that this loss can be trained on.
 
     With `policy` the outputs of another model stand in the policy's place, which is not run then. What is run is
     counted in `costs`, under names that begin with `who` (`"helper_"`).
@@ -154,7 +154,8 @@ def score_rows(
     training = model.training
     costs = Costs() if costs is None else costs
     size = ids.numel(), token_count(inputs)
-    model.eval()
+    if not as_trained:
+        model.eval()
     try:
         with torch.set_grad_enabled(gradient), trainer.accelerator.autocast():
             if kind.heads:
@@ -164,16 +165,24 @@ def score_rows(
             if policy is None:
                 selection = getattr(trainer, "selection", None)
                 outputs = own_outputs(trainer) if selection is None else selection.tap.outputs
-                policy = read_tokens(model, kwargs, labels, outputs)
+                policy = (_read_with_gradient if gradient else read_tokens)(model, kwargs, labels, outputs)
                 costs.ran(f"{who}forwards", *size)
             reading = Reading(policy=policy)
             if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
-                with torch.no_grad():
-                    reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
+                reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
                 costs.ran(f"{who}reference_forwards", *size)
     finally:
         model.train(training)
     return make_batch(trainer, ids.to(labels.device), inputs, reading, kl=kl, **context)
+
+
+def _read_with_gradient(model: Any, kwargs: dict[str, Any], labels: Tensor, outputs: tuple[str, ...]) -> Forward:
+    """Log-probabilities that carry gradient; what else is read of the forward is numbers, as the losses take it."""
+    if fused_head() is None:
+        return Forward(label_log_probs(model(**kwargs, use_cache=False).logits, labels))
+    read = read_tokens(model, kwargs, labels, outputs)
+    beside = (read.entropy, read.is_top1, read.log_sum_sq_probs)
+    return Forward(read.log_probs, *(None if values is None else values.detach() for values in beside))
 
 
 def token_count(inputs: dict[str, Any]) -> int:
@@ -186,14 +195,15 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
     from trl.trainer.utils import use_adapter
 
     if trainer.ref_model is not None:
-        return read_tokens(trainer.ref_model, kwargs, labels).log_probs
+        with torch.no_grad():
+            return read_tokens(trainer.ref_model, kwargs, labels).log_probs
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not hasattr(model, "peft_config"):
         raise ValueError(
             "The reference model is gone (`precompute_ref_log_probs=True` without PEFT), so extra passes cannot "
             "measure margins of examples whose reference log-probabilities are not in the dataset."
         )
-    with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+    with torch.no_grad(), use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
         return read_tokens(placed_model(trainer), kwargs, labels).log_probs
 
 
@@ -219,6 +229,30 @@ def refer(trainer: Any, file: Path, restore: bool) -> None:
         raise ValueError(f"{file} is missing: it held the reference model that the checkpoint was trained against.")
     saved: dict[str, Any] = load_file(str(file))
     set_model_state_dict(reference, saved, options=StateDictOptions(full_state_dict=True))
+
+
+def restart(trainer: Any, file: Path, restore: bool) -> None:
+    """
+    Keeps the policy's trained parameters in `file`; with `restore`, gives it back those of `file`, and empties the
+    optimizer's state.
+    """
+    if trainer.is_deepspeed_enabled:
+        raise ValueError(
+            "The policy cannot start anew under DeepSpeed, which keeps weights of its own: use FSDP or DDP."
+        )
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+    if not restore:
+        state: dict[str, Any] = get_model_state_dict(trainer.model, options=options)
+        if trainer.accelerator.is_main_process:
+            with replacing(file) as temporary:
+                save_file({name: value.clone() for name, value in state.items()}, str(temporary))
+        trainer.accelerator.wait_for_everyone()
+        return
+    if not file.is_file():
+        raise ValueError(f"{file} is missing: it held the weights that the policy began with.")
+    saved: dict[str, Any] = load_file(str(file))
+    set_model_state_dict(trainer.model, saved, options=options)
+    trainer.optimizer.state.clear()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from ..core.ledger import Ledger
 from ..core.run import Run
 from ..data.rows import Rows
 from ..signals.batch import Batch
-from .forwards import refer
+from .forwards import refer, restart
 from .generation import generate
 from .gradients import ModelGradients
 from .helper_run import train_helper
@@ -66,6 +66,7 @@ def run_of(
         train_helper=partial(train_helper, trainer),
         generate=partial(generate, trainer, costs=costs),
         refer=partial(refer, trainer),
+        restart=partial(restart, trainer),
         restart_rate=partial(restart_rate, trainer),
         gradients=ModelGradients(trainer, costs, forward),
         costs=costs,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.composition import Composition
 from ..core.metrics import Metrics
 from ..core.run import Run, Step
+from ..data.rows import Rows
 from ..signals.batch import Batch, Forward
 from ..signals.gate import Gate, WeightAverage
 from ..signals.tap import Reading, Tap
@@ -243,6 +244,19 @@ class OptimizerStep:
 
     def score_rows(self, inputs: dict[str, Any], ids: Tensor, **how: Any) -> Batch:
         return score_rows(self.trainer, inputs, ids, kl=self.kl, costs=self.run.costs, **how, **self.context())
+
+    def loss(self, rows: Rows, ids: np.ndarray) -> Tensor:
+        """
+        Loss of each of the examples `ids` of some rows, `(len(ids),)`, with gradient: a term of the loss of this step.
+
+        The batch that is being trained does not see their forward. Every process must ask for as many.
+        """
+        inputs = rows.collate(ids)
+        with self.tap.closed(), self.run.costs.collecting() as ran:
+            batch = self.score_rows(inputs, torch.as_tensor(ids), gradient=True, as_trained=True)
+        world = self.trainer.accelerator.num_processes
+        self.run.costs.add_all({**ran, "backwards": 1}, world * len(ids), world * token_count(inputs))
+        return batch.loss
 
     def unscored(self, inputs: dict[str, Any], ids: Tensor) -> Batch:
         """Candidates of which only the ids and inputs are looked at: no forward is made."""

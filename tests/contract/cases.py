@@ -100,6 +100,8 @@ CASES: dict[str, Case] = {
     "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
     "gotd": Case({"target": target(), "keep": 0.6, "refresh": "epoch"}),
     "inrun_shapley": Case({"target": target(), "target_refresh": 2, "keep": 0.6, "refresh": 2}),
+    "knn_shapley": Case({"target": target(), "keep": 0.6, "neighbours": 3, "refresh": 3}),
+    "seal": Case({"target": target(), "upper": 0.6, "selector_learning_rate": 5.0, "keep": 0.6}, repeats=False),
     "selective_dpo": Case({"source": "online", "refresh": 2, "keep": 0.7}),
 }
 # One method in two guises: what its other parameters do is a different algorithm.
@@ -121,6 +123,7 @@ FURTHER: dict[str, Case] = {
     "gotd:negative": Case({"target": target(), "negative": target(3), "action": "weight", "temperature": 0.1}),
     "inrun_shapley:second": Case({"target": target(), "taylor": 2, "action": "curriculum", "pacing": "none"}),
     "inrun_shapley:weight": Case({"target": target(), "precondition": "adam", "action": "weight"}),
+    "seal:adam": Case({"target": target(), "update": "adam", "activation": "sigmoid", "target_batch": 3}),
     "margin:weight": Case({"action": "weight"}),
     "el2n:weight": Case({"action": "weight"}),
     "adapt_inf:epoch": Case({"budget": 9, "clusters": 2, "directions": 2, "refresh": "epoch", "scorers": ["el2n"]}),

@@ -28,7 +28,9 @@ REQUIRED = {
     "gotd": {"target": "demo"},
     "inco_dpo": {"reward": REWARD},
     "jest": {"loss_column": "loss"},
+    "knn_shapley": {"target": "demo"},
     "rho1": {"clean_column": "clean"},
+    "seal": {"target": "demo"},
 }
 RENAMED = [(name, old) for name in METHODS for old in renamed_parameters(get_method(name))]
 
@@ -135,6 +137,8 @@ SWITCHES = {
         "diversity": [0.0, 1.0],
         "embedding": ["policy", "column:x"],
     },
+    "seal": {"target": ["demo", PAIRS]},
+    "knn_shapley": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"]},
     "margin": {"source": ["implicit", "explicit", "disagreement"], "reward": [None, REWARD]},
     "perplexity": {"model": [None, "a"]},
     "rho1": {"clean_column": [None, "x"], "model": [None, "a"]},
