@@ -190,7 +190,7 @@ class SelectionCallback(TrainerCallback):
             shared=self.shared,
             ordered=bool(self.methods.using("order", "plan")),
         )
-        self.steps = OptimizerStep(
+        self.steps: OptimizerStep = OptimizerStep(
             trainer, self.methods, self.run, self.tap, readers=() if self.log_by is None else ("log_by",)
         )
         self.serving = Serving(

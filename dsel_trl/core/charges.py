@@ -15,8 +15,8 @@ NOUNS = {
     "generated_responses": ("generated response", "generated responses"),
     "rewards": ("reward", "rewards"),
 }
-# A training, a gradient or a loss that is added is a forward and a backward pass; where a reference model is asked too,
-# it is that of the same family.
+# A training, a gradient or a loss that is added is a forward and a backward pass; where a reference model is asked
+# too, it is that of the same family.
 PARTS = {
     "gradients": ("forwards", "backwards"),
     "helper_trainings": ("helper_forwards", "helper_backwards"),
