@@ -82,8 +82,8 @@ def prompt_and_answer(messages: Sequence[tuple[str, str]]) -> tuple[str, str]:
     """
     A conversation as its last answer and all that stands before it.
 
-    The two are kept apart by a line break, as in the plain template of instruction tuning; where they bring white space
-    of their own it is left at that.
+    The two are kept apart by a line break, as in the plain template of instruction tuning; where they bring white
+    space of their own it is left at that.
     """
     if messages and messages[-1][0] in ("assistant", "text"):
         before, answer = joined(messages[:-1]), messages[-1][1]

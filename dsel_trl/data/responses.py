@@ -74,6 +74,13 @@ def response_text(value: Any, end: str | None = None) -> str:
     return text.removesuffix(end) if end else text
 
 
+def templated(tokenizer: Any, prompt: Prompt) -> str:
+    """A prompt as the model is asked it: a conversation in its chat template, the answer's header included."""
+    if isinstance(prompt, str):
+        return prompt
+    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+
+
 def as_response(text: str, prompt: Prompt) -> Any:
     """A text as the response to `prompt`: a message if the prompt is a conversation."""
     return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]

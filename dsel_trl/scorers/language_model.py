@@ -65,6 +65,16 @@ class LanguageModel:
         where = column if self._selects else last
         return logits[torch.arange(len(rows), device=logits.device), where].float()
 
+    def mean_losses(self, rows: Sequence[tuple[list[int], list[int]]], batch_size: int = 16) -> np.ndarray:
+        """Mean loss of the labels of (token ids, labels), `(n,)` float64; NaN where nothing is scored."""
+        found = []
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            ids = torch.arange(start, start + len(part))
+            found.append(self.forward(padded(part, self.pad, self.model.device), ids).loss.double().cpu().numpy())
+        scored = [any(label != IGNORED for label in labels[1:]) for _, labels in rows]
+        return np.where(scored, np.concatenate(found), np.nan)
+
     def encode(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
         """
         Tokens and labels of an answer after its prompt, tokenised apart: the answer's tokens are always the same.

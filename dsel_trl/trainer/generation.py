@@ -10,7 +10,7 @@ from trl.models.utils import unwrap_model_for_generation
 
 from ..core.costs import Costs
 from ..core.randomness import preserved_rng
-from ..data.responses import Prompt
+from ..data.responses import Prompt, templated
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def generate(
         character that the cap has cut through. All processes get the same.
     """
     tokenizer = trainer._tokenizer
-    texts = [_templated(tokenizer, prompt) for prompt in prompts]
+    texts = [templated(tokenizer, prompt) for prompt in prompts]
     if prefixes is not None:
         texts = [text + prefix for text, prefix in zip(texts, prefixes, strict=True)]
     rows = [text for text in texts for _ in range(samples)]
@@ -138,9 +138,3 @@ def _ends(model: Any, tokenizer: Any) -> set[int]:
     """Tokens at which the model ends a response."""
     own = getattr(model.generation_config, "eos_token_id", None)
     return {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-
-
-def _templated(tokenizer: Any, prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)

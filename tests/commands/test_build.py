@@ -1,5 +1,6 @@
 """`dsel build`: a file of new rows, made once, never over an old one."""
 
+import numpy as np
 from datasets import Dataset
 
 from dsel_trl.cli import DONE, MISTAKE, main
@@ -40,6 +41,30 @@ def test_inco_continues_the_dataset_s_responses(tmp_path, capsys):
     built = Dataset.from_parquet(str(target), keep_in_memory=True)
     assert len(built)
     assert all(w > r for w, r in zip(built["score_chosen"], built["score_rejected"], strict=True))
+
+
+def test_edge_answers_what_the_guideline_lacks(tmp_path, capsys):
+    model = build_demo_model(tmp_path / "model", steps=2)
+    target = tmp_path / "edge.parquet"
+    words = ["build", "edge", "--dataset_name", str(pairs(tmp_path)), "--output_file", str(target)]
+    words += ["--model_name_or_path", str(model), "--guideline", "Answer with the result.", "--max_new_tokens", "4"]
+    words += ["--annotate", "tests.commands.test_build:annotate", "--update", "tests.commands.test_build:update"]
+    assert main([*words, "--keep", "0.5"]) == DONE, capsys.readouterr().err
+    built = Dataset.from_parquet(str(target), keep_in_memory=True)
+    # An action of special tokens only is none.
+    assert 1 <= len(built) <= 3
+    written = f"Answer with the result. And {len(built)} more rules."
+    assert all(row[-1]["content"] == written for row in built["completion"])
+    assert np.isfinite(built["edge_effectiveness"]).all()
+    assert all(message["role"] == "user" for prompt in built["prompt"] for message in prompt)
+
+
+def annotate(guideline, prompts):
+    return [guideline] * len(prompts)
+
+
+def update(guideline, prompts):
+    return f"{guideline} And {len(prompts)} more rules."
 
 
 def length(prompts, responses):

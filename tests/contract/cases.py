@@ -96,7 +96,7 @@ CASES: dict[str, Case] = {
     ),
     # Its draws are by chance: a row that comes twice need not be drawn twice.
     "jest": Case({"loss_column": "difficulty", "factor": 2}, repeats=False),
-    "edge": Case({"guideline": "w1 w2", "keep": 0.6}),
+    "edge": Case({"guideline": "w1 w2", "keep": 0.6, "max_new_tokens": 4}),
     "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
     "gotd": Case({"target": target(), "keep": 0.6, "refresh": "epoch"}),
     "inrun_shapley": Case({"target": target(), "target_refresh": 2, "keep": 0.6, "refresh": 2}),
@@ -113,7 +113,8 @@ FURTHER: dict[str, Case] = {
         {"form": "cherry", "warm_up": 2, "warm_up_clusters": 2, "helper_lora": False, "limit": 5.0, "keep": 0.7}
     ),
     "ifd:diverse": Case({"keep": 0.9, "limit": 5.0, "diverse": 0.6, "refresh": "epoch"}),
-    "edge:weight": Case({"guideline": "w1 w2", "action": "weight", "refresh": 2}),
+    "edge:dataset": Case({"guideline": "w1 w2", "keep": 0.6, "unfold": "dataset"}),
+    "edge:weight": Case({"guideline": "w1 w2", "action": "weight", "refresh": 2, "unfold": "dataset"}),
     "jest:diverse": Case(
         {"loss_column": "difficulty", "factor": 2, "diversity": 1.0},
         repeats=False,

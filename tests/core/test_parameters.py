@@ -119,6 +119,7 @@ SWITCHES = {
     "dataset_decomposition": {"mode": ["bucket", "decompose"]},
     "deita": {"complexity_model": [None, "a"], "quality_model": [None, "b"], "embedding": ["policy", "column:x"]},
     "dsir": {"target": [None, "target.txt"], "target_column": [None, "x"]},
+    "edge": {"unfold": ["policy", "dataset"]},
     "filtered_dpo": {"temperature": [1.0, 0.0]},
     "gamma_po": {"form": ["simpo", "dpo"]},
     "gotd": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"], "domain_column": [None, "x"]},

@@ -13,7 +13,7 @@ from ...core.parameters import Reads, check_refresh, check_whole, given, without
 from ...core.registry import register
 from ...data.build.continuations import Synthesis, build
 from ...data.columns import refuse_truth
-from ...data.responses import Prompt
+from ...data.responses import Prompt, templated
 from ...scorers.rewards import counted, load_reward, reward_of, score_responses
 from ...signals.batch import Signal
 from ...signals.tap import label_log_probs
@@ -143,11 +143,7 @@ class IncoDpo(Method):
 def _mean_logp(run: Run, prompt: Prompt, response: str) -> float:
     """Mean token log-probability of a response under the policy as it is."""
     tokenizer = run.processing_class
-    text = (
-        prompt
-        if isinstance(prompt, str)
-        else tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    )
+    text = templated(tokenizer, prompt)
     start = len(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = tokenizer(text + response, add_special_tokens=False, return_tensors="pt")["input_ids"].to(run.model.device)
     labels = ids.clone()

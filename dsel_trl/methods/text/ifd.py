@@ -42,8 +42,8 @@ class Ifd(Prescored):
     `form: cherry` the ratio of mean losses (hf.co/papers/2308.12032), the answer alone standing behind
     "### Response:". High = difficult and worth training; at `limit` (1) and above the instruction misleads, and the
     example is dropped; so is one without an answer. Under another `model` a line break stands between instruction and
-    answer, as in the authors' template, unless the texts bring white space. Without `model` the policy itself is asked, and `refresh` asks it
-    again while it learns (an adaptation). Of a pair the chosen response is the answer.
+    answer, as in the authors' template, unless the texts bring white space. Without `model` the policy itself is
+    asked, and `refresh` asks it again while it learns (an adaptation). Of a pair the chosen response is the answer.
     Cherry's `warm_up`: before measuring, a helper that starts as the policy is trained briefly, by the run's own loss,
     on that many examples from each of `warm_up_clusters` clusters of instructions, and is asked instead of the policy,
     which stays as it is. The authors take 10 from each of 100.

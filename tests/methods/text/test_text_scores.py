@@ -99,7 +99,9 @@ def test_perplexity_is_measured_anew_every_so_many_steps(make_trainer, action, l
 @pytest.mark.parametrize("kind", ["dpo", "sft", "lm"])
 @pytest.mark.parametrize("form", ["ratio", "diff"])
 def test_edge_measures_the_response_with_and_without_the_guideline(make_trainer, kind, form):
-    trainer, callback, rows = run(make_trainer, kind, "edge", guideline="w5 w6 w7", form=form, keep=0.4)
+    trainer, callback, rows = run(
+        make_trainer, kind, "edge", guideline="w5 w6 w7", form=form, keep=0.4, unfold="dataset"
+    )
     guide = trainer.processing_class("w5 w6 w7\n")["input_ids"]
     effects = []
     for row in rows:
@@ -111,6 +113,35 @@ def test_edge_measures_the_response_with_and_without_the_guideline(make_trainer,
         effects.append(without / helped if form == "ratio" else without - helped)
     np.testing.assert_allclose(callback.ledger["edge_effectiveness"], effects, rtol=1e-3, atol=1e-4)
     assert set(np.flatnonzero(~callback.ledger.dropped)) == set(np.argsort(effects)[:16])
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_edge_scores_what_the_policy_itself_does(make_trainer, kind):
+    """Its own greedy action under the guideline, with and without it; what the dataset answers is not read."""
+    trainer, callback, rows = run(make_trainer, kind, "edge", guideline="w5 w6 w7", keep=0.4, max_new_tokens=5)
+    guide = trainer.processing_class("w5 w6 w7")["input_ids"]
+    model, effects = trainer.model.eval(), []
+    for row in rows:
+        context = response(row)[0]
+        output = model.generate(torch.tensor([guide + context]), max_new_tokens=5, do_sample=False, pad_token_id=0)
+        text = trainer.processing_class.decode(output[0, len(guide + context) :], skip_special_tokens=True)
+        action = trainer.processing_class(text)["input_ids"]
+        assert action
+        effects.append(mean_loss(trainer, context, action) / mean_loss(trainer, guide + context, action))
+    np.testing.assert_allclose(callback.ledger["edge_effectiveness"], effects, rtol=1e-3)
+    assert set(np.flatnonzero(~callback.ledger.dropped)) == set(np.argsort(effects)[:16])
+    column = "chosen" if kind == "dpo" else "completion"
+    others = [{**row, column: " w1 w1 w1"} for row in tiny.DATASETS[kind]()]
+    config = {"dataset": tiny.Dataset.from_list(others)}
+    _, blind, _ = run(make_trainer, kind, "edge", config, guideline="w5 w6 w7", keep=0.4, max_new_tokens=5)
+    np.testing.assert_array_equal(blind.ledger["edge"], callback.ledger["edge"])
+
+
+def test_edge_needs_a_prompt_to_unfold_from(make_trainer):
+    trainer = make_trainer("lm")
+    SelectionCallback(trainer, "edge", guideline="w1")
+    with pytest.raises(ValueError, match="a model acts on a prompt"):
+        trainer.train()
 
 
 def test_edge_turns_are_weighed_alike():
@@ -129,7 +160,7 @@ def test_edge_turns_are_weighed_alike():
 
 def test_edge_weights_follow_the_score(make_trainer):
     trainer = make_trainer("sft", max_steps=2, per_device_train_batch_size=4)
-    witness = tiny.attach(trainer, "edge", guideline="w5 w6", action="weight", temperature=0.1)
+    witness = tiny.attach(trainer, "edge", guideline="w5 w6", action="weight", temperature=0.1, unfold="dataset")
     trainer.train()
     effect = trainer.selection.ledger["edge_effectiveness"].astype(np.float64)
     for step in witness.steps:
@@ -138,8 +169,14 @@ def test_edge_weights_follow_the_score(make_trainer):
 
 
 def test_edge_takes_a_guideline_per_row(make_trainer):
-    _, one, _ = run(make_trainer, "sft", "edge", guideline="w5 w6")
-    _, each, _ = run(make_trainer, "sft", "edge", guideline=lambda row: "w5 w6" if row["difficulty"] < 0.5 else "w9")
+    _, one, _ = run(make_trainer, "sft", "edge", guideline="w5 w6", unfold="dataset")
+    _, each, _ = run(
+        make_trainer,
+        "sft",
+        "edge",
+        unfold="dataset",
+        guideline=lambda row: "w5 w6" if row["difficulty"] < 0.5 else "w9",
+    )
     same = np.array(tiny.completions()["difficulty"]) < 0.5
     np.testing.assert_allclose(each.ledger["edge"][same], one.ledger["edge"][same], rtol=1e-4)
     assert not np.isclose(each.ledger["edge"][~same], one.ledger["edge"][~same]).any()
@@ -161,8 +198,9 @@ def test_wrong_parameters(name, parameters, message):
         create_method(name, **parameters)
 
 
-def test_a_guideline_that_does_not_fit(make_trainer):
+@pytest.mark.parametrize("unfold", ["policy", "dataset"])
+def test_a_guideline_that_does_not_fit(make_trainer, unfold):
     trainer = make_trainer("sft")
-    SelectionCallback(trainer, "edge", guideline="w1 " * 120)
+    SelectionCallback(trainer, "edge", guideline="w1 " * 120, unfold=unfold)
     with pytest.raises(ValueError, match=r"tokens, but the model holds 128"):
         trainer.train()
