@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
@@ -142,11 +141,7 @@ def test_mistakes_in_the_file(capsys, tmp_path, text, said):
         ({"dataset_name": "nowhere/pairs.parquet"}, ["'nowhere/pairs.parquet'"]),
         ({"dataset_train_split": "trian"}, ["'trian'", "'train'"]),
         ({"eval_strategy": "steps"}, ["no split 'test'", "--eval_dataset_name"]),
-        ({"compare": ["stock", "selection"]}, ["no split 'test'", "--eval_dataset_name"]),
-        ({"compare": ["stok"]}, ["'stok'", "'stock'"]),
-        ({"compare": ["stock", "selection"], "selection": []}, ["`selection:`"]),
-        ({"compare": ["stock", "random"]}, ["list `selection` as well"]),
-        ({"compare": ["stock"], "resume_from_checkpoint": True}, ["resume_from_checkpoint"]),
+        ({"compare": ["stock", "selection"]}, ["'compare'"]),
         ({"model_name_or_path": "./nowhere"}, ["'./nowhere'"]),
         ({"model_name_or_path": "."}, ["holds no model"]),
         ({"trust_remote_code": True}, ["trust_remote_code"]),
@@ -280,7 +275,7 @@ def test_help_shows_both_trl_and_our_arguments(capsys):
     assert "dpo" in capsys.readouterr().out
     assert main(["dpo", "--help"]) == 0
     text = capsys.readouterr().out
-    assert all(option in text for option in ("--selection", "--compare", "--beta", "--use_peft", "--config"))
+    assert all(option in text for option in ("--selection", "--log_by", "--beta", "--use_peft", "--config"))
 
 
 # ---- Runs ----
@@ -323,63 +318,9 @@ def test_kto_trains_on_labels_and_on_pairs(capsys, recipe, tmp_path, pairs):
     )
 
 
-@pytest.mark.usefixtures("no_picture")
-def test_a_reward_model_is_trained_and_compared(recipe, tmp_path, pairs):
-    path = recipe(compare=["stock", "selection"], eval_dataset_name=str(pairs), selection=[{"name": "dr_dpo"}])
-    assert main(["reward", "--config", path]) == 0
-    runs = json.loads((tmp_path / "out" / "comparison.json").read_text())["runs"]
-    assert [run["run"] for run in runs] == ["stock", "selection"]
-    assert all(0 <= run["accuracy"] <= 1 for run in runs)
-
-
 def test_a_stream_trains_with_a_method_that_only_weighs(recipe, tmp_path):
     assert main(["dpo", "--config", recipe(dataset_streaming=True, selection={"name": "robust_dpo"})]) == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-@pytest.mark.usefixtures("no_picture")
-def test_comparison_takes_the_same_steps_and_counts_what_was_dropped(capsys, recipe, tmp_path, pairs):
-    # Only flipped pairs have a negative margin: keeping the upper two thirds drops exactly those.
-    selection = [{"name": "margin", "source": "explicit", "keep": 2 / 3}]
-    path = recipe(
-        compare=["random", "stock", "selection"], eval_dataset_name=str(pairs), selection=selection,
-        max_steps=..., num_train_epochs=1,
-    )  # fmt: skip
-    assert main(["dpo", "--config", path]) == 0
-    found = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    runs = {run["run"]: run for run in found["runs"]}
-    assert list(runs) == ["stock", "selection", "random"]
-    assert {run["steps"] for run in runs.values()} == {found["steps"]} == {6}
-    assert (runs["selection"]["flipped_dropped"], runs["selection"]["clean_dropped"]) == (1.0, 0.0)
-    assert runs["selection"]["flipped_share_of_training"] == 0.0
-    assert runs["random"]["methods"] == [{"name": "random", "keep": pytest.approx(2 / 3)}]
-    ledger = Dataset.from_parquet(str(tmp_path / "out" / "random" / "selection" / "ledger.parquet"))
-    flipped = np.arange(24) % 3 == 0
-    dropped = np.array([bool(reason) for reason in ledger["dropped_by"]])
-    assert runs["random"]["flipped_dropped"] == dropped[flipped].mean()
-    assert all(0 <= run["rewards/accuracies"] <= 1 for run in runs.values())
-    assert runs["stock"]["selected_fraction"] == runs["stock"]["improvement_ratio"] == 1.0
-    assert runs["selection"]["selected_fraction"] == pytest.approx(2 / 3)
-    accuracies = [runs[name]["rewards/accuracies"] for name in ("selection", "stock")]
-    assert runs["selection"]["improvement_ratio"] == pytest.approx(accuracies[0] / accuracies[1])
-    # `margin` can ask the model and reads two score columns, `random` neither; stock chooses nothing at all.
-    assert [run["flexibility_penalty"] for run in runs.values()] == [0, 5, 0]
-    assert runs["stock"]["simplicity_penalty"] == 0
-    assert 0 < runs["random"]["simplicity_penalty"] < 10
-    assert runs["stock"]["feasibility_rank"] == 1 < runs["selection"]["feasibility_rank"]
-    assert {run["efficiency_rank"] for run in runs.values()} <= {1, 2, 3}
-    table = capsys.readouterr().out
-    assert "held-out accuracy" in table
-    assert "added forwards" in table
-    assert str(tmp_path / "out" / "selection" / "selection" / "ledger.parquet") in table
-    assert all(runs[run]["cost"]["forwards"] == 0 for run in ("selection", "random"))
-
-
-def test_what_the_selection_cannot_work_with_shows_before_the_first_run(capsys, recipe, tmp_path, pairs):
-    path = recipe(compare=["stock", "selection"], eval_dataset_name=str(pairs),
-                  selection={"name": "weight_column", "column": "wieght"})  # fmt: skip
-    assert "'wieght'" in error_of(capsys, ["dpo", "--config", path])
-    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -449,10 +390,10 @@ def test_accelerate_configs_are_what_accelerate_reads(path):
     assert f"recipes/accelerate/{path.name}" in path.read_text()
 
 
-def test_the_quickstart_is_a_comparison_on_the_demo():
+def test_the_quickstart_is_on_the_demo():
     parsed = parse_arguments("dpo", ["--config", str(RECIPES / "quickstart.yaml")])
     assert (parsed.script.dataset_name, parsed.model.model_name_or_path) == ("demo", "demo")
-    assert parsed.compare == ["stock", "selection", "random"]
+    assert [entry["name"] for entry in parsed.selection] == ["margin"]
     assert parsed.training.use_cpu
 
 
