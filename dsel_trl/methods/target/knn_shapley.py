@@ -33,7 +33,7 @@ class KnnShapley(EmbeddedTarget):
     neighbours: int = field(default=10, metadata={"help": "nearest examples that answer for a target example"})
     label_column: str | None = field(
         default=None,
-        metadata={"help": "column of texts or whole numbers, in the data and the target, that must match"},
+        metadata={"help": "column of texts or whole numbers, in data and target, that must match"},
     )
     metric: str = field(default="cosine", metadata={"help": f"distance: one of {', '.join(METRICS)}"})
     pooling: str = field(default="mean", metadata={"help": 'policy: "last" token or "mean" of all tokens'})

@@ -46,7 +46,7 @@ def test_without_labels_the_like_come_first(make_trainer):
     ("target", "column", "message"),
     [
         (rows(4, 2).remove_columns("label"), "label", "label_column='label' of 'target'.*no column 'label'"),
-        (rows(4, 2), "labels", "label_column='labels' of 'train'"),
+        (rows(4, 2), "names", "label_column='names' of 'train'"),
         (rows(4, 2).remove_columns("label").add_column("label", ["c"] * 4), "label", "shares no label"),
     ],
 )
