@@ -114,6 +114,5 @@ class ScoredInSetup(ScoredAtBegin):
 
 
 METHODS = {
-    cls.name: cls
-    for cls in (LiveOrder, LiveHalf, LiveThird, PickLongest, ScoredAtBegin, ScoredInSetup, AsksForAll)
+    cls.name: cls for cls in (LiveOrder, LiveHalf, LiveThird, PickLongest, ScoredAtBegin, ScoredInSetup, AsksForAll)
 }
