@@ -18,13 +18,14 @@ from ..signals.batch import ROW_LENGTHS, Batch
 from ..signals.ghost import Direction, ExampleGradients, GhostRecorder, GradientRequest
 from ..signals.ghost_layers import Examples
 from .kinds import trainer_kind
+from .single_gradients import SingleGradients
 
 # How far a model is moved to see how its gradients change, as a share of the norm of its parameters: far enough for
 # float32, near enough for the gradients to change in proportion.
 MOVE = 3e-4
 
 
-class ModelGradients:
+class ModelGradients(SingleGradients):
     """
     Gradients of the policy beside its training; all ranks must make the same calls (`run.gradients`).
 
@@ -119,13 +120,13 @@ class ModelGradients:
         if not self._sharded(parameters):
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, value in zip(parameters, found, strict=True):
-                if value is not None:
+                if value is not None and name in total:
                     total[name] += value
             return
         # What is sharded has its gradient put together by hooks that act on `grad`; they add to what is there.
         loss.backward()
         for name, value in parameters.items():
-            if value.grad is not None:
+            if value.grad is not None and name in total:
                 # The mean over the ranks has been taken.
                 total[name] += value.grad.float() * self.trainer.accelerator.num_processes
                 value.grad = None

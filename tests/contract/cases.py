@@ -71,6 +71,7 @@ CASES: dict[str, Case] = {
     "margin": Case({"action": "sample", "keep": 0.7, "refresh": 2}),
     "el2n": Case({"keep": 0.6, "refresh": 2}),
     "adapt_inf": Case({"keep": 0.6, "clusters": 3, "directions": 3, "bins": 4}),
+    "less": Case({"target": target(), "warm_up": 0.4, "checkpoints": 2, "features": 64, "keep": 0.6}),
     "alignment_potential": Case({"form": "dpo", "keep": 0.6, "refresh": 2}),
     "robust_dpo": Case({"eps": 0.2, "warmup": 0.0}, neutral={"eps": 0.0, "warmup": 0.0}),
     "dr_dpo": Case(neutral={"beta_prime": float("inf")}),

@@ -1,5 +1,6 @@
 """Adapt-infinity: a pool that grows with each stage, and what of it is worth training on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -54,9 +55,8 @@ class AdaptInf(Method):
     keep: float = field(default=0.5, metadata={"help": "share of the pool to train on, in (0, 1]"})
     budget: int | None = field(default=None, metadata={"help": "instead of keep: examples to train on"})
     clusters: int = field(default=10, metadata={"help": "pseudo-skills"})
-    scorers: list[str] = field(
-        default_factory=lambda: list(SCORERS),
-        metadata={"help": f"out of {', '.join(SCORERS)}; between equals the first"},
+    scorers: Sequence[str] = field(
+        default=SCORERS, metadata={"help": f"out of {', '.join(SCORERS)}; between equals the first"}
     )
     directions: int = field(default=64, metadata={"help": "random directions of the features: 2 forwards each"})
     eps: float | None = field(
