@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.contract.cases import target
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +50,9 @@ SETTINGS = {
     "margin-weight": setting([["margin", {"action": "weight"}]]),
     "pass-in-begin": setting(["scored_at_begin"]),
     "pass-in-begin-lora": setting(["scored_at_begin"], lora=True, num_train_epochs=1),
+    # A second forward with gradient in each step, and a second stage from the first weights.
+    "seal-sft": setting([["seal", {"target": target(), "upper": 0.6, "selector_learning_rate": 5.0}]], "sft"),
+    "seal-anew": setting([["seal", {"target": target(), "upper": 0.6, "anew": True}]]),
     "pick": setting(["pick_longest"], per_device_train_batch_size=1, num_train_epochs=1),
 }
 HOWS = ("ddp", "fsdp2")
