@@ -57,6 +57,9 @@ SETTINGS = {
     # It checks itself, against a backward pass of each example alone.
     "gradients": setting(["asks_for_all"], max_steps=2),
     "gradients-lora": setting(["asks_for_all"], "sft", lora=True, max_steps=1),
+    # A second forward with gradient in each step, and a second stage from the first weights.
+    "seal-sft": setting([["seal", {"target": cases.target(), "upper": 0.6, "selector_learning_rate": 5.0}]], "sft"),
+    "seal-anew": setting([["seal", {"target": cases.target(), "upper": 0.6, "anew": True}]]),
     "pick": setting(["pick_longest"], per_device_train_batch_size=1, num_train_epochs=1),
 }
 HOWS = ("ddp", "fsdp2")

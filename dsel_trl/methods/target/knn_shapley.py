@@ -27,6 +27,7 @@ class KnnShapley(EmbeddedTarget):
     that the example stands near a target example with another label.
     When: labels that may be wrong, or sources of which some serve the target. When not: with equal labels everywhere
     there is nothing to tell; without labels it ranks much as the similarity to the target does.
+    Plan of 100,000 vectors of 64 for 100 targets: 1.7 s on a core and 0.1 GB, and as much again for each 100 targets.
     """
 
     keep: float | None = field(default=None, metadata={"help": "fraction to keep, in (0, 1]; default 0.5"})
@@ -40,6 +41,7 @@ class KnnShapley(EmbeddedTarget):
 
     paper = "hf.co/papers/1908.08619"
     selector = "top_k"
+    cost = "1.7 CPU seconds per 100,000 examples and 100 targets"
     actions: ClassVar[tuple[str, ...]] = ("keep_top", "weight", "curriculum", "sample", "band")
 
     def __post_init__(self) -> None:
