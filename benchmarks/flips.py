@@ -62,7 +62,7 @@ def run(model: Path, seed: int, size: int, steps: int, target: int, rate: float,
             disable_tqdm=True,
         )
         trainer = DPOTrainer(str(model), args=args, train_dataset=data["train"])
-        followed = data["test"].select(range(target))
+        followed = data["test"].select(range(target)).remove_columns("truth_flipped")
         method = create_method("inrun_shapley", target=followed, keep=1.0, **parameters)
         trainer.add_callback(SelectionCallback(trainer, method))
         result = trainer.train()
