@@ -12,6 +12,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import torch
 from transformers import set_seed
@@ -62,7 +63,7 @@ def run(model: Path, seed: int, size: int, steps: int, target: int, rate: float,
             disable_tqdm=True,
         )
         trainer = DPOTrainer(str(model), args=args, train_dataset=data["train"])
-        followed = data["test"].select(range(target)).remove_columns("truth_flipped")
+        followed = data["test"].select(range(target)).select_columns(["prompt", "chosen", "rejected"])
         method = create_method("inrun_shapley", target=followed, keep=1.0, **parameters)
         trainer.add_callback(SelectionCallback(trainer, method))
         result = trainer.train()
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--set", dest="settings", action="append", help="parameters of inrun_shapley: a=1,b=x")
     parser.add_argument("--output", default="flips.json")
     options = parser.parse_args()
+    datasets.disable_progress_bars()
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
