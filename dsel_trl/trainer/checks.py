@@ -114,28 +114,30 @@ def check_gradients(trainer: Any, kind: TrainerKind, methods: Composition) -> No
     if not reading:
         return
     besides = [m.name for m in methods.methods if "extra_loss" in m.hooks or m.own_loss]
-    settings = kind.settings(trainer)
-    own = getattr(trainer, "compute_loss_func", None) or getattr(trainer, "label_smoother", None)
-    problems = {
-        f"torch_compile={args.torch_compile}: a compiled model hides its layers. Set it to False": args.torch_compile
-        or hasattr(trainer.model, "_orig_mod")
-        or trainer.model._compiled_call_impl is not None,
-        "DeepSpeed takes gradients away as they come. Use DDP or FSDP2": trainer.is_deepspeed_enabled,
-        f"{args.n_gpu} GPUs in one process copy the layers. Start one process each (accelerate launch)": args.n_gpu
-        > 1,
-        f"{besides} train on another loss as well, or on another one, and which gradient is of which is not known. "
-        "Use them in runs of their own": besides,
-        "loss_type 'sft' is a mean over the tokens of a batch and gives a pair no loss of its own. Leave it out": (
-            "sft" in settings.loss_types and kind.name == "dpo"
-        ),
-        "a mixture of experts adds a loss that couples the rows of a batch. Set router_aux_loss_coef=0": getattr(
-            trainer, "aux_loss_enabled", False
-        ),
-        "compute_loss_func and label_smoothing_factor put another loss in its place. Leave them out": own,
-    }
-    for problem, applies in problems.items():
+    model = trainer.model
+    compiled = args.torch_compile or hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+    token_term = kind.name == "dpo" and "sft" in kind.settings(trainer).loss_types
+    problems = (
+        (compiled, "a compiled model hides its layers. Set torch_compile=False"),
+        (trainer.is_deepspeed_enabled, "DeepSpeed takes gradients away as they come. Use DDP or FSDP2"),
+        (args.n_gpu > 1, f"{args.n_gpu} GPUs in one process copy the layers. Start one process each"),
+        (besides, f"{besides} train on another loss, or on a further one. Use them in runs of their own"),
+        (token_term, "loss_type 'sft' is a mean over the tokens of a batch, not of a pair. Leave it out"),
+        (_routes(trainer), "a mixture of experts couples the rows of a batch. Set router_aux_loss_coef=0"),
+        (trainer.compute_loss_func, "compute_loss_func puts another loss in its place. Leave it out"),
+        (trainer.label_smoother, "label_smoothing_factor puts another loss in its place. Set it to 0"),
+    )
+    for applies, problem in problems:
         if applies:
             raise ValueError(f"{reading} need the gradient of each example's own loss, but {problem}.")
+
+
+def _routes(trainer: Any) -> bool:
+    """Whether the loss has a term of a mixture of experts, as TRL decides it."""
+    config = trainer.model.config.get_text_config()
+    own = getattr(trainer.args, "router_aux_loss_coef", None)
+    share = getattr(config, "router_aux_loss_coef", 0.0) if own is None else own
+    return hasattr(config, "output_router_logits") and share != 0
 
 
 def check_without_fused_head(args: Any, kind: TrainerKind, methods: Composition) -> None:

@@ -72,8 +72,8 @@ INTERNALS: tuple[Internal, ...] = (
         ("_load_optimizer_and_scheduler", ("checkpoint",)),
         ("_save_checkpoint", ("model", "trial")),
         ("_save_rng_state", ("output_dir",)),
+        ("_clip_grad_norm", ("model",)),
     ),
-    Internal("_clip_grad_norm", "class", ("model",), optional=True),
     # Called.
     *_seams(("_get_output_dir", ("trial",)), ("_prepare_inputs", ("inputs",))),
     Internal(
@@ -95,6 +95,8 @@ INTERNALS: tuple[Internal, ...] = (
         "is_deepspeed_enabled",
         "is_fsdp_enabled",
         "model_accepts_loss_kwargs",
+        "compute_loss_func",
+        "label_smoother",
         "_signature_columns",
         "_train_batch_size",
     ),
@@ -115,6 +117,8 @@ INTERNALS: tuple[Internal, ...] = (
     *_values("loss_type", "desirable_weight", "undesirable_weight", "calculate_KL", kinds=("kto",)),
     # Set on the model, for torch to read.
     Internal("_ddp_params_and_buffers_to_ignore", "model"),
+    # Set on a model by torch, where it is compiled in place.
+    Internal("_compiled_call_impl", "model"),
     # Of modules that their documentation does not name.
     Internal("use_adapter", "trl.trainer.utils", ("model", "adapter_name")),
     Internal("add_fused_lm_head", "trl.trainer.utils", ("model", "outputs"), optional=True),

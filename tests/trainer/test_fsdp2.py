@@ -40,7 +40,7 @@ def setting(methods, kind="dpo", *, save=0, **config):
     }
 
 
-TARGET = {"target": cases.TARGET}
+TARGET = {"target": cases.target()}
 # Each is run with and without sharding; `mean1` scales the accumulated gradient.
 SETTINGS = {
     "weighted": setting(["weight_column"]),
