@@ -251,9 +251,8 @@ def test_one_disk_serves_all_processes(tmp_path, monkeypatch):
 def test_a_file_that_the_first_process_does_not_see_counts_for_none(tmp_path):
     processes = Processes(tmp_path)
     stale = {"losses": np.float32([9.0])}
-    kept(
-        SimpleNamespace(shared=None, output_dir=tmp_path / "1", passes=Passes(not_here, not_here)), "x", lambda: stale
-    )
+    other = SimpleNamespace(shared=None, output_dir=tmp_path / "1", passes=Passes(not_here, not_here))
+    kept(other, "x", lambda: stale)
 
     def compute(rank):
         processes.total(rank, torch.zeros(1))
