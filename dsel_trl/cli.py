@@ -23,7 +23,9 @@ WORDS = {
     "shards": ("shards", "plan_text"),
     "methods": ("methods", "describe_methods"),
     "ablate": ("ablate", "run_ablation"),
+    "score": ("score", "score_dataset"),
     "report": ("report", "report_runs"),
+    "export": ("export", "export_run"),
     "recipe": ("recipe", "print_recipe"),
 }
 USAGE = """usage: dsel COMMAND [arguments]

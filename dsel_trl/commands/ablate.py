@@ -17,7 +17,7 @@ from ..report.ablation import Row, table_of, write_tables
 from ..trainer.kinds import KINDS
 from . import COMMANDS, TRAININGS
 from .ablation_cells import Cell
-from .ablation_workers import result_of, run_cells
+from .ablation_workers import Pool, result_of
 from .arguments import check_arguments, parse_arguments, read_config, read_selection, read_yaml
 from .train import TrainingFailed, make_methods, prepare
 
@@ -144,6 +144,11 @@ class Ablation:
     def run(self) -> tuple[list[Row], dict[str, str]]:
         """Runs what is not finished; the rows of the table, and how cells failed by their names."""
         grid = self.grid
+        with Pool(self.folder, workers=grid.workers, threads=grid.threads, launch=grid.launch) as pool:
+            return self._run(pool)
+
+    def _run(self, pool: Pool) -> tuple[list[Row], dict[str, str]]:
+        grid = self.grid
         flips: list[float | None] = [*grid.flip] if grid.flip else [None]
         places = [(flip, seed) for flip in flips for seed in grid.seeds]
         failures: dict[str, str] = {}
@@ -152,8 +157,7 @@ class Ablation:
         def run(cells: list[Cell], what: str) -> None:
             if not cells:
                 return
-            whys = run_cells(cells, self.folder, workers=grid.workers, launch=grid.launch, description=what)
-            for cell, why in zip(cells, whys, strict=True):
+            for cell, why in zip(cells, pool.run(cells, what), strict=True):
                 result = result_of(self.folder / "cells" / cell.folder_name)
                 if why or result is None:
                     failures[cell.name] = why

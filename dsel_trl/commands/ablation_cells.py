@@ -19,6 +19,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, set_seed
 
 from ..core.costs import WORK
+from ..core.randomness import preserved_rng
 from ..core.sidecar import versions
 from ..data.files import write_json
 from ..functional.compute import selection_flops, training_flops
@@ -110,7 +111,13 @@ def run_cell(cell: Cell, folder: Path, shared: Path) -> dict[str, Any]:
         `dict`: what is in that file.
     """
     torch.set_num_threads(cell.threads)
-    set_seed(cell.seed)
+    with preserved_rng():
+        # A reward model's head is drawn before its trainer seeds anything.
+        set_seed(cell.seed)
+        return _run(cell, folder, shared)
+
+
+def _run(cell: Cell, folder: Path, shared: Path) -> dict[str, Any]:
     words = [*cell.words, "--output_dir", str(folder), "--seed", str(cell.seed), "--save_strategy", "no"]
     words += ["--report_to", "none", "--disable_tqdm", "true"]
     words += ["--selection", json.dumps(cell.selection)]

@@ -1,5 +1,6 @@
 """The processes in which the cells of an ablation run: several at once, each of them free to fail."""
 
+import contextlib
 import json
 import logging
 import os
@@ -42,6 +43,8 @@ class Worker:
             code = self.process.wait()
             return None if code in (0, 1) else self._died(code)
         if self.process is None or self.process.poll() is not None:
+            if self.process is not None:
+                self._close_pipes()
             self.process = self._start([sys.executable, "-m", MODULE])
         try:
             assert self.process.stdin is not None
@@ -68,12 +71,23 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process, also in the middle of a cell."""
-        if self.process is not None and self.process.poll() is None:
+        if self.process is None:
+            return
+        if self.process.poll() is None:
             self.process.terminate()
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+                self.process.wait()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        assert self.process is not None
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
@@ -82,64 +96,67 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def run_cells(cells: Sequence[Cell], folder: Path, *, workers: int, launch: str, description: str) -> list[str]:
+class Pool:
     """
-    Runs the cells that are not finished, `workers` at a time.
+    The processes of an ablation, which last from its first cell to its last one.
 
     Args:
-        cells (`Sequence[Cell]`):
-            What to train.
         folder (`Path`):
             Folder of the ablation.
         workers (`int`):
-            How many at once.
+            Cells at once.
+        threads (`int`):
+            Threads of torch in each process.
         launch (`str`):
             A command that launches a module in several processes, such as `accelerate launch --num_processes 2`;
             empty for one process each.
-        description (`str`):
-            Text of the progress bar.
-
-    Returns:
-        `list[str]`: how each cell failed, empty for one that did not.
     """
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    failures = [""] * len(cells)
-    for i, cell in enumerate(cells):
-        if result_of(folder / "cells" / cell.folder_name) is None:
-            waiting.put(i)
-    open_cells = waiting.qsize()
-    bar = tqdm(total=len(cells), initial=len(cells) - open_cells, desc=description)
-    pool = [
-        Worker(folder / "logs" / f"worker-{n}.txt", shlex.split(launch), cells[0].threads)
-        for n in range(min(workers, open_cells))
-    ]
 
-    def serve(worker: Worker) -> None:
-        while True:
-            try:
-                i = waiting.get_nowait()
-            except queue.Empty:
-                return
-            failures[i] = _run(worker, cells[i], folder)
-            if failures[i]:
-                logger.warning("%s: %s", cells[i].name, failures[i])
-            bar.update()
+    def __init__(self, folder: Path, *, workers: int, threads: int, launch: str) -> None:
+        self.folder = folder
+        logs = folder / "logs"
+        self.workers = [Worker(logs / f"worker-{n}.txt", shlex.split(launch), threads) for n in range(workers)]
 
-    threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in pool]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            # In pieces: a join without end would not hear of an interruption.
-            while thread.is_alive():
-                thread.join(0.2)
-    finally:
-        while not waiting.empty():
-            waiting.get()
-        for worker in pool:
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for worker in self.workers:
             worker.close()
-        bar.close()
-    return failures
+
+    def run(self, cells: Sequence[Cell], description: str) -> list[str]:
+        """Runs the cells that are not finished; how each cell failed, empty for one that did not."""
+        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+        failures = [""] * len(cells)
+        for i, cell in enumerate(cells):
+            if result_of(self.folder / "cells" / cell.folder_name) is None:
+                waiting.put(i)
+        bar = tqdm(total=len(cells), initial=len(cells) - waiting.qsize(), desc=description)
+
+        def serve(worker: Worker) -> None:
+            while True:
+                try:
+                    i = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                failures[i] = _run(worker, cells[i], self.folder)
+                if failures[i]:
+                    logger.warning("%s: %s", cells[i].name, failures[i])
+                bar.update()
+
+        threads = [threading.Thread(target=serve, args=(worker,), daemon=True) for worker in self.workers]
+        try:
+            for thread in threads[: waiting.qsize()]:
+                thread.start()
+            for thread in threads:
+                # In pieces: a join without end would not hear of an interruption.
+                while thread.is_alive():
+                    thread.join(0.2)
+        finally:
+            while not waiting.empty():
+                waiting.get()
+            bar.close()
+        return failures
 
 
 def _run(worker: Worker, cell: Cell, folder: Path) -> str:

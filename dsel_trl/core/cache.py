@@ -145,10 +145,10 @@ def kept(run: "Run", stem: str, compute: Callable[[], dict[str, np.ndarray]]) ->
         if cost is not None:
             run.costs.counts.update(json.loads(cost.tobytes()))
         return found
-    before = run.costs.counts.copy()
+    before = None if run.shared is None else run.costs.counts.copy()
     arrays = compute()
     if run.passes.rank == 0:
-        added = {} if run.shared is None else {COST: _as_bytes(run.costs.counts - before)}
+        added = {} if before is None else {COST: _as_bytes(run.costs.counts - before)}
         save_arrays(file, {**arrays, **added})
     return arrays
 

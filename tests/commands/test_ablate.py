@@ -161,7 +161,7 @@ def test_a_process_that_dies_is_named_and_the_next_cell_has_another(base, tmp_pa
         (["--methods", "margin", "--equal", "time"], "'time'"),
         (["--methods", "margin", "--flip", "1.5"], "flip=[1.5]"),
         (["--methods", "margin", "--workers", "0"], "workers=0"),
-        (["--methods", "deita"], "'deita'"),
+        (["--methods", "rho1"], "'rho1'"),
         (["--methods", "{stock: {name: margin}}"], "'stock'"),
         (["--methods", "margin", "--learning_rte", "1"], "'--learning_rte'"),
         ([], "Which methods?"),

@@ -195,7 +195,7 @@ class Processes:
 
     def run(self, rank):
         passes = Passes(not_here, not_here, rank, self.world, lambda values: self.total(rank, values))
-        return SimpleNamespace(output_dir=self.folder / str(rank), passes=passes)
+        return SimpleNamespace(shared=None, output_dir=self.folder / str(rank), passes=passes)
 
     def each(self, function):
         """What `function(run, rank)` gives on every process."""
@@ -251,7 +251,8 @@ def test_one_disk_serves_all_processes(tmp_path, monkeypatch):
 def test_a_file_that_the_first_process_does_not_see_counts_for_none(tmp_path):
     processes = Processes(tmp_path)
     stale = {"losses": np.float32([9.0])}
-    kept(SimpleNamespace(output_dir=tmp_path / "1", passes=Passes(not_here, not_here)), "x", lambda: stale)
+    other = SimpleNamespace(shared=None, output_dir=tmp_path / "1", passes=Passes(not_here, not_here))
+    kept(other, "x", lambda: stale)
 
     def compute(rank):
         processes.total(rank, torch.zeros(1))
@@ -268,7 +269,7 @@ def test_a_broken_file_is_made_anew(tmp_path, caplog):
     assert all(arrays["mask"].tolist() == [True, False] for arrays in found)
     assert "cannot be read" in caplog.text
     again = kept(
-        SimpleNamespace(output_dir=tmp_path / "0", passes=Passes(not_here, not_here)),
+        SimpleNamespace(shared=None, output_dir=tmp_path / "0", passes=Passes(not_here, not_here)),
         "x",
         lambda: pytest.fail("computed again"),
     )

@@ -1,0 +1,91 @@
+"""What a benchmark found, as Markdown."""
+
+from typing import Any
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table of texts."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def numbers(result: dict[str, Any]) -> str:
+    """Any JSON of numbers under names, however deep, as a table of two columns."""
+
+    def walk(value: Any, name: str) -> list[list[str]]:
+        if isinstance(value, dict):
+            return [row for key, below in value.items() for row in walk(below, f"{name}, {key}" if name else str(key))]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return []
+        return [[name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}"]]
+
+    return markdown(["what", "measured"], walk(result.get("rows", result), ""))
+
+
+def overhead(result: dict[str, Any]) -> str:
+    """Seconds of a step and peak memory, as multiples of stock TRL."""
+    rows = []
+    for name, row in result["variants"].items():
+        low, high = row["ratio_quartiles"]
+        rows.append(
+            [
+                f"`{name}`" if name != "stock" else name,
+                f"{row['median_step_seconds']:.3f}",
+                f"{row['median_ratio']:.3f} ({low:.3f}-{high:.3f})",
+                "-" if row["limit"] is None else f"{row['limit']:g}",
+                f"{row['memory_ratio']:.4f}",
+                f"{row['memory_limit']:g}",
+            ]
+        )
+    return markdown(
+        ["attached", "seconds per step", "step / stock (25%-75%)", "limit", "peak memory / stock", "limit"], rows
+    )
+
+
+def ablation(result: dict[str, Any]) -> str:
+    """The table of `dsel ablate`, in short."""
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    def difference(row: dict[str, Any]) -> str:
+        value, low, high = (row[f"against_stock{end}"] for end in ("", "_low", "_high"))
+        if value is None:
+            return "-"
+        return f"{100 * value:+.1f}" if low is None else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+    rows = [
+        [
+            row["variant"],
+            f"{row['mean']:.1%}" + ("" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"),
+            difference(row),
+            share(row["flipped_dropped"]),
+            share(row["clean_dropped"]),
+            f"{row['steps']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["run", "held-out accuracy", "against stock, points", "flipped dropped", "clean dropped", "steps"]
+    return markdown(head, rows)
+
+
+def recovery(result: dict[str, Any]) -> str:
+    """What became of flipped pairs: the methods that choose, and those that weigh."""
+
+    def cell(value: list[float]) -> str:
+        return f"{value[0]:.3f} ± {value[1] / 2:.3f}"
+
+    found = result["summary"]
+    chosen = ("dropped", "flipped_among_dropped", "flipped_among_kept")
+    weighed = ("weight_flipped", "weight_clean", "flipped_among_lowest")
+    parts = []
+    for keys, head in (
+        (chosen, ["chooses", "dropped", "flipped among the dropped", "flipped among the kept"]),
+        (
+            weighed,
+            ["weighs", "mean weight of flipped pairs", "of clean pairs", "flipped among the lowest-weighted 30%"],
+        ),
+    ):
+        rows = [[f"`{name}`", *(cell(row[key]) for key in keys)] for name, row in found.items() if keys[0] in row]
+        if rows:
+            parts.append(markdown(head, rows))
+    return "\n\n".join(parts)
