@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from transformers import DataCollatorForSeq2Seq
 from trl import DPOTrainer, SFTTrainer
@@ -12,25 +11,9 @@ from trl import DPOTrainer, SFTTrainer
 from dsel_trl import SelectionCallback
 from dsel_trl.trainer.forwards import fused_head
 from tests import tiny
+from tests.weighted import half_weighted
 
 NO_COMPILER = None if shutil.which("g++") else "torch.compile's default backend needs a C++ compiler"
-COLUMNS = {"dpo": ("chosen", "rejected"), "sft": ("completion",), "kto": ("completion",)}
-
-
-def half_weighted(kind, swapped=False, even=False):
-    """
-    Every second example has weight 0; with `swapped` its responses are others of as many words. With `even` all texts
-    are equally long, so that a model is compiled once.
-    """
-    rows = tiny.DATASETS[kind](16).to_list()
-    for i, row in enumerate(rows):
-        row["weight"] = float(i % 2)
-        for name in ("prompt", *COLUMNS[kind]) if even else ():
-            row[name] = " " + " ".join((row[name].split() * 6)[:6])
-        if swapped and not i % 2:
-            for name in COLUMNS[kind]:
-                row[name] = " " + " ".join(reversed(row[name].split()))
-    return Dataset.from_list(rows)
 
 
 def trained(make_trainer, kind, dataset, cls=None, peft=None, **config):
