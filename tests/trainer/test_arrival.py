@@ -84,6 +84,23 @@ def test_rows_of_weight_zero_do_not_matter(make_trainer, kind, config):
     assert_zero_rows_do_not_matter(make_trainer, kind, **config)
 
 
+def test_rows_of_weight_zero_do_not_matter_to_a_reward_model(reward_trainer):
+    runs = []
+    for swapped in (False, True):
+        made = reward_trainer(per_device_train_batch_size=4, max_steps=3, optim="sgd", learning_rate=0.05)
+        trainer = type(made)(
+            made.model, args=made.args, processing_class=made.processing_class,
+            train_dataset=half_weighted("dpo", swapped).remove_columns("prompt"),
+        )  # fmt: skip
+        trainer.add_callback(SelectionCallback(trainer, "weight_column"))
+        before = tiny.weights_of(trainer)
+        trainer.train()
+        runs.append(tiny.weights_of(trainer))
+    for name, value in runs[0].items():
+        torch.testing.assert_close(value, runs[1][name], rtol=0, atol=1e-6, msg=name)
+    assert any((value - before[name]).abs().max() > 1e-4 for name, value in runs[0].items())
+
+
 def test_rows_of_weight_zero_do_not_matter_without_padding(make_trainer):
     assert_zero_rows_do_not_matter(make_trainer, "sft", padding_free=True, max_length=None)
 
