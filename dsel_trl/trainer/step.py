@@ -243,6 +243,8 @@ class OptimizerStep:
         """Scores an oversized candidate batch without gradient and returns the rows to train on."""
         (method,) = self.methods.using("pick")
         own_ids = per_example(inputs[EXAMPLE_ID].cpu(), self.kind.layout)
+        if ROW_LENGTHS in inputs:
+            inputs = {**inputs, ROW_LENGTHS: inputs[ROW_LENGTHS].flatten()}
         with self.run.costs.collecting() as ran:
             candidates = (
                 self.score_rows(inputs, own_ids, reference=method.references)

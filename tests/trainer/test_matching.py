@@ -202,6 +202,17 @@ def test_pairs_that_were_torn_apart_stop_what_reads_them(make_trainer, method):
             trainer.train()
 
 
+def test_candidates_that_share_a_row_are_picked_as_those_that_do_not(make_trainer):
+    picked = []
+    for padding_free in (False, True):
+        trainer = make_trainer("lm", max_steps=3, max_length=None, padding_free=padding_free)
+        witness = tiny.attach(trainer, "select_k_of_b")
+        trainer.train()
+        picked.append([sorted(ids) for ids in witness.ids])
+    assert picked[0] == picked[1]
+    assert {len(ids) for ids in picked[0]} == {2}
+
+
 def test_own_collators_are_not_trusted():
     own = DataCollatorForPreference(pad_token_id=0)
     assert is_trusted(own)
