@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from dsel_trl import Method, SelectionCallback
@@ -14,6 +15,23 @@ from tests import tiny
 # Weights by example id: small, large, zero, and all different.
 WEIGHTS = np.random.default_rng(5).uniform(0.1, 3.0, size=40).astype(np.float32)
 WEIGHTS[::7] = 0.0
+COLUMNS = {"dpo": ("chosen", "rejected"), "sft": ("completion",), "kto": ("completion",)}
+
+
+def half_weighted(kind, swapped=False, even=False):
+    """
+    Every second example has weight 0; with `swapped` its responses are others of as many words. With `even` all texts
+    are equally long, so that a model is compiled once.
+    """
+    rows = tiny.DATASETS[kind](16).to_list()
+    for i, row in enumerate(rows):
+        row["weight"] = float(i % 2)
+        for name in ("prompt", *COLUMNS[kind]) if even else ():
+            row[name] = " " + " ".join((row[name].split() * 6)[:6])
+        if swapped and not i % 2:
+            for name in COLUMNS[kind]:
+                row[name] = " " + " ".join(reversed(row[name].split()))
+    return Dataset.from_list(rows)
 
 
 @dataclass

@@ -80,6 +80,34 @@ def in_order(batch: dict[str, Any], positions: Sequence[int], layout: Layout) ->
     }
 
 
+def per_row(values: torch.Tensor, rows: int) -> torch.Tensor:
+    """
+    Values of examples in the layout of their batch's rows, by which batches are joined and shared among processes:
+    once for each sequence of an example, or all in one row where all examples lie in one.
+    """
+    return values[None] if rows < len(values) else values.repeat(rows // len(values))
+
+
+def per_example(values: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """
+    What `per_row` was given.
+
+    Raises:
+        `ValueError`: if the sequences of examples have been torn apart on the way.
+    """
+    if values.dim() > 1:
+        return values.flatten()
+    sides = values.chunk(layout.sequences)
+    if len(values) % layout.sequences or not all(torch.equal(sides[0], side) for side in sides[1:]):
+        raise ValueError(
+            "The chosen and the rejected sequences of a training batch are not those of the same examples: one "
+            "process makes the batches of all and cuts them by rows, which tears pairs apart, and the trainer's loss "
+            "takes what is left for pairs. Set accelerator_config={'dispatch_batches': False}; for a stream, which "
+            "can be served in no other way, leave `split_batches` out and give it as many batches as fill every step."
+        )
+    return sides[0]
+
+
 def _sequences(row: dict[str, Any], layout: Layout) -> list[list[int]] | None:
     """Token ids of the sequences of a row; `None` where it holds none."""
     prefix = row.get("prompt_ids", []) if layout.prompts else []

@@ -145,12 +145,11 @@ class SelectionMixin(_Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        ids = inputs.pop(EXAMPLE_ID, None)
-        columns = {key: inputs.pop(key) for key in [k for k in inputs if k.startswith(f"{COLUMNS}.")]}
-        layout = {ROW_LENGTHS: inputs.pop(ROW_LENGTHS)} if ROW_LENGTHS in inputs else {}
-        if self.selection is None or not self.model.training or not self.selection.steps.takes(ids):
+        own = [key for key in inputs if key in (EXAMPLE_ID, ROW_LENGTHS) or key.startswith(f"{COLUMNS}.")]
+        beside = {key: inputs.pop(key) for key in own}
+        if self.selection is None or not self.model.training or not self.selection.steps.takes(beside):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        with self.selection.steps.listen(ids, {**inputs, **layout}, columns) as listening:
+        with self.selection.steps.listen(beside, inputs) as listening:
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         extra = self.selection.steps.after_forward(listening, num_items_in_batch)
         if extra is None:

@@ -24,7 +24,7 @@ from ..sampling.plan_sampler import PlanSampler
 from ..signals.batch import ROW_LENGTHS
 from .kinds import COLUMNS, EXAMPLE_ID, trainer_kind
 from .kto import Collator
-from .matching import in_order, matched
+from .matching import in_order, matched, per_row
 
 
 class IndexedRows(torch.utils.data.Dataset):
@@ -97,10 +97,13 @@ class ExampleCollator:
         batch, positions = collated(self.collator, rows, self.layout)
         if ids is None:
             return batch
-        batch[EXAMPLE_ID] = torch.tensor([ids[i] for i in positions], dtype=torch.int64)
+        count = len(batch["input_ids"])
+        batch[EXAMPLE_ID] = per_row(torch.tensor([ids[i] for i in positions], dtype=torch.int64), count)
         for name in self.columns or ():
             values = [_number(rows[i].get(name), name) for i in positions]
-            batch[f"{COLUMNS}.{name}"] = torch.tensor(values, dtype=torch.float32)
+            batch[f"{COLUMNS}.{name}"] = per_row(torch.tensor(values, dtype=torch.float32), count)
+        if ROW_LENGTHS in batch:
+            batch[ROW_LENGTHS] = per_row(batch[ROW_LENGTHS], count)
         return batch
 
 

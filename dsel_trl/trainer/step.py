@@ -14,12 +14,13 @@ from ..core.composition import Composition
 from ..core.metrics import Metrics
 from ..core.run import Run, Step
 from ..data.rows import Rows
-from ..signals.batch import Batch, Forward
+from ..signals.batch import ROW_LENGTHS, Batch, Forward
 from ..signals.gate import Gate, WeightAverage
 from ..signals.tap import Reading, Tap
 from .forwards import attributes, make_batch, score_rows, token_count
 from .gradients import StepGradients
 from .kinds import COLUMNS, EXAMPLE_ID, labels_of, trainer_kind
+from .matching import per_example, per_row
 
 
 @dataclass
@@ -78,23 +79,24 @@ class OptimizerStep:
         if micro_batches:
             self.gradients.begin()
 
-    def takes(self, ids: Tensor | None) -> bool:
+    def takes(self, beside: dict[str, Tensor]) -> bool:
         """
-        Whether a method looks at the batch of these examples.
+        Whether a method looks at the batch that this came beside.
 
         Raises:
             `ValueError`: if one does, but the batch has come without its ids.
         """
         self._listening = None
-        if ids is None and self.readers:
+        if self.readers and EXAMPLE_ID not in beside:
             raise ValueError(
                 f"A training batch came without the ids of its examples, so {self.readers} cannot act on it. "
                 "Something keeps only the model's inputs of a batch, or makes batches of its own: a "
                 "`_prepare_inputs`, `training_step` or `get_train_dataloader` of the trainer's class. Let it pass on "
                 f"the key {EXAMPLE_ID!r}, and let `super().get_train_dataloader()` make the loader."
             )
-        if ids is not None and not self.readers:
-            self._rows.append({"ids": ids})
+        if EXAMPLE_ID in beside and not self.readers:
+            with contextlib.suppress(ValueError):
+                self._rows.append({"ids": per_example(beside[EXAMPLE_ID], self.kind.layout)})
         return bool(self.readers)
 
     def after_backward(self) -> None:
@@ -119,13 +121,17 @@ class OptimizerStep:
         )
 
     @contextlib.contextmanager
-    def listen(self, ids: Tensor, inputs: dict[str, Any], columns: dict[str, Tensor]) -> Iterator[Listening]:
+    def listen(self, beside: dict[str, Tensor], inputs: dict[str, Any]) -> Iterator[Listening]:
         """Opens tap and gate for one micro-batch; methods that adjust the loss act when its forwards are done."""
+        ids = per_example(beside[EXAMPLE_ID], self.kind.layout)
+        known = {key: values.flatten()[: len(ids)] for key, values in beside.items() if key != EXAMPLE_ID}
+        layout = {ROW_LENGTHS: known.pop(ROW_LENGTHS)} if ROW_LENGTHS in known else {}
         gate = Gate() if self.methods.using("weigh") else None
         labels = labels_of(self.kind, inputs)
         with contextlib.ExitStack() as stack:
             reading = stack.enter_context(self.tap.open(labels, gate, self.kind.other_labels(inputs)))
-            listening = self._listening = Listening(ids, dict(inputs), columns, gate, reading)
+            inputs = {**inputs, **layout}
+            listening = self._listening = Listening(ids, inputs, known, gate, reading)
             self.gradients.listen(ids, inputs)
             if self.methods.using("adjust"):
                 reading.when_read = partial(self._adjust, listening, stack)
@@ -267,7 +273,9 @@ class OptimizerStep:
     def pick(self, inputs: dict[str, Any], metrics: Metrics) -> dict[str, Any]:
         """Scores an oversized candidate batch without gradient and returns the rows to train on."""
         (method,) = self.methods.using("pick")
-        own_ids = inputs[EXAMPLE_ID].cpu()
+        own_ids = per_example(inputs[EXAMPLE_ID].cpu(), self.kind.layout)
+        if ROW_LENGTHS in inputs:
+            inputs = {**inputs, ROW_LENGTHS: inputs[ROW_LENGTHS].flatten()}
         with self.run.costs.collecting() as ran:
             candidates = (
                 self.score_rows(inputs, own_ids, reference=method.references)
@@ -289,7 +297,7 @@ class OptimizerStep:
         metrics.picked(ids.cpu().numpy(), chosen[: share * world].numpy())
         # The chosen rows may lie on another rank: each rank collates its share from the dataset.
         batch = self.run.rows.collate(own.numpy())
-        batch[EXAMPLE_ID] = own.to(inputs[EXAMPLE_ID].device)
+        batch[EXAMPLE_ID] = per_row(own.to(inputs[EXAMPLE_ID].device), len(batch["input_ids"]))
         return batch
 
     def gather(self, values: Tensor) -> tuple[Tensor, slice]:

@@ -17,6 +17,7 @@ from dsel_trl.core import sidecar
 from dsel_trl.report import run_files
 from tests import live, tiny
 from tests.distributed import fsdp2
+from tests.weighted import half_weighted
 
 
 def kill() -> None:
@@ -98,9 +99,14 @@ def train(spec: dict[str, Any]) -> None:
     if spec.get("fsdp2"):
         fsdp2.shard()
     dataset = tiny.DATASETS[spec["kind"]](spec.get("size", 21))
+    if "swapped" in spec:
+        dataset = half_weighted(spec["kind"], spec["swapped"], spec["even"])
+    if spec.get("stream"):
+        dataset = dataset.to_iterable_dataset()
     trainer = tiny.make_trainer(spec["kind"], spec["model"], spec["output_dir"], dataset=dataset, **spec["config"])
     witness = tiny.Witness()
-    trainer.add_callback(SelectionCallback(trainer, [*make_methods(spec["methods"]), witness]))
+    methods = [*make_methods(spec["methods"]), witness]
+    trainer.add_callback(SelectionCallback(trainer, methods, resume_with_other_batches=spec.get("leave", False)))
     killed = spec.get("kill")
     if killed and killed.get("rank", 0) == trainer.args.process_index:
         if killed["event"].startswith("on_"):

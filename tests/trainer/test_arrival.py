@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from transformers import DataCollatorForSeq2Seq
 from trl import DPOTrainer, SFTTrainer
@@ -12,25 +11,9 @@ from trl import DPOTrainer, SFTTrainer
 from dsel_trl import SelectionCallback
 from dsel_trl.trainer.forwards import fused_head
 from tests import tiny
+from tests.weighted import half_weighted
 
 NO_COMPILER = None if shutil.which("g++") else "torch.compile's default backend needs a C++ compiler"
-COLUMNS = {"dpo": ("chosen", "rejected"), "sft": ("completion",), "kto": ("completion",)}
-
-
-def half_weighted(kind, swapped=False, even=False):
-    """
-    Every second example has weight 0; with `swapped` its responses are others of as many words. With `even` all texts
-    are equally long, so that a model is compiled once.
-    """
-    rows = tiny.DATASETS[kind](16).to_list()
-    for i, row in enumerate(rows):
-        row["weight"] = float(i % 2)
-        for name in ("prompt", *COLUMNS[kind]) if even else ():
-            row[name] = " " + " ".join((row[name].split() * 6)[:6])
-        if swapped and not i % 2:
-            for name in COLUMNS[kind]:
-                row[name] = " " + " ".join(reversed(row[name].split()))
-    return Dataset.from_list(rows)
 
 
 def trained(make_trainer, kind, dataset, cls=None, peft=None, **config):
@@ -99,6 +82,23 @@ def test_weights_are_exact_in_compiled_models(make_trainer, kind, backend):
 )
 def test_rows_of_weight_zero_do_not_matter(make_trainer, kind, config):
     assert_zero_rows_do_not_matter(make_trainer, kind, **config)
+
+
+def test_rows_of_weight_zero_do_not_matter_to_a_reward_model(reward_trainer):
+    runs = []
+    for swapped in (False, True):
+        made = reward_trainer(per_device_train_batch_size=4, max_steps=3, optim="sgd", learning_rate=0.05)
+        trainer = type(made)(
+            made.model, args=made.args, processing_class=made.processing_class,
+            train_dataset=half_weighted("dpo", swapped).remove_columns("prompt"),
+        )  # fmt: skip
+        trainer.add_callback(SelectionCallback(trainer, "weight_column"))
+        before = tiny.weights_of(trainer)
+        trainer.train()
+        runs.append(tiny.weights_of(trainer))
+    for name, value in runs[0].items():
+        torch.testing.assert_close(value, runs[1][name], rtol=0, atol=1e-6, msg=name)
+    assert any((value - before[name]).abs().max() > 1e-4 for name, value in runs[0].items())
 
 
 def test_rows_of_weight_zero_do_not_matter_without_padding(make_trainer):

@@ -90,6 +90,38 @@ def test_weights_are_exact(make, kind):
         torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
 
 
+def half_weighted(kind, swapped):
+    """Every second example has weight 0; with `swapped` it has other words (as many) and its picture upside down."""
+
+    def row(example, i):
+        example["weight"] = float(i % 2)
+        if swapped and not i % 2:
+            example["images"] = [image.transpose(Transpose.ROTATE_180) for image in example["images"]]
+            for name in {"chosen", "rejected", "completion", "messages"} & example.keys():
+                for message in example[name]:
+                    message["content"] = " ".join(reversed(message["content"].split()))
+        return example
+
+    return images.pictures(kind).map(row, with_indices=True, load_from_cache_file=False)
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_rows_of_weight_zero_do_not_matter(make, kind):
+    # KTO's KL term is estimated on all completions of a batch, whatever they weigh: this loss has none.
+    config = {"loss_type": "apo_zero_unpaired"} if kind == "kto" else {}
+    config |= {"per_device_train_batch_size": 4, "optim": "sgd", "learning_rate": 0.05}
+    first, second, other = (
+        make(kind, method, dataset=half_weighted(kind, swapped), config=config)
+        for method, swapped in (("weight_column", False), ("weight_column", True), ("uniform", True))
+    )
+    for trainer in (first, second, other):
+        trainer.train()
+    weights = tiny.weights_of(first)
+    for name, value in tiny.weights_of(second).items():
+        torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-6, msg=name)
+    assert any((value - weights[name]).abs().max() > 1e-4 for name, value in tiny.weights_of(other).items())
+
+
 @pytest.mark.parametrize("kind", TRAINERS)
 @pytest.mark.parametrize(
     ("method", "parameters"),

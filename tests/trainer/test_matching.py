@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from dsel_trl import SelectionCallback
 from dsel_trl.data.rows import Layout
-from dsel_trl.trainer.matching import in_order, is_trusted, matched
+from dsel_trl.trainer.matching import in_order, is_trusted, matched, per_example, per_row
 from tests import tiny
-from tests.trainer.test_arrival import half_weighted
+from tests.weighted import half_weighted
 
 PAIRS, SEQUENCES = Layout(("chosen", "rejected"), prompts=True), Layout()
 
@@ -166,6 +167,50 @@ def test_truncated_rows_are_matched(mode):
     rows = [pair(3, 4, 5, 6), pair(7, 8), pair(5, 6, 7)]
     collator = Sorting(DataCollatorForPreference(pad_token_id=0, max_length=4, truncation_mode=mode), "dpo")
     assert matched(collator(rows), rows, PAIRS, collator) == [0, 2, 1]
+
+
+@pytest.mark.parametrize(("layout", "rows"), [(SEQUENCES, 3), (PAIRS, 6), (SEQUENCES, 1)])
+def test_values_of_examples_go_with_their_rows(layout, rows):
+    laid = per_row(torch.tensor([5, 6, 7]), rows)
+    assert len(laid) == rows
+    assert per_example(laid, layout).tolist() == [5, 6, 7]
+
+
+@pytest.mark.parametrize("values", [[5, 6, 7, 8], [5], [5, 6, 5]])
+def test_pairs_that_were_torn_apart_are_noticed(values):
+    with pytest.raises(ValueError, match=r"not those of the same examples.*dispatch_batches"):
+        per_example(torch.tensor(values), PAIRS)
+
+
+class Torn(DPOTrainer):
+    """As though a process had got the chosen rows of some pairs, and the rejected rows of others."""
+
+    def _prepare_inputs(self, inputs):
+        return super()._prepare_inputs({**inputs, "example_id": torch.arange(len(inputs["input_ids"]))})
+
+
+@pytest.mark.parametrize("method", ["uniform", "weight_column"])
+def test_pairs_that_were_torn_apart_stop_what_reads_them(make_trainer, method):
+    trainer = make_trainer("dpo", max_steps=1)
+    trainer.__class__ = Torn
+    trainer.add_callback(SelectionCallback(trainer, method))
+    if method == "uniform":
+        trainer.train()
+        assert trainer.selection.ledger.visits.sum() == 0
+    else:
+        with pytest.raises(ValueError, match="not those of the same examples"):
+            trainer.train()
+
+
+def test_candidates_that_share_a_row_are_picked_as_those_that_do_not(make_trainer):
+    picked = []
+    for padding_free in (False, True):
+        trainer = make_trainer("lm", max_steps=3, max_length=None, padding_free=padding_free)
+        witness = tiny.attach(trainer, "select_k_of_b")
+        trainer.train()
+        picked.append([sorted(ids) for ids in witness.ids])
+    assert picked[0] == picked[1]
+    assert {len(ids) for ids in picked[0]} == {2}
 
 
 def test_own_collators_are_not_trusted():
