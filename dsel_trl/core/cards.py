@@ -22,8 +22,9 @@ representation (`reduction`: embeddings, gradients, clusters), nothing (`raw`), 
 
 CRITERIA = ("internal", "external_discrete", "external_continuous", "none")
 """
-Where the judgement of quality comes from: the example and the model in training (`internal`), another model's or
-person's grade (`external_discrete`) or number (`external_continuous`), or nowhere (`none`).
+Where the judgement of quality comes from: the example and the model in training (`internal`), what another model or a
+person prefers, as a grade, a score or a reward (`external_discrete`), what an example does to a model's output,
+measured with a second model or on other data (`external_continuous`), or nowhere (`none`).
 """
 
 SURVEY_COLUMNS = ("name", "family", "criterion", "selector", "cost")

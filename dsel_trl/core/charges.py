@@ -104,16 +104,26 @@ def described(charges: Iterable[Charge], also: str = "") -> str:
 
 
 def charged(
-    charges: Iterable[Charge], method: Any, units: Mapping[str, float], has_reference: bool
+    charges: Iterable[Charge],
+    method: Any,
+    units: Mapping[str, float],
+    has_reference: bool,
+    helper_reference: bool | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Examples by name of the counter that the charges come to: the least and the most of them."""
+    """
+    Examples by name of the counter that the charges come to: the least and the most of them.
+
+    `has_reference` says whether the run asks its reference model; `helper_reference`, by default the same, whether a
+    helper asks its own: what the run has precomputed is of another model.
+    """
+    helped = has_reference if helper_reference is None else helper_reference
     total: dict[str, tuple[float, float]] = {}
     for charge in charges:
         if not charge.applies(method):
             continue
         count = charge.value(method) * units[charge.per]
         names = [*PARTS.get(charge.what, (charge.what,))]
-        if charge.reference and has_reference:
+        if charge.reference and (helped if charge.what.startswith("helper_") else has_reference):
             names.append(REFERENCES[charge.what])
         for name in names:
             least, most = total.get(name, (0.0, 0.0))

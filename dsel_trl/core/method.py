@@ -143,8 +143,9 @@ class Method:
         What its `charges` come to in this run, the least and the most examples by name of the counter
         ([`~dsel_trl.core.costs.Costs`]). `known` are units that are known better by now.
         """
-        has_reference = run.trainer in ("dpo", "kto") and not getattr(run.arguments, "precompute_ref_log_probs", False)
-        return charged(self.charges, self, {**self.units(run), **known}, has_reference)
+        referred = run.trainer in ("dpo", "kto")
+        has_reference = referred and not getattr(run.arguments, "precompute_ref_log_probs", False)
+        return charged(self.charges, self, {**self.units(run), **known}, has_reference, referred)
 
     def reset(self) -> None:
         """Called when a run begins: forgets what an earlier run of the same trainer, or a failed attempt, has left."""

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from ..core.helper_settings import LORA, LORA_LEARNING_RATE, helper_arguments
 from ..core.randomness import preserved_rng
 from ..signals.batch import Batch
+from ..signals.kto_batch import KTOBatch
 from ..signals.pair_batch import PairBatch
 from . import mixin as seams
 from .forwards import base_model, score_rows
@@ -147,29 +148,55 @@ class _Recorder(TrainerCallback):
 
     def tell_rounding(self) -> None:
         """Warns where a helper has moved no further from its start than its precision rounds."""
-        if not self.moved:
-            return
         args = self.helper.args
         precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        spread = torch.cat(self.moved).std(correction=0).item()
-        rounding = torch.finfo(precision).eps / 2 * torch.cat(self.logps).abs().mean().item()
-        if spread <= rounding:
+        half = torch.finfo(precision).eps / 2
+        moved: float | None
+        if self.moved:
+            what, moved = "its log-ratios spread by", torch.cat(self.moved).std(correction=0).item()
+            rounding = half * torch.cat(self.logps).abs().mean().item()
+        else:
+            # Without a reference nothing says what its start would have measured, but its weights say how far it is.
+            what, moved, rounding = "its weights have changed by a share of", self._weight_change(), half
+        if moved is not None and moved <= rounding:
             logger.warning(
-                "A helper model has learned next to nothing at the learning rate %g: its log-ratio margins spread by "
-                "%.2g, and %s alone rounds by %.2g. What it measured is noise: set a larger helper_learning_rate "
-                "(the default of LoRA helpers is %g), or more helper_epochs.",
+                "A helper model has learned next to nothing at the learning rate %g: %s %.2g, and %s alone rounds by "
+                "%.2g. What it measured is noise: set a larger helper_learning_rate (the default of LoRA helpers is "
+                "%g), or more helper_epochs.",
                 args.learning_rate,
-                spread,
+                what,
+                moved,
                 str(precision).removeprefix("torch."),
                 rounding,
                 LORA_LEARNING_RATE,
             )
+
+    @torch.no_grad()
+    def _weight_change(self) -> float | None:
+        """Size of what an adapter has learned against that of the weights beneath; `None` without an adapter."""
+        model = self.helper.accelerator.unwrap_model(self.helper.model)
+        layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+        pairs = [
+            (layer.get_delta_weight(name), layer.get_base_layer().weight)
+            for layer in layers
+            for name in layer.active_adapters
+            if hasattr(layer, "get_delta_weight")
+        ]
+        if not pairs:
+            return None
+        learned, beneath = (
+            sum(float(part.float().square().sum()) for part in each) for each in zip(*pairs, strict=True)
+        )
+        return (learned / beneath) ** 0.5 if beneath else None
 
     def _forward(self, *args: Any, **kwargs: Any) -> Batch:
         batch = _score_by_own_reference(self.helper, *args, **kwargs)
         if isinstance(batch, PairBatch) and trainer_kind(self.helper).margin and kwargs.get("reference", True):
             self.moved.append(batch.log_ratio_margin.detach().float().cpu())
             self.logps.append(batch.policy_chosen_logps.detach().float().cpu())
+        elif isinstance(batch, KTOBatch) and kwargs.get("reference", True):
+            self.moved.append((batch.policy_logps - batch.ref_logps).detach().float().cpu())
+            self.logps.append(batch.policy_logps.detach().float().cpu())
         return batch
 
     def _evaluate(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import dsel_trl
 from dsel_trl import Method, MethodCard, Signal, get_method, get_method_card, list_methods
+from dsel_trl.bases import ExplicitMargin
 from dsel_trl.core import cards
 from dsel_trl.core.cards import CRITERIA, FAMILIES, card_of, put_methods_table, survey_rows, vocabulary
 from dsel_trl.core.charges import Charge
@@ -158,6 +159,14 @@ def test_each_method_has_its_row():
     assert rows["zip"]["family"] == "raw"
     assert rows["deita"]["criterion"] == "external_discrete"
     assert rows["random"]["criterion"] == "none"
+
+
+def test_one_formula_has_one_place_in_the_survey():
+    """The excess over a second model's loss is one criterion; a score or reward is a preference."""
+    assert {get_method_card(name).criterion for name in ("rho_loss", "jest", "rho1")} == {"external_continuous"}
+    for name in list_methods():
+        if issubclass(get_method(name), ExplicitMargin) and get_method(name).explicit is ExplicitMargin.explicit:
+            assert "external_discrete" in vocabulary(get_method_card(name).criterion), name
 
 
 @pytest.mark.parametrize(("key", "value"), [("family", "lengths"), ("criterion", "internal or lengths")])

@@ -68,6 +68,10 @@ def test_a_training_is_a_forward_and_a_backward_and_asks_the_reference_where_the
         "helper_reference_forwards": (20, 20),
     }
     assert "helper_reference_forwards" not in charged(charges, None, {"example": 10}, False)
+    # A run with precomputed log-probabilities: its helpers ask their own start all the same.
+    precomputed = charged((*charges, Charge("forwards", reference=True)), None, {"example": 10}, False, True)
+    assert precomputed["helper_reference_forwards"] == (20, 20)
+    assert "reference_forwards" not in precomputed
 
 
 @pytest.mark.parametrize("name", list_methods())

@@ -153,7 +153,7 @@ SWITCHES = {
     },
     "selective_dpo": {"source": ["cross_fit", "online", "column", "table"], "table": [None, "difficulty.csv"]},
     "semdedup": {"eps": [None, 0.1], "embedding": ["policy", "column:x"]},
-    "reward_augmented": {"reward": [None, REWARD]},
+    "reward_augmented": {"reward": [None, REWARD], "implicit": [False, True]},
     "uni_dpo": {"reward": [None, REWARD]},
     "zip": {"form": ["offline", "online"]},
 }

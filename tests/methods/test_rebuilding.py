@@ -163,6 +163,37 @@ def test_half_keeps_the_number_of_rows_and_precomputes_the_reference(make_traine
     assert len(trainer.train_dataset) <= good + 10
 
 
+def test_a_policy_that_has_learned_scores_its_pairs_itself(make_trainer):
+    trainer = make_trainer("dpo", max_steps=1, learning_rate=0.0)
+    tiny.stir(trainer, scale=0.1)
+    tiny.attach(trainer, "reward_augmented", implicit=True)
+    margins = trainer.selection.run.passes.measure(lambda batch: batch.log_ratio_margin)
+    trainer.train()
+    goals = np.array(trainer.train_dataset["goal"])
+    # A pair whose two sides have one place of the scale after rounding is left out, as one of the wrong order is.
+    assert abs(len(goals) - 2 * (margins > 0).sum()) <= 4
+    assert goals.min() >= 1
+    assert goals.max() <= 10
+    assert len(set(goals.tolist())) > 10
+    first = len(goals) // 2
+    assert (goals[:first] > goals[first:]).all()
+    untrained = make_trainer("dpo", max_steps=1)
+    SelectionCallback(untrained, "reward_augmented", implicit=True)
+    with pytest.raises(ValueError, match="here it is its reference"):
+        untrained.train()
+
+
+def test_a_goal_that_would_be_cut_off_is_refused(make_trainer):
+    for mode, refused in (("keep_start", False), ("keep_end", True)):
+        trainer = make_trainer("dpo", max_steps=1, max_length=16, truncation_mode=mode)
+        SelectionCallback(trainer, "reward_augmented", template="w1 {g}")
+        if refused:
+            with pytest.raises(ValueError, match=r"cuts the goal off \d+ of \d+ pairs"):
+                trainer.train()
+        else:
+            trainer.train()
+
+
 # ---- inco_dpo ----
 
 

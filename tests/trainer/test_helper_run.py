@@ -14,7 +14,7 @@ from dsel_trl import SelectionCallback
 from dsel_trl.core import helper_settings
 from dsel_trl.data.demo.corpus import demo_preferences
 from dsel_trl.data.demo.model import build_demo_model
-from dsel_trl.trainer.helper_run import initial_copy
+from dsel_trl.trainer.helper_run import initial_copy, train_helper
 from tests import tiny
 
 CONFIGS = (DPOConfig, SFTConfig, KTOConfig, RewardConfig)
@@ -362,3 +362,72 @@ def test_a_helper_that_learned_nothing_is_told(demo_model, tmp_path, caplog):
     """The run's own learning rate would not do."""
     assert difficulty_finds_flips(demo_model, tmp_path, helper_learning_rate=1e-6) < 0.6
     assert "learned next to nothing at the learning rate 1e-06" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["sft", "kto"])
+def test_helpers_of_every_trainer_tell_that_they_learned_nothing(make_trainer, caplog, kind):
+    class Look(tiny.Witness):
+        def setup(self, run):
+            ids = np.arange(run.size)
+            for rate, told in ((1e-6, True), (3e-3, False)):
+                caplog.clear()
+                run.train_helper(ids, ids, loss, evaluations=1, learning_rate=rate)
+                assert ("learned next to nothing" in caplog.text) == told, (rate, caplog.text)
+
+    trainer = make_trainer(kind, max_steps=1, bf16=True)
+    trainer.add_callback(SelectionCallback(trainer, Look()))
+    trainer.train()
+
+
+def test_an_adapter_is_kept_in_float32(make_trainer, monkeypatch):
+    """Its steps are smaller than what bfloat16 can add to its weights, whatever the weights beneath are kept in."""
+    seen = {}
+
+    def look(trainer, helper, train_ids):
+        for name, parameter in helper.model.named_parameters():
+            seen.setdefault("lora" in name, set()).add(parameter.dtype)
+
+    monkeypatch.setattr("dsel_trl.trainer.helper_run._count", look)
+
+    class Look(tiny.Witness):
+        def setup(self, run):
+            helped(run, loss)
+
+    trainer = make_trainer("dpo", max_steps=1, bf16=True, model_init_kwargs={"dtype": "bfloat16"})
+    trainer.add_callback(SelectionCallback(trainer, Look()))
+    trainer.train()
+    assert seen == {True: {torch.float32}, False: {torch.bfloat16}}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "untrained"),
+    [
+        ("bees", {"sources": ["helper"]}, 0.0),
+        ("selective_dpo", {"evaluations": 1}, 0.0),
+        ("rho_loss", {"factor": 2}, np.log(2)),
+        ("s2l", {"checkpoints": 1, "clusters": 2}, np.log(2)),
+    ],
+)
+def test_an_untrained_helper_has_no_margin_where_references_are_precomputed(
+    make_trainer, monkeypatch, tmp_path, name, parameters, untrained
+):
+    """And what it cost is what the card says: it asks its own start, whatever the run has in its dataset."""
+    found = []
+
+    def spy(*args, **how):
+        found.append(train_helper(*args, **how))
+        return found[-1]
+
+    monkeypatch.setattr("dsel_trl.callback.train_helper", spy)
+    other = str(tiny.build_model(tmp_path / "other", seed=9))
+    trainer = make_trainer("dpo", max_steps=1, precompute_ref_log_probs=True)
+    settings = {"helper_model": other, "helper_learning_rate": 0.0, "helper_epochs": 1.0}
+    callback = SelectionCallback(trainer, name, **parameters, **settings)
+    trainer.train()
+    assert found
+    for values in found:
+        np.testing.assert_allclose(values[np.isfinite(values)], untrained, atol=1e-5)
+    expected = callback.methods.methods[0].expected_cost(callback.run)
+    for what in ("helper_forwards", "helper_reference_forwards", "helper_backwards"):
+        least, most = expected[what]
+        assert least <= callback.costs.counts[what] <= most, what

@@ -41,7 +41,7 @@ class WeightColumn(Method):
     allow_negative: bool = field(default=False, metadata={"help": "whether negative weights are meant"})
 
     trainers = ("dpo", "sft", "kto", "reward")
-    criterion = "external_continuous"
+    criterion = "external_discrete"
     selector = "weight"
     state = "with lists, 4 bytes per trained token in memory"
 

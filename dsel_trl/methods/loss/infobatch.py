@@ -24,7 +24,8 @@ class InfoBatch(Method):
 
     What: of the examples whose last loss is below the mean, only the random share `keep_learned` (of them, not of all,
     so it is not called `keep`) stays, with the weight `1 / keep_learned`, so that the expected gradient is that of all
-    data (hf.co/papers/2303.04947). After `delta` of the training everything is used, with weight 1. The loss is that
+    data (hf.co/papers/2303.04947). After `delta` of the training, at the border of the pass that comes nearest,
+    everything is used, with weight 1. The loss is that
     of the normal training forward: mean per token for SFT, per pair for DPO.
     Schedule: it is decided at the start of each pass, or, with a number in `refresh`, every so many optimizer steps
     over the examples that come next, by the losses known then (an adaptation for runs of few epochs); each example is
@@ -107,7 +108,8 @@ class InfoBatch(Method):
         asked = self._asked(run, rng)
         pruning = run.progress < self.delta
         if isinstance(self.refresh, str):
-            pruning = pruning and is_pruned_epoch(run.plans_made, run.epochs, self.delta)
+            # Passes may be shorter than epochs: it is the training that is measured, not the number of passes.
+            pruning = pruning and is_pruned_epoch(round(run.progress * run.epochs), run.epochs, self.delta)
         ids, weights = infobatch_epoch(
             known_scores(run, "loss"),
             rng,

@@ -65,6 +65,7 @@ class RhoLoss(Method):
             for name in ("helper_model", "helper_lora", "helper_epochs", "helper_learning_rate")
         },
     }
+    criterion = "external_continuous"
     selector = "top_k of the candidates"
     charges = (
         Charge("forwards", per="candidate", reference=True),

@@ -17,6 +17,9 @@ from ...functional.loss.s2l import cluster_trajectories, loss_trajectories, s2l_
 from ...functional.ranking import keep_count
 from ...signals.batch import Signal
 
+# At which the authors train their helper whole.
+LEARNING_RATE = 2e-5
+
 
 @register("s2l")
 @dataclass
@@ -28,7 +31,8 @@ class S2L(Method):
     trajectories are clustered by k-means, and the budget is spread over the clusters from the smallest on, drawn at
     random within each (hf.co/papers/2403.07384). Clusters of two or fewer are used last. With `source_column` the
     budget is first spread over the data sources. The loss is that of the pair, or the mean per token for SFT. Chosen
-    once; trajectories are kept under `output_dir/selection`.
+    once; trajectories are kept under `output_dir/selection`. The helper is trained as the authors train theirs: all of
+    its weights, for 3 epochs, at 2e-5; theirs is small (70 million parameters), the default here is the policy itself.
     When: large SFT sets with much redundancy; a small model of the same tokenizer at hand (`helper_model`).
     When not: it looks at diversity, not at quality: noise has clusters of its own, which get their share.
     """
@@ -43,10 +47,10 @@ class S2L(Method):
     helper_model: str | None = field(
         default=None, metadata={"help": "another (smaller) model with the same tokenizer; default the policy as it is"}
     )
-    helper_lora: bool = field(default=True, metadata={"help": "helper model: LoRA (r 16) or full fine-tuning"})
-    helper_epochs: float = field(default=1.0, metadata={"help": "helper model: epochs"})
+    helper_lora: bool = field(default=False, metadata={"help": "helper model: LoRA (r 16) or full fine-tuning"})
+    helper_epochs: float = field(default=3.0, metadata={"help": "helper model: epochs"})
     helper_learning_rate: float | None = field(
-        default=None, metadata={"help": "helper model: default 3e-4, or without LoRA the run's own"}
+        default=None, metadata={"help": "helper model: default 2e-5, or with LoRA 3e-4"}
     )
     seed: int = field(default=0, metadata={"help": "of the clustering and the draws, beside the run's seed"})
 
@@ -107,6 +111,8 @@ class S2L(Method):
                 raise ValueError(f"Column {self.trajectory_column!r} must hold equally many losses per row: {widths}.")
             return np.array(rows, dtype=np.float32)
         helper = helper_settings(self, run.stream_seed("s2l/helper"))
+        if not self.helper_lora and self.helper_learning_rate is None:
+            helper["learning_rate"] = LEARNING_RATE
         measure = lambda: {"losses": self._helper_losses(run, helper)}  # noqa: E731
         return cached(run, "loss-trajectories", [self.checkpoints], measure, uses=(), helpers=[helper])["losses"]
 

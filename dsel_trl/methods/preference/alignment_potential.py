@@ -91,7 +91,7 @@ class AlignmentPotential(ExplicitMargin, ByScore):
         "max_new_tokens": (given("self_play"),),
         "unfinished": (given("self_play"),),
     }
-    criterion = "external_continuous and internal"
+    criterion = "external_discrete and internal"
     selector = "top_k"
     charges = (
         Charge("forwards", per="example and plan", when="prescore and form: simpo", at_most=True),

@@ -84,7 +84,7 @@ class Bees(ExplicitMargin, ByScore):
             for name in ("seed_pairs", "helper_model", "helper_lora", "helper_epochs", "helper_learning_rate")
         },
     }
-    criterion = "external_continuous and internal"
+    criterion = "external_discrete and internal"
     renamed: ClassVar[dict[str, str]] = {"num": "keep (the share of all pairs)"}
     selector = "top_k, weight, sample"
     charges = (

@@ -60,7 +60,7 @@ class CurryDpo(ExplicitMargin):
         "scores_column": (given("responses_column"),),
         "stages": (without("responses_column"),),
     }
-    criterion = "external_continuous"
+    criterion = "external_discrete"
     selector = "curriculum"
     state = "the stage of each pair (8 bytes)"
 

@@ -25,7 +25,8 @@ class FilteredDpo(Method):
     What: before each epoch (from `start_epoch` on) one response to each remaining prompt is sampled from the policy
     and scored, and the pair stays while `reward(sample) - reward(chosen) < threshold` (hf.co/papers/2404.13846). A
     reward that gives nothing drops the pair; if all would be dropped, the last set stays. The length of an epoch is
-    that of the first: with fewer pairs left an epoch serves them more than once.
+    that of the first: with fewer pairs left an epoch serves them more than once, where the paper's epochs become
+    shorter. Their number of steps is kept so that the learning rate's schedule is (fewer epochs are as many passes).
     When: chosen responses of mixed quality, several epochs, a reward worth trusting.
     When not: it costs one generation per remaining pair and epoch. The samples are as short as `max_new_tokens`, which
     a reward may hold against them or for them.
@@ -50,7 +51,7 @@ class FilteredDpo(Method):
     reads: ClassVar[Reads] = {
         "top_p": (given("temperature"),),
     }
-    criterion = "external_continuous"
+    criterion = "external_discrete"
     selector = "threshold"
     charges = (
         Charge("generated_responses", per="example and epoch", at_most=True),

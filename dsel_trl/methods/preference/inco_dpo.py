@@ -74,7 +74,7 @@ class IncoDpo(Method):
         "temperature": (given("samples"),),
     }
     family = "raw"
-    criterion = "external_continuous"
+    criterion = "external_discrete"
     selector = "builds the dataset"
     charges = (
         Charge("generated_responses", "samples", per="prompt and build"),

@@ -43,7 +43,7 @@ class Margin(ExplicitMargin, ByScore):
     reads: ClassVar[Reads] = {
         **score_reads(unless("source", "implicit")),
     }
-    criterion = "internal or external_continuous"
+    criterion = "internal or external_discrete"
     selector = "top_k, band, weight, sample, curriculum"
 
     def __post_init__(self) -> None:

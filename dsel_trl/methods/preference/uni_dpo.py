@@ -41,7 +41,7 @@ class UniDpo(ExplicitMargin, LossForm):
 
     signals = (Signal.POLICY_LOGPS, Signal.REF_LOGPS, Signal.EXPLICIT_MARGIN)
     paper = "hf.co/papers/2506.10054"
-    criterion = "external_continuous and internal"
+    criterion = "external_discrete and internal"
 
     def __post_init__(self) -> None:
         check_range("beta", self.beta, 0, float("inf"), open_low=True)

@@ -1,5 +1,6 @@
 """DEITA: complexity times quality, then only what is unlike all that was kept before."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -141,6 +142,14 @@ class Deita(Prescored):
             size = keep_count(1.0 if self.keep is None else self.keep, run.size)
             ids = diversity_filter(known, vectors, threshold=self.threshold, size=size)
             kept[ids] = known[ids]
+            if len(ids) < size:
+                run.tell(
+                    f"{self.name}:fewer",
+                    f"{self.name!r} keeps {len(ids)} of the {size} examples that keep={self.keep!r} asks for: all "
+                    f"others are closer than threshold={self.threshold!r} to one that is kept, or have no score. "
+                    "Raise the threshold to keep more.",
+                    logging.WARNING,
+                )
         return {self.SCORE: known, self.name: kept}
 
     def weights(self, scores: np.ndarray) -> np.ndarray:

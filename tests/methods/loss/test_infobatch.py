@@ -118,3 +118,18 @@ def test_resumes_bit_for_bit(make_trainer, tmp_path, parameters):
 def test_wrong_parameters(refresh, message):
     with pytest.raises(ValueError, match=message):
         create_method("infobatch", refresh=refresh)
+
+
+def test_short_passes_do_not_end_the_pruning_early():
+    """Of many well-learned examples a pass is short: the eighth begins at 77% of the training, and still prunes."""
+    losses = np.where(np.arange(64) < 56, 0.1, 9.0)
+    weights = {}
+    for step in (77, 89):
+        method = create_method("infobatch")
+        run = make_run(64, step=step, max_steps=100, epochs=8, epoch=6, plans_made=7)
+        run.ledger.write("loss", None, losses, step=0)
+        method.setup(run)
+        ids = method.plan(run, 6)
+        weights[step] = method._weights[ids]
+    assert weights[77].max() == 2
+    assert (weights[89] == 1).all()

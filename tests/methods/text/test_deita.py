@@ -233,3 +233,11 @@ def test_a_missing_library_is_named(make_trainer, monkeypatch):
     SelectionCallback(trainer, "deita", **COLUMNS, embedding="model:some/model")
     with pytest.raises(ImportError, match=r"dsel-trl\[embed\]"):
         trainer.train()
+
+
+def test_fewer_than_asked_for_are_told(make_trainer):
+    trainer = make_trainer("sft", max_steps=1)
+    callback = SelectionCallback(trainer, "deita", **COLUMNS, keep=0.9, threshold=-1.0)
+    trainer.train()
+    assert (~callback.ledger.dropped).sum() == 1
+    assert any("keeps 1 of the 36 examples" in note for note in callback.metrics_window.notes.values())
