@@ -1,5 +1,6 @@
 """
-The command line: `dsel dpo | sft | kto | reward | build | shards | methods`, the same program as `python -m dsel_trl`.
+The command line: `dsel dpo | sft | kto | reward | audit | build | shards | methods`, the same program as
+`python -m dsel_trl`.
 
 Exit codes: 0 done, 1 the training failed, 2 something in the arguments or the data has to be mended, 130 interrupted.
 """
@@ -98,6 +99,11 @@ def _dispatch(words: list[str]) -> None:
         _say(f"dsel-trl {version('dsel-trl')}")
     elif command in TRAININGS:
         _train(command, rest)
+    elif command == "audit":
+        _set_up_logging()
+        from .commands.audit import audit_file
+
+        _say(audit_file(rest))
     elif command == "build":
         from .commands.build import build_file
 

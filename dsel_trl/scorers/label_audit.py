@@ -1,6 +1,6 @@
 """The audit of preference labels: from what is known of each pair to a probability that its label is wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ from ..functional.audit.token_statistics import NAMES
 SIGNALS = ("texts", "statistics", "states", "trees")
 # Single signals of which the page and the table show a column of their own.
 SHOWN = ("sum", "mean", "gain_sum", "gain_mean", "length", "entropy", "top1")
-# Nearer to one half than this, an opinion on a pair is none.
+# Of fewer labels nothing can be learned.
 FEWEST_PAIRS = 20
 
 
@@ -236,16 +236,3 @@ def _sided(values: np.ndarray) -> float:
     """Area under the curve of a difference for the labels, each pair seen from both sides."""
     both = np.concatenate([values, -values])
     return area_under_curve(both, np.arange(len(both)) < len(values))
-
-
-def trusted_directions(more: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """
-    Further differences from elsewhere, checked: `(N,)` each, NaN where nothing is known.
-
-    Raises:
-        `ValueError`: for another shape.
-    """
-    for name, values in more.items():
-        if np.shape(values) != (size,):
-            raise ValueError(f"{name!r} has shape {np.shape(values)}, but one number for each of {size} pairs is needed.")
-    return {name: np.asarray(values, dtype=np.float32) for name, values in more.items()}

@@ -90,7 +90,9 @@ class ResponseReader:
         rows = []
         for i, own in enumerate(given):
             pooled = [layer[i][labels[i] != IGNORED].float() for layer in states]
-            pooled = [layer.mean(0) if len(layer) else layer.new_full((layer.shape[1],), torch.nan) for layer in pooled]
+            pooled = [
+                layer.mean(0) if len(layer) else layer.new_full((layer.shape[1],), torch.nan) for layer in pooled
+            ]
             if self._projection is not None:
                 pooled = [layer @ self._projection.to(layer.device) for layer in pooled]
             rows.append(torch.cat([response_statistics(own, bare[i][0]), *pooled]))

@@ -200,7 +200,7 @@ def tree_opinions(
         from sklearn.ensemble import ExtraTreesClassifier
     except ImportError as error:
         raise ImportError(
-            "The audit's trees need scikit-learn: pip install \"dsel-trl[audit]\", or leave the signal `trees` out."
+            'The audit\'s trees need scikit-learn: pip install "dsel-trl[audit]", or leave the signal `trees` out.'
         ) from error
     values, known = scaled(differences), np.nan_to_num(np.asarray(shared, dtype=np.float32))
     opinions = np.zeros(len(values), dtype=np.float32)
