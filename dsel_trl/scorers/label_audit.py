@@ -9,6 +9,7 @@ from ..core.parameters import check_choice, check_range, check_whole
 from ..core.randomness import stream, stream_seed
 from ..functional.audit.label_noise import (
     agreement_probability,
+    agreement_weights,
     anchored_rate,
     area_under_curve,
     expected_calibration_error,
@@ -138,8 +139,9 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
 
     Hidden states become one opinion per layer by ridge regression (the inner folds of a second stage never see the
     fold that is judged); these, the statistics and the texts go to a linear model with products and to extremely
-    randomised trees, whose scaled opinions are averaged. The share of wrong labels is how often the surest opinions
-    are contradicted, the slope is fitted on the other folds, and Bayes' rule gives the probability.
+    randomised trees. All scaled opinions are averaged, each by how far it agrees with held-out labels of other folds.
+    The share of wrong labels is how often the surest opinions are contradicted, the slope is fitted on the other
+    folds, and Bayes' rule gives the probability.
 
     Args:
         features ([`PairFeatures`]):
@@ -176,16 +178,20 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
             differences, stacked, shared, fold, seed=seed, trees=settings.trees, workers=settings.workers
         )
     opinions |= members
-    opinion = np.mean([_unit(values) for values in members.values()], axis=0)
-    rate = anchored_rate(opinion) if settings.noise_rate is None else settings.noise_rate
-    agreement, probability = np.empty(size), np.empty(size)
+    units = np.stack([_unit(values) for values in opinions.values()])
+    opinion, agreement, probability = np.empty(size), np.empty(size), np.empty(size)
     for k in range(folds):
-        others = opinion[fold != k]
-        # What a pair's own fold says of the share of wrong labels is kept from it as well.
-        own_rate = anchored_rate(others) if settings.noise_rate is None else rate
-        model = fit_noise_model(others, own_rate)
-        agreement[fold == k] = agreement_probability(opinion[fold == k], model)
-        probability[fold == k] = wrong_probability(opinion[fold == k], model)
+        own, rest = fold == k, fold != k
+        # What a pair's own fold says of the models and of the share of wrong labels is kept from it as well.
+        weights = agreement_weights(units[:, rest])
+        others, opinion[own] = weights @ units[:, rest], weights @ units[:, own]
+        rate = anchored_rate(others) if settings.noise_rate is None else settings.noise_rate
+        model = fit_noise_model(others, rate)
+        agreement[own], probability[own] = (
+            agreement_probability(opinion[own], model),
+            wrong_probability(opinion[own], model),
+        )
+    rate = anchored_rate(opinion) if settings.noise_rate is None else settings.noise_rate
     # Which response is named first is our choice: what is foretold is the response that the model prefers.
     sure, agreed = np.maximum(agreement, 1 - agreement), opinion > 0
     return LabelAudit(
