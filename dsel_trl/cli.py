@@ -27,6 +27,7 @@ WORDS = {
     "report": ("report", "report_runs"),
     "export": ("export", "export_run"),
     "recipe": ("recipe", "print_recipe"),
+    "audit": ("audit", "audit_file"),
 }
 USAGE = """usage: dsel COMMAND [arguments]
 

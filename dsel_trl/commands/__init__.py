@@ -5,6 +5,7 @@ from ..trainer.kinds import KINDS
 TRAININGS = {name: kind.what for name, kind in KINDS.items()}
 COMMANDS = {
     **TRAININGS,
+    "audit": "find preference labels that are probably wrong, and pairs that teach nothing",
     "build": "write a dataset: reward-augmented pairs, or continuations of a stronger model's responses",
     "shards": "how many whole shards of each length bucket make up a training on decomposed documents",
     "ablate": "stock, random and several methods on the same data with several seeds, and a table of what came out",

@@ -1,6 +1,6 @@
 """The audit of preference labels: from what is known of each pair to a probability that its label is wrong."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +9,7 @@ from ..core.parameters import check_choice, check_range, check_whole
 from ..core.randomness import stream, stream_seed
 from ..functional.audit.label_noise import (
     agreement_probability,
+    agreement_weights,
     anchored_rate,
     area_under_curve,
     expected_calibration_error,
@@ -22,7 +23,7 @@ from ..functional.audit.token_statistics import NAMES
 SIGNALS = ("texts", "statistics", "states", "trees")
 # Single signals of which the page and the table show a column of their own.
 SHOWN = ("sum", "mean", "gain_sum", "gain_mean", "length", "entropy", "top1")
-# Nearer to one half than this, an opinion on a pair is none.
+# Of fewer labels nothing can be learned.
 FEWEST_PAIRS = 20
 
 
@@ -138,8 +139,9 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
 
     Hidden states become one opinion per layer by ridge regression (the inner folds of a second stage never see the
     fold that is judged); these, the statistics and the texts go to a linear model with products and to extremely
-    randomised trees, whose scaled opinions are averaged. The share of wrong labels is how often the surest opinions
-    are contradicted, the slope is fitted on the other folds, and Bayes' rule gives the probability.
+    randomised trees. All scaled opinions are averaged, each by how far it agrees with held-out labels of other folds.
+    The share of wrong labels is how often the surest opinions are contradicted, the slope is fitted on the other
+    folds, and Bayes' rule gives the probability.
 
     Args:
         features ([`PairFeatures`]):
@@ -176,16 +178,20 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
             differences, stacked, shared, fold, seed=seed, trees=settings.trees, workers=settings.workers
         )
     opinions |= members
-    opinion = np.mean([_unit(values) for values in members.values()], axis=0)
-    rate = anchored_rate(opinion) if settings.noise_rate is None else settings.noise_rate
-    agreement, probability = np.empty(size), np.empty(size)
+    units = np.stack([_unit(values) for values in opinions.values()])
+    opinion, agreement, probability = np.empty(size), np.empty(size), np.empty(size)
     for k in range(folds):
-        others = opinion[fold != k]
-        # What a pair's own fold says of the share of wrong labels is kept from it as well.
-        own_rate = anchored_rate(others) if settings.noise_rate is None else rate
-        model = fit_noise_model(others, own_rate)
-        agreement[fold == k] = agreement_probability(opinion[fold == k], model)
-        probability[fold == k] = wrong_probability(opinion[fold == k], model)
+        own, rest = fold == k, fold != k
+        # What a pair's own fold says of the models and of the share of wrong labels is kept from it as well.
+        weights = agreement_weights(units[:, rest])
+        others, opinion[own] = weights @ units[:, rest], weights @ units[:, own]
+        rate = anchored_rate(others) if settings.noise_rate is None else settings.noise_rate
+        model = fit_noise_model(others, rate)
+        agreement[own], probability[own] = (
+            agreement_probability(opinion[own], model),
+            wrong_probability(opinion[own], model),
+        )
+    rate = anchored_rate(opinion) if settings.noise_rate is None else settings.noise_rate
     # Which response is named first is our choice: what is foretold is the response that the model prefers.
     sure, agreed = np.maximum(agreement, 1 - agreement), opinion > 0
     return LabelAudit(
@@ -236,18 +242,3 @@ def _sided(values: np.ndarray) -> float:
     """Area under the curve of a difference for the labels, each pair seen from both sides."""
     both = np.concatenate([values, -values])
     return area_under_curve(both, np.arange(len(both)) < len(values))
-
-
-def trusted_directions(more: Mapping[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """
-    Further differences from elsewhere, checked: `(N,)` each, NaN where nothing is known.
-
-    Raises:
-        `ValueError`: for another shape.
-    """
-    for name, values in more.items():
-        if np.shape(values) != (size,):
-            raise ValueError(
-                f"{name!r} has shape {np.shape(values)}, but one number for each of {size} pairs is needed."
-            )
-    return {name: np.asarray(values, dtype=np.float32) for name, values in more.items()}

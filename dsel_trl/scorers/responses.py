@@ -1,11 +1,12 @@
 """What a causal language model says of single responses: token statistics, and hidden states of several layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.costs import Costs
 from ..core.data_passes import Passes
@@ -55,6 +56,7 @@ class ResponseReader:
         self.model, self.start, self.autocast = model, list(start), autocast
         self.costs, self.what = costs, what
         self.layers = sorted({max(1, round(depth * config.num_hidden_layers)) for depth in depths})
+        self._blocks: Sequence[nn.Module] = list(_blocks(model, config.num_hidden_layers)) if self.layers else []
         self.vocabulary, hidden = int(config.vocab_size), int(config.hidden_size)
         self.width = min(hidden, WIDEST)
         self._projection: Tensor | None = None
@@ -101,17 +103,51 @@ class ResponseReader:
     def _read(self, inputs: dict[str, Any], states: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Values `(4, T)` of each row's labelled tokens, and the hidden states `(B, width, hidden)` of the layers."""
         ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
-        with torch.autocast(ids.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            output = self.model(
-                input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=states, return_dict=True
-            )
+        autocast = torch.autocast(ids.device.type, dtype=self.autocast, enabled=self.autocast is not None)
+        with autocast, _outputs([self._blocks[layer - 1] for layer in self.layers] if states else []) as seen:
+            output = self.model(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
         if self.costs is not None:
             self.costs.ran(self.what, len(ids), int(mask.sum()))
         values = []
         for logits, own in zip(output.logits, labels, strict=True):
             scored = own[1:] != IGNORED
             values.append(token_values(logits[:-1][scored], own[1:][scored]))
-        return values, [output.hidden_states[layer] for layer in self.layers] if states else []
+        return values, seen
+
+
+@contextmanager
+def _outputs(blocks: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """
+    What each block gives, in their order. Hooks of our own, for those behind `output_hidden_states` stay on a model
+    for good.
+    """
+    seen: list[Tensor] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [block.register_forward_hook(note) for block in blocks]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _blocks(model: nn.Module, count: int) -> nn.ModuleList:
+    """
+    The layers of a language model: of its module lists, the first of that length.
+
+    Raises:
+        `ValueError`: if there is none.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(
+        f"No list of {count} layers is found in a {type(model).__name__}: its hidden states cannot be read. Leave "
+        "`states` out of the signals."
+    )
 
 
 def read_responses(

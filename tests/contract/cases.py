@@ -74,6 +74,8 @@ CASES: dict[str, Case] = {
     "less": Case({"target": target(), "warm_up": 0.4, "checkpoints": 2, "features": 64, "keep": 0.6}),
     "alignment_potential": Case({"form": "dpo", "keep": 0.6, "refresh": 2}),
     "robust_dpo": Case({"eps": 0.2, "warmup": 0.0}, neutral={"eps": 0.0, "warmup": 0.0}),
+    # Statistics of an example are lost with its texts only: nothing that is measured of it can be missing.
+    "audit": Case({"trees": 10, "folds": 4}, size=24, untold="it judges texts and responses by passes of its own"),
     "dr_dpo": Case(neutral={"beta_prime": float("inf")}),
     "infobatch": Case({"keep_learned": 0.6, "delta": 1.0}, untold=NEVER_PRUNED),
     "dataset_decomposition": Case({"min_log2": 2, "max_log2": 6, "cycles": 2}),
@@ -136,6 +138,7 @@ FURTHER: dict[str, Case] = {
     "rho_loss:holdout": Case({"source": "holdout", "factor": 2, "helper_lora": False}, size=EVEN),
     "selective_dpo:column": Case({"source": "column", "keep": 0.6}),
     "selective_dpo:cross_fit": Case({"helpers": 2, "evaluations": 1, "keep": 0.65}, size=EVEN),
+    "audit:keep": Case({"sources": ["texts", "statistics"], "action": "keep_top", "keep": 0.6}, size=24),
     "robust_dpo:estimate": Case({"estimate": True, "warmup": 0.0}),
     "weight_column:plain": Case({"normalize": "none"}),
     "select_k_of_b:gumbel": Case({"mode": "gumbel_top_k"}, repeats=False),

@@ -33,6 +33,25 @@ def _sigmoid(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
+def agreement_weights(opinions: NDArray[Any]) -> NDArray[np.float64]:
+    """
+    How much each of several opinions counts: as far as it agrees with the labels on average, or not at all.
+
+    Of opinions that are independent and of one size, these are the weights of the best sum.
+
+    Args:
+        opinions (`np.ndarray` of shape `(M, N)`):
+            Held-out opinions of root mean square 1, positive where they agree with the label.
+
+    Returns:
+        `np.ndarray` of float64 of shape `(M,)`, not negative, of sum 1; equal ones where none agrees.
+    """
+    agreed = np.maximum(np.mean(opinions, axis=1, dtype=np.float64), 0.0)
+    total = float(agreed.sum())
+    result: NDArray[np.float64] = agreed / total if total > 0 else np.full(len(agreed), 1.0 / len(agreed))
+    return result
+
+
 def anchored_rate(opinions: NDArray[Any], share: float = 0.2) -> float:
     """
     Share of wrong labels: how many labels the surest opinions contradict.

@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -88,9 +89,9 @@ def relevance(
         plain and by weight.
     """
     # The words are found twice: kept, they would need kilobytes per text.
-    counts: Counter[str] = Counter(
-        word for side in (prompts, chosen, rejected) for text in side for word in _words(text)
-    )
+    counts: Counter[str] = Counter()
+    for text in chain(prompts, chosen, rejected):
+        counts.update(_words(text))
     total = max(1, 3 * len(prompts))
     weight = {word: math.log(total / count) for word, count in counts.items()}
     differences = np.zeros((len(prompts), len(RELEVANCE)), dtype=np.float32)
@@ -119,7 +120,7 @@ def relevance(
                     len(common) / max(1, len(words)),
                 )
             )
-        differences[i] = np.subtract(*sides)
+        differences[i] = np.subtract(sides[0], sides[1])
         both, either = one & other, one | other
         shared[i] = len(both) / max(1, len(either)), size(both) / max(size(either), 1e-9)
     return differences, shared

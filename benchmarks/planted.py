@@ -1,0 +1,281 @@
+"""
+Planted truth: preference pairs whose labels are right by construction, of which a share is flipped.
+
+Chosen is the response of an instruction (40 to 300 characters); rejected is, half the time each, the response to
+another prompt, or the same response with half of its words shuffled. For each seed and share of flips: how well the
+audit finds them, and what each recipe makes of the noisy pairs at equal optimizer steps, beside a training on clean
+labels and the stock one. Cells that are finished are skipped, so a run that was stopped goes on.
+
+    python benchmarks/planted.py --data DATA --model MODEL --output planted.json --workers 4
+    python benchmarks/planted.py --data DATA --model MODEL --output planted.json --report
+
+DATA holds sft_alpaca_{train,validation,test}.parquet. The recipe is chosen on the seeds of `--choose`, and reported on
+those of `--seeds`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+SHORTEST, LONGEST = 40, 300
+PAIRS = 1400
+RATES = (0.0, 0.2, 0.4)
+# What is done about the noisy labels; all take as many optimizer steps as `stock`.
+RECIPES: dict[str, list[dict[str, Any]] | None] = {
+    "stock": None,
+    "audit_soft": [{"name": "audit"}],
+    "audit_flip": [{"name": "audit", "action": "flip", "flip_above": 0.5}],
+    "audit_keep_60": [{"name": "audit", "action": "keep_top", "keep": 0.6}],
+    "audit_keep_40": [{"name": "audit", "action": "keep_top", "keep": 0.4}],
+    "audit_weight": [{"name": "audit", "action": "weight"}],
+    "robust_dpo": [{"name": "robust_dpo", "eps": 0.3}],
+    "random_60": [{"name": "random", "keep": 0.6}],
+}
+
+
+def read(data: Path, split: str) -> list[tuple[str, str]]:
+    rows = Dataset.from_parquet(str(data / f"sft_alpaca_{split}.parquet"), keep_in_memory=True)
+    pairs = zip(rows["prompt"], rows["completion"], strict=True)
+    return [(prompt, response) for prompt, response in pairs if SHORTEST <= len(response) <= LONGEST]
+
+
+def shuffled(text: str, rng: np.random.Generator) -> str:
+    """The text with half of its words in each other's places."""
+    words = text.split()
+    places = rng.choice(len(words), len(words) // 2, replace=False)
+    for place, word in zip(places, [words[i] for i in rng.permutation(places)], strict=True):
+        words[place] = word
+    return " ".join(words)
+
+
+def planted(rows: list[tuple[str, str]], size: int, rng: np.random.Generator, rate: float) -> Dataset:
+    """`size` pairs, of which exactly a share `rate` is flipped (`truth_flipped`)."""
+    made = []
+    for i in rng.permutation(len(rows))[:size].tolist():
+        prompt, chosen = rows[i]
+        other = int(rng.integers(len(rows) - 1))
+        swapped = bool(rng.random() < 0.5)
+        rejected = rows[other + (other >= i)][1] if swapped else shuffled(chosen, rng)
+        made.append({"prompt": prompt, "chosen": chosen, "rejected": rejected, "truth_kind": int(swapped)})
+    for place in rng.permutation(len(made))[: round(rate * len(made))].tolist():
+        made[place]["chosen"], made[place]["rejected"] = made[place]["rejected"], made[place]["chosen"]
+        made[place]["truth_flipped"] = 1
+    return Dataset.from_list([{"truth_flipped": 0, **row} for row in made])
+
+
+def sets(options: argparse.Namespace, seed: int, rate: float) -> tuple[Dataset, Dataset]:
+    """Training pairs of a seed, the same but for their flips at every rate, and test pairs, the same for all."""
+    data = Path(options.data)
+    held_out = read(data, "test") + read(data, "validation")
+    train = planted(read(data, "train"), options.pairs, np.random.default_rng([seed, 1]), rate)
+    test = planted(held_out, options.test_pairs, np.random.default_rng(2), 0.0)
+    return train, test
+
+
+def train_cell(options: argparse.Namespace, recipe: str, rate: float, seed: int) -> dict[str, Any]:
+    """Held-out accuracy of one training, and for an audit how well it found the flips."""
+    import torch
+    from trl import DPOConfig, DPOTrainer
+
+    from dsel_trl import SelectionCallback, create_method
+
+    torch.set_num_threads(options.threads)
+    train, test = sets(options, seed, rate)
+    flipped = np.array(train["truth_flipped"], dtype=bool)
+    steps = options.pairs // 8
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = DPOTrainer(
+            options.model,
+            args=DPOConfig(
+                folder,
+                beta=0.1,
+                learning_rate=3e-4,
+                per_device_train_batch_size=8,
+                per_device_eval_batch_size=32,
+                max_steps=steps,
+                seed=seed,
+                bf16=False,
+                use_cpu=options.device == "cpu",
+                max_length=256,
+                gradient_checkpointing=False,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                model_init_kwargs={"dtype": "float32"},
+            ),
+            train_dataset=train,
+            eval_dataset=test,
+        )
+        callback = None
+        if RECIPES.get(recipe) is not None:
+            methods = []
+            for entry in RECIPES[recipe]:
+                parameters = {key: value for key, value in entry.items() if key != "name"}
+                methods.append(create_method(entry["name"], **parameters))
+            callback = SelectionCallback(trainer, methods)
+            trainer.add_callback(callback)
+        trainer.train()
+        found = {"accuracy": trainer.evaluate()["eval_rewards/accuracies"], "steps": trainer.state.global_step}
+        if callback is not None and recipe.startswith("audit"):
+            ledger = Dataset.from_parquet(str(Path(folder) / "selection" / "ledger.parquet"), keep_in_memory=True)
+            wrong = 1.0 - np.array(ledger["audit"], dtype=float)
+            if flipped.any():
+                found |= graded(wrong, flipped)
+    return found
+
+
+def graded(wrong: np.ndarray, flipped: np.ndarray) -> dict[str, float]:
+    """How well probabilities of a wrong label find the flips."""
+    from dsel_trl.functional.audit.label_noise import area_under_curve, expected_calibration_error
+
+    return {
+        "auroc": area_under_curve(wrong, flipped),
+        "calibration_error_truth": expected_calibration_error(wrong, flipped),
+        "right_after_flips": float(np.mean(flipped == (wrong >= 0.6))),
+    }
+
+
+def cells(options: argparse.Namespace) -> list[tuple[str, float, int]]:
+    wanted = []
+    for seed in [*options.choose, *options.seeds]:
+        for rate in options.rates:
+            # On clean labels stock is the ceiling; what a recipe loses there is measured as well.
+            wanted += [(recipe, rate, seed) for recipe in options.recipes]
+        if 0.0 not in options.rates:
+            wanted.append(("stock", 0.0, seed))
+    return wanted
+
+
+def cell_path(options: argparse.Namespace, recipe: str, rate: float, seed: int) -> Path:
+    return Path(options.output).with_suffix("") / f"{recipe}-{rate:g}-{seed}.json"
+
+
+def run_cell(task: tuple[argparse.Namespace, str, float, int]) -> str:
+    options, recipe, rate, seed = task
+    path, started = cell_path(options, recipe, rate, seed), time.perf_counter()
+    try:
+        found = train_cell(options, recipe, rate, seed)
+    except Exception as error:
+        return f"{recipe} {rate} {seed}: FAILED: {type(error).__name__}: {error}"
+    found |= {"recipe": recipe, "rate": rate, "seed": seed, "seconds": time.perf_counter() - started}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found), encoding="utf-8")
+    os.replace(temporary, path)
+    return f"{recipe} {rate} {seed}: {found['accuracy']:.3f} {found.get('auroc', float('nan')):.3f}"
+
+
+def interval(values: list[float], draws: int = 10_000) -> tuple[float, float]:
+    """Bootstrap interval of the mean, 95%."""
+    rng = np.random.default_rng(0)
+    means = rng.choice(values, (draws, len(values))).mean(axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    """Means over the reported seeds, the recovered share of what the flips cost, and the recipe that was chosen."""
+    done = {}
+    for recipe, rate, seed in cells(options):
+        path = cell_path(options, recipe, rate, seed)
+        if path.is_file():
+            done[recipe, rate, seed] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = {"table": [], "chosen": {}, "missing": len(cells(options)) - len(done)}
+
+    def of(recipe: str, rate: float, seeds: list[int], key: str) -> list[float]:
+        return [done[recipe, rate, s][key] for s in seeds if key in done.get((recipe, rate, s), {})]
+
+    for rate in [rate for rate in options.rates if rate > 0]:
+        tried = {r: of(r, rate, options.choose, "accuracy") for r in options.recipes}
+        tried = {r: statistics.mean(v) for r, v in tried.items() if len(v) == len(options.choose) and v}
+        if tried:
+            found["chosen"][f"{rate:g}"] = max(tried, key=lambda r: tried[r])
+    for rate in options.rates:
+        for recipe in options.recipes:
+            seeds = [s for s in options.seeds if (recipe, rate, s) in done]
+            if not seeds:
+                continue
+            accuracies = of(recipe, rate, seeds, "accuracy")
+            row: dict[str, Any] = {"recipe": recipe, "rate": rate, "seeds": seeds}
+            row |= {"accuracy": statistics.mean(accuracies), "accuracies": accuracies}
+            both = [s for s in seeds if ("stock", rate, s) in done and ("stock", 0.0, s) in done]
+            if rate > 0 and both:
+                gains = [
+                    a - b
+                    for a, b in zip(
+                        of(recipe, rate, both, "accuracy"), of("stock", rate, both, "accuracy"), strict=True
+                    )
+                ]
+                costs = [
+                    a - b
+                    for a, b in zip(
+                        of("stock", 0.0, both, "accuracy"), of("stock", rate, both, "accuracy"), strict=True
+                    )
+                ]
+                row |= {"recovered": sum(gains) / sum(costs), "cost": statistics.mean(costs)}
+                # Of the ratio: seeds are drawn together for what was gained and what was lost.
+                rng = np.random.default_rng(0)
+                drawn = rng.integers(len(both), size=(10_000, len(both)))
+                ratios = np.array(gains)[drawn].sum(axis=1) / np.array(costs)[drawn].sum(axis=1)
+                row["recovered_interval"] = [float(np.quantile(ratios, q)) for q in (0.025, 0.975)]
+            for key in ("auroc", "calibration_error_truth", "right_after_flips"):
+                values = of(recipe, rate, seeds, key)
+                if values:
+                    row[key], row[f"{key}_interval"] = statistics.mean(values), interval(values)
+            found["table"].append(row)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--output", required=True, help="JSON file; finished cells lie in the folder of its name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6], help="reported")
+    parser.add_argument("--choose", type=int, nargs="*", default=[0, 1], help="on which the recipe is chosen")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--pairs", type=int, default=PAIRS)
+    parser.add_argument("--test-pairs", type=int, default=900)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--report", action="store_true", help="only put the finished cells together")
+    options = parser.parse_args()
+    open_cells = [cell for cell in cells(options) if not cell_path(options, *cell).is_file()]
+    if not options.report and open_cells:
+        os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
+        tasks = [(options, *cell) for cell in open_cells]
+        # Spawned: a process that has used a GPU or threads cannot be forked.
+        with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=8) as pool:
+            for line in pool.imap_unordered(run_cell, tasks):
+                print(line, flush=True)
+    found = report(options) | {
+        "command": " ".join(sys.argv),
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "scikit-learn")},
+        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.device}",
+        "seeds": {"reported": options.seeds, "chosen_on": options.choose},
+    }
+    Path(options.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"{'recipe':<16}{'flips':>7}{'accuracy':>10}{'recovered':>22}{'AUROC':>8}{'right':>8}")
+    for row in found["table"]:
+        low, high = row.get("recovered_interval", (float("nan"),) * 2)
+        recovered = f"{row.get('recovered', float('nan')):.2f} [{low:.2f}, {high:.2f}]"
+        tail = f"{row.get('auroc', float('nan')):>8.3f}{row.get('right_after_flips', float('nan')):>8.3f}"
+        print(f"{row['recipe']:<16}{row['rate']:>7.0%}{row['accuracy']:>10.3f}{recovered:>22}{tail}")
+    print(f"chosen on seeds {options.choose}: {found['chosen']}; cells missing: {found['missing']}")
+
+
+if __name__ == "__main__":
+    main()
