@@ -31,6 +31,11 @@ class SingleGradients:
         """What listens to the layers of the model."""
         raise NotImplementedError
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the coming step, of the first parameter group."""
+        return float(self.trainer.optimizer.param_groups[0]["lr"])
+
     def each(
         self, rows: Rows, ids: np.ndarray, request: GradientRequest, *, everywhere: bool = False
     ) -> Iterator[tuple[np.ndarray, ExampleGradients]]:

@@ -72,6 +72,8 @@ CASES: dict[str, Case] = {
     "el2n": Case({"keep": 0.6, "refresh": 2}),
     "adapt_inf": Case({"keep": 0.6, "clusters": 3, "directions": 3, "bins": 4}),
     "less": Case({"target": target(), "warm_up": 0.4, "checkpoints": 2, "features": 64, "keep": 0.6}),
+    "greats": Case({"target": target(), "target_refresh": 2, "scale": "cosine"}, repeats=False),
+    "grand": Case({"keep": 0.6, "refresh": 2, "layers": "last-1"}),
     "alignment_potential": Case({"form": "dpo", "keep": 0.6, "refresh": 2}),
     "robust_dpo": Case({"eps": 0.2, "warmup": 0.0}, neutral={"eps": 0.0, "warmup": 0.0}),
     # Statistics of an example are lost with its texts only: nothing that is measured of it can be missing.
@@ -130,6 +132,9 @@ FURTHER: dict[str, Case] = {
     "seal:adam": Case({"target": target(), "update": "adam", "activation": "sigmoid", "target_batch": 3}),
     "margin:weight": Case({"action": "weight"}),
     "el2n:weight": Case({"action": "weight"}),
+    "greats:adam": Case(
+        {"target": target(), "precondition": "adam", "scale": "mean", "layers": "last-1"}, repeats=False
+    ),
     "adapt_inf:epoch": Case({"budget": 9, "clusters": 2, "directions": 2, "refresh": "epoch", "scorers": ["el2n"]}),
     "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),
     "margin:disagreement": Case({"source": "disagreement", "action": "band", "refresh": 3}),

@@ -1,18 +1,15 @@
 """EL2N: how far the policy's prediction is from the label, averaged over the visits."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.scored import ByScore
-from ...core.method import Run, Step
-from ...core.parameters import Reads, check_choice, check_range, unless
+from ...bases.visits import OverVisits
+from ...core.method import Run
+from ...core.parameters import check_choice
 from ...core.registry import register
 from ...functional.influence.el2n import pair_el2n, token_el2n, token_mean
-from ...functional.running import add_to_means
 from ...signals.batch import Batch, Signal
 from ...signals.pair_batch import PairBatch
 from ...signals.sequence_batch import SequenceBatch
@@ -22,7 +19,7 @@ FORMS = ("pair", "sequence")
 
 @register("el2n")
 @dataclass
-class El2n(ByScore):
+class El2n(OverVisits):
     """
     Chooses examples by how far the policy's prediction is from the label.
 
@@ -40,24 +37,15 @@ class El2n(ByScore):
     form: str | None = field(
         default=None, metadata={"help": '"pair" or "sequence"; default what the trainer trains: pairs or sequences'}
     )
-    window: float = field(
-        default=1.0, metadata={"help": "share of the training, from its start, whose visits count, in (0, 1]"}
-    )
-
     signals = (Signal.LOG_SUM_SQ_PROBS, Signal.IMPLICIT_MARGIN)
     trainers = ("dpo", "sft", "reward")
     paper = "hf.co/papers/2107.07075"
     selector = "top_k, band, weight, sample, curriculum"
-    state = "three columns: the mean, the last value and the visits that count (24 bytes per example)"
-    reads: ClassVar[Reads] = {"window": (unless("action", "weight"),)}
-    last: ClassVar[str] = "el2n_last"
-    visits: ClassVar[str] = "el2n_visits"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.form is not None:
             check_choice("form", self.form, FORMS)
-        check_range("window", self.window, 0, 1, open_low=True)
 
     @property
     def outputs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -88,14 +76,3 @@ class El2n(ByScore):
 
     def weigh(self, batch: Batch) -> Tensor:
         return torch.sigmoid(self.score(batch)[self.last] / self.temperature)
-
-    def observe(self, run: Run, step: Step) -> None:
-        ledger = run.ledger
-        for name in (self.name, self.visits):
-            ledger.add(name)
-        ids, which = np.unique(step.ids, return_inverse=True)
-        rows = ledger.rows(ids)
-        counts = np.nan_to_num(ledger[self.visits][rows])
-        means = add_to_means(ledger[self.name][rows], counts, which, step.values[self.last])
-        ledger.write(self.name, ids, means, run.step)
-        ledger.write(self.visits, ids, counts, run.step)
