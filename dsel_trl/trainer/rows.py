@@ -67,7 +67,8 @@ class PlannedBatches(BatchRebalanceSampler):
 
 class ExampleCollator:
     """
-    The trainer's collator, beside which the id of each example is kept; the collator itself sees the rows alone.
+    The trainer's collator, beside which the id of each example is kept; the collator itself sees the rows alone. What
+    it keeps lies as the batch's rows do, with which it may be shared among processes.
 
     Rows of a stream have no position: their id is a hash of their content, the same wherever they are met. Rows that
     come without a position from a loader of the user's own have no id.
