@@ -1,6 +1,6 @@
 """Pairs of continuations: the policy goes on where a prefix of a response ends (hf.co/papers/2503.15880)."""
 
-import os
+import itertools
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from datasets import Dataset
 from ...functional.preference.inco_dpo import balanced_scores, choose_pair, prefix_length
 from ..columns import column_values
 from ..responses import UNFINISHED, Prompt, as_response, prompts_of, response_text, unprepared
-
 
 JOINER = "\u200d"
 SKIN_COLOURS = "\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
@@ -82,7 +81,8 @@ def prefix_of(response: str, tokenizer: Any, synthesis: Synthesis) -> str:
         return response
     # A token may be a part of a character: what is decoded of it is not of the response.
     decoded = tokenizer.decode(tokens[:count], skip_special_tokens=True)
-    end = len(os.path.commonprefix([decoded, response]))
+    same = (a == b for a, b in zip(decoded, response, strict=False))
+    end = sum(itertools.takewhile(bool, same))
     if tokenizer.is_fast and count:
         offsets = tokenizer(response, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         end = min(offsets[count - 1][1], offsets[count][0])
