@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dsel_trl import SelectionCallback, create_method
+from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.randomness import stream
 from dsel_trl.functional.loss.rho1 import select_tokens
 from dsel_trl.signals.tap import label_log_probs
@@ -135,7 +136,7 @@ def test_jest_draws_more_often_what_is_more_learnable():
     batch = SimpleNamespace(loss=losses, ids=torch.arange(8), gather=lambda values: (values, slice(0, 8)))
     counts = np.zeros(8)
     for step in range(400):
-        run = SimpleNamespace(step=step, rng=partial(stream, 0))
+        run = SimpleNamespace(step=step, rng=partial(stream, 0), ledger=Ledger(8))
         counts[method.pick(run, batch).numpy()] += 1
     assert counts.sum() == 800
     assert counts[7] == 0
