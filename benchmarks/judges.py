@@ -116,17 +116,13 @@ def as_judged(features: PairFeatures, ids: np.ndarray, second: np.ndarray) -> Pa
     return taken
 
 
-def paired_interval(first: np.ndarray, second: np.ndarray, wrong: np.ndarray, draws: int = 2000) -> list[float]:
-    """Bootstrap interval, 95%, of the difference of two areas under the curve over the pairs."""
+def interval(scores: np.ndarray, wrong: np.ndarray, draws: int = 2000) -> list[float]:
+    """Bootstrap interval, 95%, of an area under the curve over the pairs."""
     rng, found = np.random.default_rng(0), []
     for _ in range(draws):
         drawn = rng.integers(len(wrong), size=len(wrong))
-        found.append(area_under_curve(first[drawn], wrong[drawn]) - area_under_curve(second[drawn], wrong[drawn]))
-    return [float(np.nanquantile(found, q)) for q in (0.025, 0.975)]
-
-
-def interval(scores: np.ndarray, wrong: np.ndarray) -> list[float]:
-    return paired_interval(scores, np.zeros(len(wrong)), wrong) if wrong.any() else [float("nan")] * 2
+        found.append(area_under_curve(scores[drawn], wrong[drawn]))
+    return [float(np.nanquantile(found, q)) for q in (0.025, 0.975)] if wrong.any() else [float("nan")] * 2
 
 
 def audit_judge(task: tuple[argparse.Namespace, str, str, str, str]) -> dict[str, Any]:
