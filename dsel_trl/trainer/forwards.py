@@ -132,14 +132,13 @@ def score_rows(
     costs: Costs | None = None,
     who: str = "",
     gradient: bool = False,
-    as_trained: bool = False,
     **context: Any,
 ) -> Batch:
     """
     Runs a collated batch through the policy (and the reference) in evaluation mode, without gradient.
 
-    With `gradient` the policy's log-probabilities carry gradient, and so does the `loss` of the batch; `as_trained`
-    leaves the model in the mode that it is in, so that this loss can be trained on.
+    With `gradient` the policy's log-probabilities carry gradient, and so does the `loss` of the batch; the model then
+    stays in the mode that it is in ([`evaluating`] holds one until the backward pass is done).
 
     With `policy` the outputs of another model stand in the policy's place, which is not run then. What is run is
     counted in `costs`, under names that begin with `who` (`"helper_"`).
@@ -154,7 +153,7 @@ def score_rows(
     training = model.training
     costs = Costs() if costs is None else costs
     size = ids.numel(), token_count(inputs)
-    if not as_trained:
+    if not gradient:
         model.eval()
     try:
         with torch.set_grad_enabled(gradient), trainer.accelerator.autocast():
@@ -172,8 +171,39 @@ def score_rows(
                 reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
                 costs.ran(f"{who}reference_forwards", *size)
     finally:
-        model.train(training)
+        if not gradient:
+            model.train(training)
     return make_batch(trainer, ids.to(labels.device), inputs, reading, kl=kl, **context)
+
+
+def _checkpoints(module: Any) -> bool:
+    """Whether a layer runs its forward again on the way back; the reentrant way does not serve `autograd.grad`."""
+    function = getattr(module, "_gradient_checkpointing_func", None)
+    again = bool(getattr(module, "gradient_checkpointing", False)) and function is not None
+    return again and not getattr(function, "keywords", {}).get("use_reentrant", True)
+
+
+@contextlib.contextmanager
+def evaluating(trainer: Any) -> Iterator[None]:
+    """
+    Evaluation mode for forwards that are differentiated: held until the `with` block ends.
+
+    Layers that keep no activations while they train, keep none here: `gradient_checkpointing` acts in training mode
+    only, so that these layers alone are left in it, where nothing is dropped at random in it.
+    """
+    model = placed_model(trainer)
+    modes = {module: module.training for module in model.modules()}
+    config = getattr(trainer.accelerator.unwrap_model(trainer.model), "config", None)
+    dropped = [value for key, value in (config.to_dict() if config is not None else {}).items() if "drop" in key]
+    model.eval()
+    try:
+        if not any(isinstance(value, float) and value > 0 for value in dropped):
+            for module in modes:
+                module.training = _checkpoints(module)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _read_with_gradient(model: Any, kwargs: dict[str, Any], labels: Tensor, outputs: tuple[str, ...]) -> Forward:

@@ -17,6 +17,7 @@ from ..data.rows import Rows
 from ..signals.batch import ROW_LENGTHS, Batch
 from ..signals.ghost import Direction, ExampleGradients, GhostRecorder, GradientRequest
 from ..signals.ghost_layers import Examples
+from .forwards import evaluating
 from .kinds import trainer_kind
 from .single_gradients import SingleGradients
 
@@ -98,7 +99,7 @@ class ModelGradients(SingleGradients):
         ids = np.arange(len(rows)) if ids is None else np.asarray(ids, dtype=np.int64)
         parameters = self.parameters(layers)
         total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}
-        with self.costs.collecting() as ran, self._grads_put_back():
+        with self.costs.collecting() as ran, self._grads_put_back(), evaluating(self.trainer):
             for own, counts in self._shares(ids):
                 loss = self.score(rows.collate(own), torch.from_numpy(own), gradient=True).loss
                 self._add(total, parameters, loss.sum() * float(counts))

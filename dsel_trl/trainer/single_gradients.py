@@ -14,6 +14,7 @@ from ..data.rows import Rows
 from ..signals.batch import ROW_LENGTHS, Batch
 from ..signals.ghost import ExampleGradients, GhostRecorder, GradientRequest
 from ..signals.ghost_layers import Examples
+from .forwards import evaluating
 
 
 class SingleGradients:
@@ -65,7 +66,11 @@ class SingleGradients:
             inputs = rows.collate(batch)
             height, length = inputs["input_ids"].shape
             examples = Examples(len(batch), height, length, inputs.get(ROW_LENGTHS))
-            with self.costs.collecting() as ran, self.recorder.open([request], examples) as (found,):
+            with (
+                self.costs.collecting() as ran,
+                evaluating(self.trainer),
+                self.recorder.open([request], examples) as (found,),
+            ):
                 self._add({}, parameters, self.score(inputs, torch.from_numpy(batch), gradient=True).loss.sum())
             gone_through = ran
             if len(positions):

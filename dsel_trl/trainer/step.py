@@ -259,7 +259,7 @@ class OptimizerStep:
         """
         inputs = rows.collate(ids)
         with self.tap.closed(), self.run.costs.collecting() as ran:
-            batch = self.score_rows(inputs, torch.as_tensor(ids), gradient=True, as_trained=True)
+            batch = self.score_rows(inputs, torch.as_tensor(ids), gradient=True)
         world = self.trainer.accelerator.num_processes
         self.run.costs.add_all({**ran, "backwards": 1}, world * len(ids), world * token_count(inputs))
         return batch.loss
