@@ -101,6 +101,7 @@ INTERNALS: tuple[Internal, ...] = (
         "_train_batch_size",
     ),
     Internal("current_gradient_accumulation_steps", "running"),
+    Internal("lr_scheduler", "instance"),
     *_values("_tokenizer", "_is_vision_dataset", kinds=("dpo", "sft", "kto")),
     *_values("ref_model", "beta", "precompute_ref_logps", kinds=WITH_REFERENCE),
     *_values(

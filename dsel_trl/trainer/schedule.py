@@ -47,7 +47,5 @@ def restart_rate(trainer: Any, starts: Sequence[int]) -> None:
 
     scheduler.lr_lambdas = [rate] * len(scheduler.lr_lambdas)
     # Making a scheduler sets the rate of its own first step.
-    rates = [base * rate(scheduler.last_epoch) for base in scheduler.base_lrs]
-    for group, value in zip(scheduler.optimizer.param_groups, rates, strict=True):
-        group["lr"] = value
-    scheduler._last_lr = rates
+    for group, base in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+        group["lr"] = base * rate(scheduler.last_epoch)

@@ -84,7 +84,7 @@ CASES: dict[str, Case] = {
     "bees": Case({"sources": ["explicit", "implicit"], "refresh": 3, "keep": 0.6}),
     "beta_dpo": Case(neutral={"a": 0.0, "keep": 1.0}),
     "rho_loss": Case({"factor": 2, "helper_lora": False}, size=EVEN),
-    "s2l": Case({"clusters": 3, "checkpoints": 2, "helper_lora": False, "keep": 0.6}),
+    "s2l": Case({"clusters": 3, "checkpoints": 2, "helper_learning_rate": 5e-3, "helper_epochs": 1.0, "keep": 0.6}),
     "curry_dpo": Case({"stages": 2}),
     "reward_augmented": Case({"template": "w1 {g}"}),
     "uni_dpo": Case(untold="a pair without scores counts as one of equal scores, and its margin goes on to count"),
