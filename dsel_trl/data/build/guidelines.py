@@ -94,8 +94,8 @@ def unfolded_effectiveness(
     Guideline effectiveness of examples by what the model itself does: no golden answer is read.
 
     In each context the model, guided, writes its action (greedily); the same tokens are then scored with and without
-    the guideline. Where an example has several actions, what lies between them is the dataset's: there is no environment
-    to answer.
+    the guideline. Where an example has several actions, what lies between them is the dataset's: there is no
+    environment to answer.
 
     Args:
         contexts (`Sequence[Sequence[Prompt]]`):
