@@ -72,6 +72,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             seeds=(),
             table=tables.overhead,
         ),
+        Benchmark("gpu", ("benchmarks/gpu.py", "--output", "{output}"), seeds=(0,), table=tables.gpu),
         Benchmark("scale", ("benchmarks/scale.py", "--examples", "10000000", "--output", "{output}"), seeds=(1,)),
         Benchmark(
             "scale_plans",

@@ -89,3 +89,18 @@ def recovery(result: dict[str, Any]) -> str:
         if rows:
             parts.append(markdown(head, rows))
     return "\n\n".join(parts)
+
+
+def gpu(result: dict[str, Any]) -> str:
+    """What was measured on a GPU: a row per line of its parts."""
+
+    def cell(value: float) -> str:
+        return f"{value:.2g}" if abs(value) < 0.1 else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+    rows = [
+        [row["what"], "; ".join(f"{name} {cell(value)}" for name, value in row.items() if name != "what")]
+        for part in result["parts"].values()
+        for row in part["rows"]
+        if "error" not in row
+    ]
+    return markdown(["what", "measured"], rows)
