@@ -12,6 +12,7 @@ from datasets import Dataset
 from ..core.method import Method
 from ..core.parameters import Reads, When, check_whole
 from ..core.run import Run
+from ..data.columns import TRUTH_PREFIX
 from ..data.fingerprints import dataset_fingerprint
 from ..data.rows import Rows
 
@@ -151,7 +152,7 @@ def content_of(target: str | Path | Dataset) -> str:
     Two targets of one name must not pass for each other, in a checkpoint or on disk.
     """
     if isinstance(target, Dataset):
-        return dataset_fingerprint(target, target.column_names)
+        return dataset_fingerprint(target, [name for name in target.column_names if not name.startswith(TRUTH_PREFIX)])
     path = Path(target).expanduser()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not path.exists():

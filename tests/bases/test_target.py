@@ -130,6 +130,12 @@ def test_another_content_under_the_same_name_is_another_target(tmp_path):
     assert given[0] == given[1] != given[2]
 
 
+def test_the_truth_of_a_test_is_no_part_of_a_target():
+    rows = tiny.completions(6, seed=1)
+    known = rows.add_column("truth_kind", ["a"] * 6)
+    assert Follows(target=known).describe() == Follows(target=rows).describe()
+
+
 def test_a_target_leaves_the_training_set_alone(make_trainer):
     assert issubclass(Targeted, Method)
     trainer = make_trainer("sft", max_steps=2)

@@ -120,7 +120,8 @@ class Audit(Prescored):
         if run.sharded:
             raise ValueError(
                 "'audit' reads the whole model before training, which FSDP and DeepSpeed do not have in place then: "
-                "run `dsel audit` beforehand and give its table as a column (weight_column)."
+                "run `dsel audit` beforehand, and train on its cleaned file or give one minus its `probability` as a "
+                "column of weights (weight_column)."
             )
 
     # ---- The probability ----
