@@ -105,10 +105,8 @@ def _check(asked: ValueArguments) -> None:
 def _value(asked: ValueArguments) -> str:
     _check(asked)
     dataset, target = _datasets(asked)
-    own, held = scaled(
-        *(probe_rows(rows, asked.features, asked.embedding_column) for rows in (dataset, target)),
-        paired="chosen" in dataset.column_names,
-    )
+    own, held = (probe_rows(rows, asked.features, asked.embedding_column) for rows in (dataset, target))
+    own, held = scaled(own, held, paired="chosen" in dataset.column_names)
     names, players = _players(asked, dataset, own)
     game = ProbeGame(*own, *held, players, asked.ridge)
     settings = ShapleySettings(**{name: getattr(asked, name) for name in ShapleySettings.__dataclass_fields__})

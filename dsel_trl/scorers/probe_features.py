@@ -43,12 +43,27 @@ def probe_rows(dataset: Dataset, size: int, column: str | None = None) -> ProbeR
         `ValueError`: if `column` does not hold lists of one length.
     """
     if "chosen" in dataset.column_names:
-        targets = np.ones((len(dataset), 1))
-        inputs = _vectors(dataset, column) if column is not None else _differences(PairTexts(dataset), size)
-        return ProbeRows(inputs, targets)
+        if column is not None:
+            return ProbeRows(_vectors(dataset, column), np.ones((len(dataset), 1)))
+        texts = PairTexts(dataset)
+        return pair_rows(texts.asked, texts.chosen, texts.rejected, size)
     prompts, responses = _sides(dataset)
-    inputs = _vectors(dataset, column) if column is not None else text_vectors(prompts, size)
-    return ProbeRows(inputs, text_vectors(responses, size))
+    if column is not None:
+        return ProbeRows(_vectors(dataset, column), text_vectors(responses, size))
+    return response_rows(prompts, responses, size)
+
+
+def pair_rows(prompts: list[str], chosen: list[str], rejected: list[str], size: int) -> ProbeRows:
+    """Of pairs: chosen minus rejected of the texts, of their lengths, and of what they have to do with the prompt."""
+    own, _ = relevance(prompts, chosen, rejected)
+    lengths = [np.log1p([len(text) for text in side]) for side in (chosen, rejected)]
+    vectors = text_vectors(chosen, size) - text_vectors(rejected, size)
+    return ProbeRows(np.column_stack([vectors, lengths[0] - lengths[1], own]), np.ones((len(prompts), 1)))
+
+
+def response_rows(prompts: list[str], responses: list[str], size: int) -> ProbeRows:
+    """Of prompts and their responses: both as vectors."""
+    return ProbeRows(text_vectors(prompts, size), text_vectors(responses, size))
 
 
 def scaled(rows: ProbeRows, held: ProbeRows, paired: bool) -> tuple[ProbeRows, ProbeRows]:
@@ -83,14 +98,6 @@ def text_vectors(texts: list[str], size: int) -> np.ndarray:
         damped /= np.maximum(np.linalg.norm(damped, axis=1, keepdims=True), 1e-12)
         found[start : start + len(counts)] = rademacher(torch.from_numpy(damped).float(), size, seed=0).numpy()
     return found
-
-
-def _differences(texts: PairTexts, size: int) -> np.ndarray:
-    """Chosen minus rejected: the texts, their lengths, and what they have to do with the prompt."""
-    own, _ = relevance(texts.asked, texts.chosen, texts.rejected)
-    lengths = [np.log1p([len(text) for text in side]) for side in (texts.chosen, texts.rejected)]
-    vectors = text_vectors(texts.chosen, size) - text_vectors(texts.rejected, size)
-    return np.column_stack([vectors, lengths[0] - lengths[1], own])
 
 
 def _sides(dataset: Dataset) -> tuple[list[str], list[str]]:

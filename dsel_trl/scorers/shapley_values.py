@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -165,13 +166,14 @@ class _Parts:
         return made
 
     def valued(self, game: Game, members: np.ndarray, what: str) -> np.ndarray:
+        def block(start: int) -> dict[str, np.ndarray]:
+            return {"worth": np.array([game.worth(row) for row in members[start : start + SETS]])}
+
         found = []
         with tqdm(total=len(members), desc=what, unit="set") as bar:
             for number, start in enumerate(range(0, len(members), SETS)):
-                block = members[start : start + SETS]
-                made = self.get("sets", number, lambda b=block: {"worth": np.array([game.worth(row) for row in b])})
-                found.append(made["worth"])
-                bar.update(len(block))
+                found.append(self.get("sets", number, partial(block, start))["worth"])
+                bar.update(len(found[-1]))
         return np.concatenate(found)
 
 
@@ -197,7 +199,7 @@ def _walk(game: Game, full: float, settings: ShapleySettings, parts: _Parts) -> 
     found: list[dict[str, np.ndarray]] = []
     with tqdm(total=settings.permutations, desc="Orders", unit="order") as bar:
         for number, start in enumerate(range(0, settings.permutations, ORDERS)):
-            found.append(parts.get("orders", number, lambda s=start: block(s)))
+            found.append(parts.get("orders", number, partial(block, start)))
             bar.update(len(found[-1]["rows"]))
             rows = np.concatenate([part["rows"] for part in found])
             moved = drift(rows)

@@ -57,7 +57,7 @@ def exact_shapley(worth: ArrayLike) -> Floats:
 
 def subsets(players: int) -> NDArray[np.bool_]:
     """All sets of `players`, `(2**n, n)` bool, in the order of [`exact_shapley`]."""
-    return (np.arange(2**players)[:, None] >> np.arange(players)) % 2 == 1
+    return np.asarray((np.arange(2**players)[:, None] >> np.arange(players)) % 2 == 1, dtype=np.bool_)
 
 
 def marginals(

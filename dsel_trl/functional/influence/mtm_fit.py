@@ -37,8 +37,8 @@ def linear_weights(members: ArrayLike, worth: ArrayLike, ridge: float = 1e-6) ->
     centred, target = design - design.mean(axis=0), values - values.mean()
     if ridge:
         gram = centred.T @ centred + ridge * np.eye(design.shape[1])
-        return np.linalg.solve(gram, centred.T @ target)
-    return np.linalg.lstsq(centred, target, rcond=None)[0]
+        return np.asarray(np.linalg.solve(gram, centred.T @ target), dtype=np.float64)
+    return np.asarray(np.linalg.lstsq(centred, target, rcond=None)[0], dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def isotonic(sums: ArrayLike, worth: ArrayLike) -> Isotonic:
             last[0] = (last[0] * last[1] + value * weight) / (last[1] + weight)
             last[1] += weight
             last[2] += width
-    return Isotonic(places, np.repeat([level[0] for level in levels], [int(level[2]) for level in levels]))
+    values = np.repeat([level[0] for level in levels], [int(level[2]) for level in levels])
+    return Isotonic(places.astype(np.float64), values)
 
 
 def residual(worth: ArrayLike, fitted: ArrayLike) -> float:
