@@ -28,6 +28,7 @@ WORDS = {
     "export": ("export", "export_run"),
     "recipe": ("recipe", "print_recipe"),
     "audit": ("audit", "audit_file"),
+    "value": ("value", "value_dataset"),
 }
 USAGE = """usage: dsel COMMAND [arguments]
 

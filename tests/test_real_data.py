@@ -73,3 +73,23 @@ def test_a_run_with_lora(rows, tmp_path, no_picture, capsys, name):
     summary = train(rows, tmp_path / "run", name, lora=True)
     assert summary["kept_fraction"] == pytest.approx(0.5, abs=0.03)
     assert (tmp_path / "run" / "adapter_config.json").is_file()
+
+
+@pytest.mark.parametrize(("name", "more"), [(CONVERSATIONS, []), (PAIRS, ["--group_column", "dataset"])])
+def test_real_pairs_are_valued_and_trained_on_by_their_values(name, more, rows, tmp_path, capsys):
+    held = REAL / "data" / f"{name.removesuffix('train')}validation.parquet"
+    words = ["value", str(rows / f"{name}.parquet"), "--target", str(held), "--output_dir", str(tmp_path)]
+    assert main([*words, "--permutations", "10", "--features", "16", *more]) == DONE, capsys.readouterr().err
+    summary = json.loads((tmp_path / "value.json").read_text())
+    # Nobody is worth 0: what all of them add is what all are worth, up to what truncation leaves out.
+    total = sum(player["value"] for player in summary["players"])
+    assert total == pytest.approx(summary["worth_of_all"], rel=0.02)
+    selection = [{"name": "data_shapley", "values": str(tmp_path / "values.parquet"), "keep": 0.5}]
+    words = ["dpo", "--dataset_name", str(rows / f"{name}.parquet"), "--model_name_or_path", str(MODEL)]
+    words += ["--output_dir", str(tmp_path / "run"), "--selection", json.dumps(selection), "--max_steps", "1"]
+    words += ["--per_device_train_batch_size", "2", "--max_length", "128", "--use_cpu", "true", "--report_to", "none"]
+    assert main([*words, "--save_strategy", "no"]) == DONE, capsys.readouterr().err
+    ledger = Dataset.from_parquet(str(tmp_path / "run" / "selection" / "ledger.parquet"), keep_in_memory=True)
+    values = Dataset.from_parquet(str(tmp_path / "values.parquet"), keep_in_memory=True)["value"][:]
+    # The trainer drops over-long rows; the ledger's ids are those of the file.
+    assert ledger["data_shapley"][:] == pytest.approx([values[row] for row in ledger["id"][:]], rel=1e-5)

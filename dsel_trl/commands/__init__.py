@@ -6,6 +6,7 @@ TRAININGS = {name: kind.what for name, kind in KINDS.items()}
 COMMANDS = {
     **TRAININGS,
     "audit": "find preference labels that are probably wrong, and pairs that teach nothing",
+    "value": "what examples or groups are worth to held-out ones (Data Shapley), and whether to select by it",
     "build": "write a dataset: reward-augmented pairs, or continuations of a stronger model's responses",
     "shards": "how many whole shards of each length bucket make up a training on decomposed documents",
     "ablate": "stock, random and several methods on the same data with several seeds, and a table of what came out",

@@ -71,6 +71,7 @@ CASES: dict[str, Case] = {
     "margin": Case({"action": "sample", "keep": 0.7, "refresh": 2}),
     "el2n": Case({"keep": 0.6, "refresh": 2}),
     "adapt_inf": Case({"keep": 0.6, "clusters": 3, "directions": 3, "bins": 4}),
+    "data_shapley": Case({"target": target(), "permutations": 20, "features": 8, "keep": 0.6}),
     "less": Case({"target": target(), "warm_up": 0.4, "checkpoints": 2, "features": 64, "keep": 0.6}),
     "greats": Case({"target": target(), "target_refresh": 2, "scale": "cosine"}, repeats=False),
     "grand": Case({"keep": 0.6, "refresh": 2, "layers": "last-1"}),
