@@ -16,8 +16,8 @@ from .target import Targeted
 
 PRECONDITIONS = ("none", "adam")
 LAYERS = (
-    "whose gradients count: linear (all linear layers but the head), lora, last-K (the linear layers of the last K "
-    "blocks), all, or names of modules"
+    "whose gradients count: linear (all linear layers but the head), attention, lora, last-K (the linear layers of "
+    "the last K blocks), all, or names of modules"
 )
 
 
@@ -41,12 +41,13 @@ class FollowsGradient(Targeted):
 
     # Whether the target's loss is its mean, or the sum over its examples.
     mean: ClassVar[bool] = True
+    preconditions: ClassVar[tuple[str, ...]] = PRECONDITIONS
     reads: ClassVar[Reads] = {}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("target_refresh", self.target_refresh, 1)
-        check_choice("precondition", self.precondition, PRECONDITIONS)
+        check_choice("precondition", self.precondition, self.preconditions)
         self._direction: dict[str, Tensor] = {}
         # Of a checkpoint, until the model is there to say how it is sharded.
         self._saved: dict[str, np.ndarray] = {}
@@ -95,7 +96,7 @@ class FollowsGradient(Targeted):
     def collect(self, run: Run) -> None:
         # A direction that the next step makes anew need not be kept.
         needed = self._direction if run.step % self.target_refresh else {}
-        self._collected = {name: _gathered(value) for name, value in needed.items()}
+        self._collected = {name: gathered(value).cpu().numpy() for name, value in needed.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **{f"direction/{name}": v for name, v in self._collected.items()}}
@@ -106,11 +107,15 @@ class FollowsGradient(Targeted):
         self._saved = {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
 
 
-def _gathered(value: Tensor) -> np.ndarray:
-    whole = value.full_tensor() if isinstance(value, DTensor) else value
-    return whole.cpu().numpy()
+def gathered(value: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; all ranks must ask."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def sharded_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A tensor that is whole on each rank, sharded as another one is."""
+    return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
 
 
 def _placed(values: np.ndarray, like: Tensor) -> Tensor:
-    whole = torch.from_numpy(values.copy()).to(like.device)
-    return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
+    return sharded_like(torch.from_numpy(values.copy()).to(like.device), like)

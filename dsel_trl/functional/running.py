@@ -110,3 +110,56 @@ def add_to_means(means: np.ndarray, counts: np.ndarray, ids: np.ndarray, values:
     np.add.at(counts, ids[known], 1)
     result: np.ndarray = np.divide(totals, counts, out=np.full(len(means), np.nan), where=counts > 0)
     return result
+
+
+@dataclass(frozen=True)
+class Moments:
+    """
+    Mean and spread of all values of a stream, the older ones of which may weigh less.
+
+    Args:
+        count (`float`, *optional*, defaults to `0.0`):
+            Values seen, as far as they still weigh.
+        mean (`float`, *optional*, defaults to `0.0`):
+            Their mean.
+        squares (`float`, *optional*, defaults to `0.0`):
+            Sum of their squared differences from it.
+    """
+
+    count: float = 0.0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def standardised(self, values: np.ndarray) -> np.ndarray:
+        """`(value - mean) / deviation`, float64; zeros where the values seen do not differ."""
+        deviation = np.sqrt(self.squares / self.count) if self.count else 0.0
+        apart = np.asarray(values, dtype=np.float64) - self.mean
+        # What is left of equal values is a rounding error of their mean.
+        if deviation <= 1e-12 * abs(self.mean):
+            return np.where(np.isfinite(apart), 0.0, np.nan)
+        result: np.ndarray = apart / deviation
+        return result
+
+
+def moments_update(state: Moments, values: np.ndarray, memory: float = float("inf")) -> Moments:
+    """
+    Takes values into the moments of a stream; those that are not finite are left out.
+
+    Args:
+        state (`Moments`):
+            Before them.
+        values (`np.ndarray` of shape `(n,)`):
+            The values.
+        memory (`float`, *optional*, defaults to infinity):
+            As how many values all those before weigh at the most.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return state
+    share = min(1.0, memory / state.count) if state.count else 0.0
+    count, own = state.count * share, float(values.mean())
+    total = count + len(values)
+    apart = own - state.mean
+    squares = state.squares * share + float(np.square(values - own).sum()) + apart**2 * count * len(values) / total
+    return Moments(total, state.mean + apart * len(values) / total, squares)

@@ -14,7 +14,9 @@ from ..functional.ghost import Outer, Part, bias_gradients, embedding_gradients,
 # A place in a model's stack of blocks: the first number in a module's name.
 BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 LAST = re.compile(r"^last-(\d+)$")
-CHOICES = "'linear', 'lora', 'all', 'last-K' or names of modules"
+# The attention's part of a block, by the names that models give it.
+ATTENTION = re.compile(r"(?:^|\.)\w*att(?:n|ention)\w*\.")
+CHOICES = "'linear', 'attention', 'lora', 'all', 'last-K' or names of modules"
 # A parameter's own name in its module, its inputs and output gradients by example, and what they say of it.
 Find = Callable[[Any, Tensor, Tensor], dict[str, Part]]
 
@@ -89,6 +91,16 @@ class Layer:
     module: nn.Module
     parameters: dict[str, str]
     find: Find
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is `y = W a + b`, trained in its weight."""
+        return self.find in (_linear, _conv1d) and "weight" in self.parameters
+
+    @property
+    def lies_across(self) -> bool:
+        """Whether its weight is `(d_in, d_out)`, not `(d_out, d_in)`."""
+        return self.find is _conv1d
 
     def parts(self, source: Tensor, grad: Tensor, examples: Examples) -> dict[str, Part]:
         """
@@ -181,9 +193,9 @@ def choose_layers(model: nn.Module, spec: str | Sequence[str]) -> list[Layer]:
             The policy.
         spec (`str` or `Sequence[str]`):
             `"linear"`: all linear layers (LoRA's among them) but the head; `"lora"`: LoRA's only; `"last-K"`: the
-            linear layers of the last K blocks; `"all"`: every trainable parameter, head, embeddings and norms too;
-            or names of modules: whole (`"model.layers.0.mlp.up_proj"`), the end of one (`"up_proj"`, `"norm"`), or
-            with wildcards (`"*.layers.[01].*"`).
+            linear layers of the last K blocks; `"attention"`: those inside of the attention; `"all"`: every trainable
+            parameter, head, embeddings and norms too; or names of modules: whole (`"model.layers.0.mlp.up_proj"`), the
+            end of one (`"up_proj"`, `"norm"`), or with wildcards (`"*.layers.[01].*"`).
 
     Raises:
         `ValueError`: for a name that matches no layer, or a parameter (of `"all"`) that no known layer has.
@@ -215,6 +227,8 @@ def _matching(word: str, layers: list[Layer], linear: list[Layer]) -> list[Layer
         return layers
     if word == "linear":
         return linear
+    if word == "attention":
+        return [layer for layer in linear if ATTENTION.search(layer.name)]
     if word == "lora":
         return [layer for layer in linear if re.search(r"\.lora_[AB]\.", layer.name)]
     if last := LAST.match(word):

@@ -75,6 +75,9 @@ CASES: dict[str, Case] = {
     "less": Case({"target": target(), "warm_up": 0.4, "checkpoints": 2, "features": 64, "keep": 0.6}),
     "greats": Case({"target": target(), "target_refresh": 2, "scale": "cosine"}, repeats=False),
     "grand": Case({"keep": 0.6, "refresh": 2, "layers": "last-1"}),
+    "quad": Case(
+        {"target": target(), "target_refresh": 3, "calibration": 5, "clusters": 3, "draws": 2, "arms": 1, "refresh": 1}
+    ),
     "alignment_potential": Case({"form": "dpo", "keep": 0.6, "refresh": 2}),
     "robust_dpo": Case({"eps": 0.2, "warmup": 0.0}, neutral={"eps": 0.0, "warmup": 0.0}),
     # Statistics of an example are lost with its texts only: nothing that is measured of it can be missing.

@@ -29,6 +29,7 @@ REQUIRED = {
     "inco_dpo": {"reward": REWARD},
     "jest": {"loss_column": "loss"},
     "knn_shapley": {"target": "demo"},
+    "quad": {"target": "demo"},
     "rho1": {"clean_column": "clean"},
     "seal": {"target": "demo"},
 }
@@ -142,6 +143,11 @@ SWITCHES = {
     "knn_shapley": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"]},
     "margin": {"source": ["implicit", "explicit", "disagreement"], "reward": [None, REWARD]},
     "perplexity": {"model": [None, "a"]},
+    "quad": {
+        "target": ["demo", PAIRS],
+        "embedding": ["policy", "column:x"],
+        "precondition": ["kfac", "none"],
+    },
     "rho1": {"clean_column": [None, "x"], "model": [None, "a"]},
     "rho_loss": {"source": ["cross_fit", "holdout", "column"]},
     "robust_dpo": {"mode": ["posterior", "rdpo", "cdpo"]},
@@ -159,6 +165,7 @@ SWITCHES = {
 }
 # Another value than the default, where one more, twice as much or another word would be refused for itself.
 OTHER = {
+    "solver": "factored",
     "action": "curriculum",
     "band": "high",
     "contradicted": "keep",

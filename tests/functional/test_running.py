@@ -1,12 +1,15 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from dsel_trl.functional.running import (
     EmaMoments,
+    Moments,
     batch_moments,
     ema_update,
+    moments_update,
 )
 
 
@@ -46,3 +49,24 @@ def test_ema_refuses_wrong_options():
         ema_update(EmaMoments(), torch.ones(2), decay=1.0)
     with pytest.raises(ValueError, match="'ones'"):
         ema_update(EmaMoments(), torch.ones(2), init="ones")
+
+
+def test_moments_of_a_stream_are_those_of_all_its_values():
+    values = np.random.default_rng(0).normal(3.0, 2.0, size=50)
+    state = Moments()
+    for piece in (values[:1], values[1:20], np.array([np.nan, np.inf]), values[20:]):
+        state = moments_update(state, piece)
+    expected = (values - values.mean()) / values.std()
+    np.testing.assert_allclose(state.standardised(values), expected, rtol=1e-10)
+    assert np.isnan(state.standardised(np.array([np.nan]))).all()
+
+
+def test_moments_forget_what_is_older_than_their_memory():
+    state = moments_update(moments_update(Moments(), np.zeros(1000)), np.array([1.0, 3.0]), memory=2)
+    assert (state.count, state.mean) == (4.0, 1.0)
+    assert state.squares == pytest.approx(np.square(np.array([0.0, 0.0, 1.0, 3.0]) - 1.0).sum())
+
+
+def test_equal_values_are_all_the_mean():
+    state = moments_update(Moments(), np.array([0.1, 0.1, 0.1]))
+    assert state.standardised(np.array([0.1, 0.1])).tolist() == [0.0, 0.0]
