@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class SingleGradients:
     score: Callable[..., Batch]
     parameters: Callable[..., dict[str, Tensor]]
     check_second_moments: Callable[[], None]
+    _grads_put_back: Callable[[], AbstractContextManager[None]]
     _add: Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], None]
 
     @property
@@ -65,7 +67,9 @@ class SingleGradients:
             inputs = rows.collate(batch)
             height, length = inputs["input_ids"].shape
             examples = Examples(len(batch), height, length, inputs.get(ROW_LENGTHS))
-            with self.costs.collecting() as ran, self.recorder.open([request], examples) as (found,):
+            listening = self.recorder.open([request], examples)
+            # What is sharded has a gradient for every parameter after a backward pass, asked for or not.
+            with self.costs.collecting() as ran, self._grads_put_back(), listening as (found,):
                 self._add({}, parameters, self.score(inputs, torch.from_numpy(batch), gradient=True).loss.sum())
             gone_through = ran
             if len(positions):
