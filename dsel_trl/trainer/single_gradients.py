@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class SingleGradients:
     score: Callable[..., Batch]
     parameters: Callable[..., dict[str, Tensor]]
     check_second_moments: Callable[[], None]
+    _grads_put_back: Callable[[], AbstractContextManager[None]]
     _add: Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], None]
 
     @property
@@ -66,8 +68,10 @@ class SingleGradients:
             inputs = rows.collate(batch)
             height, length = inputs["input_ids"].shape
             examples = Examples(len(batch), height, length, inputs.get(ROW_LENGTHS))
+            # What is sharded has a gradient for every parameter after a backward pass, asked for or not.
             with (
                 self.costs.collecting() as ran,
+                self._grads_put_back(),
                 evaluating(self.trainer),
                 self.recorder.open([request], examples) as (found,),
             ):

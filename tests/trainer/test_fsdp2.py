@@ -40,7 +40,15 @@ def setting(methods, kind="dpo", *, save=0, **config):
     }
 
 
+def vectors(size):
+    """A file with a vector for each example."""
+    path = Path(cases.FILES.name) / "vectors.npy"
+    np.save(path, np.random.default_rng(0).normal(size=(size, 3)).astype(np.float32))
+    return path
+
+
 TARGET = {"target": cases.target()}
+BANDIT = {"keep": 0.8, "target_refresh": 3, "calibration": 5, "clusters": 3, "draws": 2, "arms": 1, "refresh": 2}
 # Each is run with and without sharding; `mean1` scales the accumulated gradient.
 SETTINGS = {
     "weighted": setting(["weight_column"]),
@@ -54,6 +62,8 @@ SETTINGS = {
     # What is saved in step 2 and 4 is the gradient of step 0 and 3.
     "target": setting([["inrun_shapley", {**TARGET, "target_refresh": 3, "keep": 0.8, "refresh": 2}]], save=2),
     "target-curved": setting([["inrun_shapley", {**TARGET, "taylor": 2, "action": "weight"}]], lora=True, max_steps=3),
+    # Factors come from shares of the examples; the policy does not embed where it is sharded.
+    "bandit": setting([["quad", {**TARGET, **BANDIT, "embedding": f"file:{vectors(21)}"}]], save=2),
     # It checks itself, against a backward pass of each example alone.
     "gradients": setting(["asks_for_all"], max_steps=2),
     "gradients-lora": setting(["asks_for_all"], "sft", lora=True, max_steps=1),
@@ -63,7 +73,7 @@ SETTINGS = {
     "pick": setting(["pick_longest"], per_device_train_batch_size=1, num_train_epochs=1),
 }
 HOWS = ("ddp", "fsdp2")
-KILLED = ("margin", "new-reference", "target")
+KILLED = ("margin", "new-reference", "target", "bandit")
 KILL = {"event": "on_substep_end", "count": 4, "rank": 1}
 
 

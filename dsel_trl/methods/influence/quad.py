@@ -45,6 +45,7 @@ class Quad(FollowsGradient):
     to be, and no threshold must be set.
     When: a large pool of many kinds, a small target, and no means to score everything.
     When not: runs of fewer steps than there are clusters, which only look around; data without kinds.
+    A model that FSDP or DeepSpeed shards does not embed: give `embedding` as a column, a file or another model there.
     Memory: the target's gradient, and at each `target_refresh` the factors, `d_in^2 + d_out^2` numbers per attention
     (query, key and value together) and output projection. Lag: what is fetched ahead is trained first.
     """
