@@ -281,6 +281,10 @@ class GhostRecorder:
         """
         for found in self._found:
             found.scale, found.shares = scale, shares
+        self.forward_done()
+
+    def forward_done(self) -> None:
+        """Said between forward and backward, if `scaled` is not: forwards that follow are a checkpoint's, run again."""
         self._backward = True
 
     def _hook(self, layer: Layer) -> Callable[..., Tensor | None]:

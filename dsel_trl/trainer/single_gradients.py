@@ -75,7 +75,9 @@ class SingleGradients:
                 evaluating(self.trainer),
                 self.recorder.open([request], examples) as (found,),
             ):
-                self._add({}, parameters, self.score(inputs, torch.from_numpy(batch), gradient=True).loss.sum())
+                loss = self.score(inputs, torch.from_numpy(batch), gradient=True).loss.sum()
+                self.recorder.forward_done()
+                self._add({}, parameters, loss)
             gone_through = ran
             if len(positions):
                 yield positions, found

@@ -160,15 +160,17 @@ def _picks(run: Finished) -> bool:
         return False
     state = run.trainer.selection.run
     before = state.seed, state.step
-    decided = False
-    for pick in picks:
-        chosen = np.zeros(len(pick.ids))
-        for draw in range(DRAWS):
-            state.seed, state.step = before[0] + 1 + draw, draw
-            chosen[type(run.method).pick(run.method, state, pick.candidates)] += 1 / DRAWS
-        decided = decided or _beyond_chance(chosen, np.sqrt(chosen.mean() * (1 - chosen.mean())))
-    state.seed, state.step = before
-    return decided
+    try:
+        for pick in picks:
+            chosen = np.zeros(len(pick.ids))
+            for draw in range(DRAWS):
+                state.seed, state.step = before[0] + 1 + draw, draw
+                chosen[type(run.method).pick(run.method, state, pick.candidates)] += 1 / DRAWS
+            if _beyond_chance(chosen, np.sqrt(chosen.mean() * (1 - chosen.mean()))):
+                return True
+    finally:
+        state.seed, state.step = before
+    return False
 
 
 def _beyond_chance(means: np.ndarray, deviation: float) -> bool:

@@ -94,7 +94,7 @@ class AdaptInf(Method):
         check_whole("directions", self.directions, 1, 65536)
         if self.eps is not None:
             check_range("eps", self.eps, 0, 1, open_low=True)
-        check_whole("block", self.block, -(2**31))
+        check_whole("block", self.block, -(2**15), 2**15)
         check_whole("bins", self.bins, 1, 2**24)
         if self.survive is not None:
             check_whole("survive", self.survive, 1)

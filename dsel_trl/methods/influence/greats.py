@@ -64,6 +64,13 @@ class Greats(FollowsGradient):
     def candidates(self) -> int:
         return self.factor
 
+    def units(self, run: Run) -> dict[str, float]:
+        found = super().units(run)
+        if self.precondition == "adam":
+            # Those of the first step are taken as they come.
+            found["candidate"] *= max(0, run.max_steps - 1) / max(1, run.max_steps)
+        return found
+
     @property
     def scores_candidates(self) -> bool:
         return False

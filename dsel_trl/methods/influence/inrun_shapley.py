@@ -12,7 +12,7 @@ from ...bases.scored import ByScore
 from ...core.charges import Charge
 from ...core.ledger import Ledger
 from ...core.method import Run
-from ...core.parameters import Reads, check_choice, when
+from ...core.parameters import Reads, check_choice, check_whole, when
 from ...core.registry import register
 from ...core.run import Step
 from ...functional.influence.inrun_shapley import inrun_shapley
@@ -33,7 +33,7 @@ class InRunShapley(FollowsGradient, ByScore):
     A weight that another method gives is taken out again; an example of weight 0 has no value in that step.
     When: a small clean target is at hand and the training set is mixed or partly mislabelled.
     When not: as a judgement of one example after one visit, which is noisy; under an optimizer far from SGD, for which
-    the value is a proxy (`precondition: adam` is nearer).
+    the value stands in for its own (`precondition: adam` is nearer).
     Memory: the target's gradient in float32 (that of the layers' parameters; in a checkpoint too where
     `target_refresh` > 1); `taylor: 2` holds the layers' inputs and output gradients of a step, and a copy of the
     parameters. Plan lag: as for every live score.
@@ -58,7 +58,7 @@ class InRunShapley(FollowsGradient, ByScore):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("taylor", self.taylor, (1, 2))
+        check_whole("taylor", self.taylor, 1, 2)
         check_choice("accumulate", self.accumulate, ("sum", "mean"))
         self._bent: Direction = {}
         self._bent_at = -1
