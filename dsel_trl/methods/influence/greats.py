@@ -47,7 +47,9 @@ class Greats(FollowsGradient):
     criterion = "external_continuous"
     selector = "greedy, of a candidate batch"
     charges: ClassVar[tuple[Charge, ...]] = (
-        Charge("gradients", per="candidate", reference=True),
+        Charge("gradients", per="candidate", when="precondition: none", reference=True),
+        # Those of the first step are taken as they come.
+        Charge("gradients", per="candidate", when="precondition: adam", at_most=True, reference=True),
         Charge("gradients", per="target example and refresh", reference=True),
     )
     cost = "factor candidates per trained example"
@@ -63,13 +65,6 @@ class Greats(FollowsGradient):
     @property
     def candidates(self) -> int:
         return self.factor
-
-    def units(self, run: Run) -> dict[str, float]:
-        found = super().units(run)
-        if self.precondition == "adam":
-            # Those of the first step are taken as they come.
-            found["candidate"] *= max(0, run.max_steps - 1) / max(1, run.max_steps)
-        return found
 
     @property
     def scores_candidates(self) -> bool:
