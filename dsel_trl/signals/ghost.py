@@ -284,7 +284,7 @@ class GhostRecorder:
         self.forward_done()
 
     def forward_done(self) -> None:
-        """Said between forward and backward, if `scaled` is not: forwards that follow are a checkpoint's, run again."""
+        """Said between forward and backward, where `scaled` is not: a checkpoint's forwards follow, run again."""
         self._backward = True
 
     def _hook(self, layer: Layer) -> Callable[..., Tensor | None]:
