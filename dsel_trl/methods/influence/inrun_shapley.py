@@ -36,7 +36,8 @@ class InRunShapley(FollowsGradient, ByScore):
     the value stands in for its own (`precondition: adam` is nearer).
     Memory: the target's gradient in float32 (that of the layers' parameters; in a checkpoint too where
     `target_refresh` > 1); `taylor: 2` holds the layers' inputs and output gradients of a step, and a copy of the
-    parameters. Plan lag: as for every live score.
+    parameters. Time: 1.3 times a step over all linear layers (DPO of 135 million parameters in bf16 on an H100); with
+    LoRA there, where a step is the launching of small kernels, 1.6 times. Plan lag: as for every live score.
     """
 
     taylor: int = field(
