@@ -99,10 +99,10 @@ class ModelGradients(SingleGradients):
         ids = np.arange(len(rows)) if ids is None else np.asarray(ids, dtype=np.int64)
         parameters = self.parameters(layers)
         total = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in parameters.items()}
-        with self.costs.collecting() as ran, self._grads_put_back(), evaluating(self.trainer):
+        with self.costs.collecting() as ran, self.grads_put_back(), evaluating(self.trainer):
             for own, counts in self._shares(ids):
                 loss = self.score(rows.collate(own), torch.from_numpy(own), gradient=True).loss
-                self._add(total, parameters, loss.sum() * float(counts))
+                self.add_gradient(total, parameters, loss.sum() * float(counts))
         tokens = int(rows.pass_lengths[ids].sum())
         # As many ranks as there are have run the first batch; each example is counted once.
         self.costs.add_all(dict.fromkeys(ran, 1), len(ids), tokens)
@@ -117,7 +117,7 @@ class ModelGradients(SingleGradients):
             share = np.array_split(ids[start : start + size * world], world)[rank]
             yield (share, True) if len(share) else (ids[:1], False)
 
-    def _add(self, total: dict[str, Tensor], parameters: dict[str, Tensor], loss: Tensor) -> None:
+    def add_gradient(self, total: dict[str, Tensor], parameters: dict[str, Tensor], loss: Tensor) -> None:
         if not self._sharded(parameters):
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, value in zip(parameters, found, strict=True):
@@ -133,7 +133,7 @@ class ModelGradients(SingleGradients):
                 value.grad = None
 
     @contextlib.contextmanager
-    def _grads_put_back(self) -> Iterator[None]:
+    def grads_put_back(self) -> Iterator[None]:
         """Begins with no `grad` and ends with what there was; sharded parameters are other objects in a forward."""
         parameters = list(self.recorder.model.parameters())
         held = [value.grad for value in parameters]

@@ -26,8 +26,8 @@ class SingleGradients:
     score: Callable[..., Batch]
     parameters: Callable[..., dict[str, Tensor]]
     check_second_moments: Callable[[], None]
-    _grads_put_back: Callable[[], AbstractContextManager[None]]
-    _add: Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], None]
+    grads_put_back: Callable[[], AbstractContextManager[None]]
+    add_gradient: Callable[[dict[str, Tensor], dict[str, Tensor], Tensor], None]
 
     @property
     def recorder(self) -> GhostRecorder:
@@ -71,13 +71,13 @@ class SingleGradients:
             # What is sharded has a gradient for every parameter after a backward pass, asked for or not.
             with (
                 self.costs.collecting() as ran,
-                self._grads_put_back(),
+                self.grads_put_back(),
                 evaluating(self.trainer),
                 self.recorder.open([request], examples) as (found,),
             ):
                 loss = self.score(inputs, torch.from_numpy(batch), gradient=True).loss.sum()
                 self.recorder.forward_done()
-                self._add({}, parameters, loss)
+                self.add_gradient({}, parameters, loss)
             gone_through = ran
             if len(positions):
                 yield positions, found

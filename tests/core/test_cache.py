@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from dsel_trl import SelectionCallback, create_method
+from dsel_trl import SelectionCallback, create_method, get_method
 from dsel_trl.core.cache import cached, kept, run_fingerprint
 from dsel_trl.core.costs import Costs
 from dsel_trl.core.data_passes import Passes
@@ -71,11 +71,13 @@ def test_a_changed_argument_of_the_helper_trains_it_again(make_trainer, name):
 
 @pytest.mark.parametrize("name", HELPED)
 def test_the_learning_rate_of_the_run_is_that_of_a_full_helper_alone(make_trainer, name):
+    """And of that only where the method has none of its own."""
     kind, parameters = HELPED[name]
+    has_its_own = getattr(get_method(name), "helper_learning_rate", None) is not None
     for lora in (True, False):
         own = parameters | {"helper_lora": lora}
         assert helped(make_trainer, name, kind, own)
-        assert bool(helped(make_trainer, name, kind, own, learning_rate=1e-4)) != lora
+        assert bool(helped(make_trainer, name, kind, own, learning_rate=1e-4)) != (lora or has_its_own)
 
 
 @pytest.mark.parametrize("name", HELPED)
@@ -98,7 +100,8 @@ def test_each_seed_of_the_run_has_helpers_of_its_own(make_trainer, name):
 def test_a_changed_parameter_of_the_helper_trains_it_again(make_trainer, name):
     kind, parameters = HELPED[name]
     assert helped(make_trainer, name, kind, parameters)
-    for change in ({"helper_epochs": 3.0}, {"helper_lora": False}, {"helper_learning_rate": 0.1}):
+    lora = not get_method(name).helper_lora
+    for change in ({"helper_epochs": 5.0}, {"helper_lora": lora}, {"helper_learning_rate": 0.1}):
         assert helped(make_trainer, name, kind, parameters | change), change
 
 
