@@ -324,6 +324,10 @@ def two_processes(bench, tmp_path_factory):
     return SimpleNamespace(folder=folder, ended=dict(zip(GUISES, ended, strict=True)))
 
 
+# What one step of Adam has made of gradients that are all but zero is rounding, by which products are divided.
+ROUNDED = {("inrun_shapley:weight", "inrun_shapley_product")}
+
+
 @pytest.mark.parametrize("name", GUISES)
 def test_two_processes_choose_what_one_chooses(bench, two_processes, name):
     log = "".join((two_processes.folder / f"{name}.log.{rank}").read_text()[-2000:] for rank in range(2))
@@ -344,7 +348,8 @@ def test_two_processes_choose_what_one_chooses(bench, two_processes, name):
         assert np.asarray(mine)[order].tolist() == np.asarray(theirs)[other_order].tolist()
         assert values.keys() == other.keys()
         for key in values:
-            np.testing.assert_allclose(values[key][order], other[key][other_order], rtol=2e-3, atol=1e-4, err_msg=key)
+            atol = 1e-3 * np.abs(values[key]).max() if (name, key) in ROUNDED else 1e-4
+            np.testing.assert_allclose(values[key][order], other[key][other_order], rtol=2e-3, atol=atol, err_msg=key)
         compared += 1
     assert compared >= 2
 

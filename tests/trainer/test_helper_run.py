@@ -418,7 +418,7 @@ def test_an_untrained_helper_has_no_margin_where_references_are_precomputed(
         found.append(train_helper(*args, **how))
         return found[-1]
 
-    monkeypatch.setattr("dsel_trl.callback.train_helper", spy)
+    monkeypatch.setattr("dsel_trl.trainer.run.train_helper", spy)
     other = str(tiny.build_model(tmp_path / "other", seed=9))
     trainer = make_trainer("dpo", max_steps=1, precompute_ref_log_probs=True)
     settings = {"helper_model": other, "helper_learning_rate": 0.0, "helper_epochs": 1.0}
