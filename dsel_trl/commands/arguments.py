@@ -16,6 +16,9 @@ from ..trainer.kinds import KINDS
 from .stage_arguments import check_stages, read_stages
 from .yaml_files import read_config, read_yaml
 
+# Earlier keys, and what does the same now.
+MOVED = {"compare": " `dsel ablate --config FILE --seeds 0,1,2` compares with stock and random."}
+
 
 @dataclass
 class SelectionArguments:
@@ -153,7 +156,7 @@ def _apply_config(parser: TrlParser, config: dict[str, Any], path: str) -> None:
         actions.setdefault(action.dest, []).append(action)
     known = set(actions) - {"help", "config"}
     if unknown := [key for key in config if key not in known]:
-        hints = " ".join(f"Unknown key {key!r}.{nearest(key, known)}" for key in unknown)
+        hints = " ".join(f"Unknown key {key!r}.{MOVED.get(key) or nearest(key, known)}" for key in unknown)
         raise ValueError(f"{path}: {hints}")
     defaults = {}
     for key, value in config.items():

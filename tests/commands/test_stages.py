@@ -205,7 +205,7 @@ def test_a_finished_stage_of_another_run_is_not_taken(recipe, capsys, no_picture
         ({"replay": -1.0}, ["replay='-1.0'"]),
         ({"stages": ..., "dataset_name": "first", "replay": "all"}, ["replay='all'", "none"]),
         ({"dataset_name": "first"}, ["`stages`", "dataset_name"]),
-        ({"compare": ["stock"]}, ["`compare`"]),
+        ({"compare": ["stock"]}, ["'compare'", "dsel ablate"]),
         ({"selection": [{"name": "margin"}]}, ["'margin'", "dsel sft"]),
     ],
 )
