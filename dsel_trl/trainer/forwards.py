@@ -237,6 +237,16 @@ def _reference_token_logps(trainer: Any, kwargs: dict[str, Any], labels: Tensor)
         return read_tokens(placed_model(trainer), kwargs, labels).log_probs
 
 
+def _keep(trainer: Any, model: Any, file: Path, options: StateDictOptions) -> None:
+    """Writes a model's parameters; where it is sharded, all processes put them together and the first one has them."""
+    state: dict[str, Any] = get_model_state_dict(model, options=options)
+    if trainer.accelerator.is_main_process:
+        with replacing(file) as temporary:
+            # The file takes no two names of one tensor, as tied weights have them.
+            save_file({name: value.clone() for name, value in state.items()}, str(temporary))
+    trainer.accelerator.wait_for_everyone()
+
+
 def refer(trainer: Any, file: Path, restore: bool) -> None:
     """
     Makes the separate reference model a copy of the policy as it is now and keeps it in `file`; with `restore`, of
@@ -246,14 +256,7 @@ def refer(trainer: Any, file: Path, restore: bool) -> None:
     if not restore:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         reference.load_state_dict(policy.state_dict())
-        # Where the models are sharded, all processes put the parameters together, and the first one gets them.
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_model_state_dict(reference, options=options)
-        if trainer.accelerator.is_main_process:
-            with replacing(file) as temporary:
-                # The file takes no two names of one tensor, as tied weights have them.
-                save_file({name: value.clone() for name, value in state.items()}, str(temporary))
-        trainer.accelerator.wait_for_everyone()
+        _keep(trainer, reference, file, StateDictOptions(full_state_dict=True, cpu_offload=True))
         return
     if not file.is_file():
         raise ValueError(f"{file} is missing: it held the reference model that the checkpoint was trained against.")
@@ -272,11 +275,7 @@ def restart(trainer: Any, file: Path, restore: bool) -> None:
         )
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
     if not restore:
-        state: dict[str, Any] = get_model_state_dict(trainer.model, options=options)
-        if trainer.accelerator.is_main_process:
-            with replacing(file) as temporary:
-                save_file({name: value.clone() for name, value in state.items()}, str(temporary))
-        trainer.accelerator.wait_for_everyone()
+        _keep(trainer, trainer.model, file, options)
         return
     if not file.is_file():
         raise ValueError(f"{file} is missing: it held the weights that the policy began with.")
