@@ -1,10 +1,6 @@
 """Every registered method keeps the promises of a run: one suite, parametrised over the registry."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,8 +15,7 @@ from tests import tiny
 from tests.contract.bench import CONFIG, data, loading
 from tests.contract.cases import EVERYWHERE, GUISES, LABELLED, METHODS, NEUTRAL, case, first_kind, kinds, make
 from tests.contract.checks import assert_acts, assert_idle, assert_sound, assert_unknown_displaces_nothing
-
-ROOT = Path(__file__).parents[2]
+from tests.distributed.launch import launched
 
 
 def attach(trainer, methods):
@@ -311,16 +306,7 @@ def two_processes(bench, tmp_path_factory):
                 "config": {**CONFIG, **own.config, "per_device_train_batch_size": 1},
             }
         )
-    path = folder / "specs.json"
-    path.write_text(json.dumps([specs]))
-    subprocess.run(
-        [sys.executable, "-m", "tests.distributed.forked", str(path)],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        timeout=1500,
-    )
-    (ended,) = json.loads(Path(f"{path}.ended").read_text())
+    (ended,) = launched(folder, [specs])
     return SimpleNamespace(folder=folder, ended=dict(zip(GUISES, ended, strict=True)))
 
 

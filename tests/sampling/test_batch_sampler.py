@@ -1,11 +1,7 @@
 """Plans made of batches: what is served to whom, how often, and what a resumed run finds."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +11,7 @@ from dsel_trl import SelectionCallback, create_method
 from dsel_trl.sampling.batch_sampler import BatchPlanSampler, over_ranks
 from dsel_trl.trainer.rows import make_rows
 from tests import tiny
-
-ROOT = Path(__file__).parents[2]
+from tests.distributed.launch import launched
 
 
 def numbered(sizes):
@@ -185,14 +180,7 @@ def runs(model, tmp_path_factory):
             killed = {"event": "on_substep_end", "count": kill, "rank": world - 1}
             resumed = {**again, "resume": True, "trace": str(folder / f"{name}.again.trace")}
             chains.append([{**again, "kill": killed}, resumed])
-    (folder / "specs.json").write_text(json.dumps(chains))
-    subprocess.run(
-        [sys.executable, "-m", "tests.distributed.forked", str(folder / "specs.json")],
-        check=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        timeout=1500,
-    )
+    launched(folder, chains)
     return folder
 
 

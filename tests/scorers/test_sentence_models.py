@@ -1,10 +1,6 @@
 """Embeddings of a sentence-transformers model: a tiny one, made on the spot."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +13,8 @@ from dsel_trl.functional.facility_location import facility_location
 from dsel_trl.functional.text.deita import diversity_filter
 from dsel_trl.functional.text.semdedup import max_similarity_to_earlier
 from tests import tiny
+from tests.distributed.launch import launched
 
-ROOT = Path(__file__).parents[2]
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed (extra `embed`)")
 
 
@@ -149,18 +145,9 @@ def test_two_processes_choose_what_one_chooses(make_trainer, model, encoder, tmp
         "log": str(tmp_path / "log"),
         "config": {"max_steps": 1, "per_device_train_batch_size": 1},
     }
-    path = tmp_path / "specs.json"
-    path.write_text(json.dumps([[spec]]))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(
-        [sys.executable, "-m", "tests.distributed.forked", str(path)],
-        check=True,
-        env=environment,
-        cwd=ROOT,
-        timeout=300,
-    )
+    ended = launched(tmp_path, [[spec]], timeout=300)
     log = "".join((tmp_path / f"log.{rank}").read_text()[-2000:] for rank in range(2))
-    assert json.loads(Path(f"{path}.ended").read_text()) == [[[0, 0]]], log
+    assert ended == [[[0, 0]]], log
     two = torch.load(spec["trace"], weights_only=False).ledger
     _, callback = kept(make_trainer, "semdedup", encoder, keep=0.6, clusters=3)
     for name in ("semdedup", "semdedup_similarity"):

@@ -21,6 +21,7 @@ import torch
 from dsel_trl import SelectionCallback
 from dsel_trl.trainer.checkpoints import last_complete_checkpoint
 from tests import tiny
+from tests.distributed.launch import launched
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d"]
@@ -116,15 +117,7 @@ def runs(model, tmp_path_factory):
                 one["config"] = {**one["config"], "save_total_limit": 1}
         chains.append([killed, resumed])
         names.append([(name, "killed"), (name, "resumed")])
-    (folder / "specs.json").write_text(json.dumps(chains))
-    subprocess.run(
-        [sys.executable, "-m", "tests.distributed.forked", str(folder / "specs.json")],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        timeout=1500,
-    )
-    ended = json.loads((folder / "specs.json.ended").read_text())
+    ended = launched(folder, chains)
     return folder, {
         key: (codes, spec["log"])
         for keys, chain, chain_codes in zip(names, chains, ended, strict=True)

@@ -5,10 +5,6 @@ Each run is two CPU processes. All of them are made at once by `tests/distribute
 they left.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +13,7 @@ import torch
 
 from tests import tiny
 from tests.contract import cases
-
-ROOT = Path(__file__).parents[2]
+from tests.distributed.launch import launched
 
 
 def setting(methods, kind="dpo", *, save=0, **config):
@@ -91,15 +86,7 @@ def runs(model, tmp_path_factory):
         killed = spec(name, f"{name}.killed", kill=KILL)
         chains[f"{name}.killed"] = [killed, {**killed, "kill": None, "resume": True}]
     chains["setup"] = [spec("weighted", "setup", methods=["scored_in_setup"])]
-    (folder / "specs.json").write_text(json.dumps(list(chains.values())))
-    subprocess.run(
-        [sys.executable, "-m", "tests.distributed.forked", str(folder / "specs.json")],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        timeout=900,
-    )
-    ended = json.loads((folder / "specs.json.ended").read_text())
+    ended = launched(folder, list(chains.values()), timeout=900)
     return folder, dict(zip(chains, ended, strict=True))
 
 

@@ -4,19 +4,14 @@ Two processes: weights that arrive whatever way batches come to them, and runs t
 All runs are made at once by `tests/distributed/forked.py`; the tests look at what they left.
 """
 
-import json
-import os
-import subprocess
-import sys
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests import tiny
+from tests.distributed.launch import launched
 
-ROOT = Path(__file__).parents[2]
 WAYS = {
     "plain": {},
     "split": {"accelerator_config": {"split_batches": True}, "per_device_train_batch_size": 4},
@@ -79,15 +74,7 @@ def runs(model, tmp_path_factory):
         for run, spec in zip(names[name], specs, strict=True):
             spec |= {key: str(folder / f"{run}.{key}") for key in ("output_dir", "log", "trace")}
             spec["model"] = str(model)
-    (folder / "specs.json").write_text(json.dumps(list(chains.values())))
-    subprocess.run(
-        [sys.executable, "-m", "tests.distributed.forked", str(folder / "specs.json")],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=ROOT,
-        timeout=900,
-    )
-    ended = json.loads((folder / "specs.json.ended").read_text())
+    ended = launched(folder, list(chains.values()), timeout=900)
     return folder, dict(zip(chain(*names.values()), chain(*ended), strict=True))
 
 
