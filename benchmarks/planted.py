@@ -112,6 +112,7 @@ def train_cell(options: argparse.Namespace, recipe: str, rate: float, seed: int)
                 gradient_checkpointing=False,
                 report_to="none",
                 save_strategy="no",
+                logging_strategy="no",
                 disable_tqdm=True,
                 model_init_kwargs={"dtype": "float32"},
             ),

@@ -17,7 +17,7 @@ from ..data.files import replacing, write_json
 from ..data.loading import check_rows, load_splits, take_split
 from ..data.pairs import PairTexts, PairTokens
 from ..functional.audit.label_noise import area_under_curve
-from ..functional.audit.pair_texts import groups_of, relevance, repeats
+from ..functional.audit.pair_texts import compared_elsewhere, groups_of, relevance, repeats
 from ..functional.ranking import zscore
 from ..report.audit_page import write_audit_page
 from ..scorers.label_audit import (
@@ -116,7 +116,9 @@ def _audit(asked: AuditArguments, thresholds: Thresholds) -> str:
     prompts = texts.asked
     found = repeats(prompts, texts.chosen, texts.rejected)
     own, shared = relevance(prompts, texts.chosen, texts.rejected)
-    features = PairFeatures(groups_of(prompts), own, shared, more=_columns(dataset, asked.difference_columns))
+    compared = compared_elsewhere(prompts, texts.chosen, texts.rejected)
+    more = _columns(dataset, asked.difference_columns)
+    features = PairFeatures(groups_of(prompts), own, shared, compared, more=more)
     cut = found.identical
     if asked.model_name_or_path is not None:
         cut, lines = _read_pairs(features, texts, asked, settings, output)
@@ -266,8 +268,9 @@ def _facts(asked: AuditArguments, audit: LabelAudit | None, verdicts: Verdicts) 
         ("Found", ", ".join(f"{name.replace('_', ' ')} {int(v.sum())}" for name, v in verdicts.flags.items())),
     ]
     if audit is not None:
+        low, high = audit.noise_rate_bounds
         facts += [
-            ("Wrong labels, estimated", f"{audit.noise_rate:.1%}"),
+            ("Wrong labels, estimated", f"{audit.noise_rate:.1%} (between {low:.1%} and {high:.1%})"),
             ("Held-out labels foretold", f"AUROC {audit.predicted:.3f}, by length alone {audit.by_length:.3f}"),
             ("Expected calibration error", f"{audit.calibration_error:.3f} (on held-out labels)"),
         ]
@@ -290,6 +293,7 @@ def _summary(
         foretold, seen, sizes = (part.tolist() for part in audit.plot)
         found |= {
             "noise_rate": audit.noise_rate,
+            "noise_rate_bounds": list(audit.noise_rate_bounds),
             "calibration_error": audit.calibration_error,
             "labels_foretold": audit.predicted,
             "labels_foretold_by_length": None if np.isnan(audit.by_length) else audit.by_length,

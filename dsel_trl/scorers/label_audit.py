@@ -10,17 +10,17 @@ from ..core.randomness import stream, stream_seed
 from ..functional.audit.label_noise import (
     agreement_probability,
     agreement_weights,
-    anchored_rate,
     area_under_curve,
     expected_calibration_error,
     fit_noise_model,
+    noise_rate_bounds,
     reliability,
     wrong_probability,
 )
 from ..functional.audit.opinions import group_folds, linear_opinions, ridge_opinions, tree_opinions
 from ..functional.audit.token_statistics import NAMES
 
-SIGNALS = ("texts", "statistics", "states", "trees")
+SIGNALS = ("texts", "comparisons", "statistics", "states", "trees")
 # Single signals of which the page and the table show a column of their own.
 SHOWN = ("sum", "mean", "gain_sum", "gain_mean", "length", "entropy", "top1")
 # Of fewer labels nothing can be learned.
@@ -37,6 +37,9 @@ class PairFeatures:
             Pairs of one prompt have one number.
         relevance (`np.ndarray` of shape `(N, 5)`), shared (`np.ndarray` of shape `(N, s)`):
             Of the texts: [`~dsel_trl.functional.audit.pair_texts.relevance`].
+        compared (`np.ndarray` of shape `(N,)`, *optional*):
+            What other comparisons of the same responses say:
+            [`~dsel_trl.functional.audit.pair_texts.compared_elsewhere`].
         statistics (`np.ndarray` of shape `(N, len(NAMES))`, *optional*):
             [`~dsel_trl.functional.audit.token_statistics.response_statistics`], where a model was asked.
         lengths (`np.ndarray` of shape `(N, 2)`, *optional*):
@@ -51,6 +54,7 @@ class PairFeatures:
     groups: np.ndarray
     relevance: np.ndarray
     shared: np.ndarray
+    compared: np.ndarray | None = None
     statistics: np.ndarray | None = None
     lengths: np.ndarray | None = None
     states: dict[int, np.ndarray] = field(default_factory=dict)
@@ -65,6 +69,7 @@ class PairFeatures:
             np.unique(self.groups[ids], return_inverse=True)[1].astype(np.int64),
             self.relevance[ids],
             self.shared[ids],
+            None if self.compared is None else self.compared[ids],
             None if self.statistics is None else self.statistics[ids],
             None if self.lengths is None else self.lengths[ids],
             {layer: values[ids] for layer, values in self.states.items()},
@@ -78,7 +83,8 @@ class AuditSettings:
     How labels are audited.
 
     Attributes:
-        signals (`Sequence[str]`): any of `texts`, `statistics`, `states` (a probe on hidden states), `trees`.
+        signals (`Sequence[str]`): any of `texts`, `comparisons` (other pairs of the same responses), `statistics`,
+            `states` (a probe on hidden states), `trees`.
         folds (`int`): folds of the cross-fitting.
         noise_rate (`float`, *optional*): share of wrong labels where it is known; else it is estimated.
         trees (`int`): trees per fold.
@@ -98,7 +104,7 @@ class AuditSettings:
         for signal in self.signals:
             check_choice("signals", signal, SIGNALS)
         if not set(self.signals) - {"trees"}:
-            raise ValueError(f"signals={list(self.signals)} hold nothing to judge by: add one of {list(SIGNALS[:3])}.")
+            raise ValueError(f"signals={list(self.signals)} hold nothing to judge by: add one of {list(SIGNALS[:4])}.")
         check_whole("folds", self.folds, 2)
         if self.noise_rate is not None:
             check_range("noise_rate", self.noise_rate, 0, 0.5, open_high=True)
@@ -116,6 +122,7 @@ class LabelAudit:
         opinion (`np.ndarray` of shape `(N,)`): the fused held-out opinion, positive where it agrees with the label.
         opinions (`dict[str, np.ndarray]`): those it is fused of, and of each layer's probe.
         noise_rate (`float`): share of wrong labels, given or estimated.
+        noise_rate_bounds (`tuple[float, float]`): between which it lies as far as the opinions tell.
         calibration_error (`float`): of the agreement on held-out labels.
         plot (`tuple`): points of its reliability plot.
         predicted (`float`): area under the curve with which the opinion foretells held-out labels.
@@ -127,6 +134,7 @@ class LabelAudit:
     opinion: np.ndarray
     opinions: dict[str, np.ndarray]
     noise_rate: float
+    noise_rate_bounds: tuple[float, float]
     calibration_error: float
     plot: tuple[np.ndarray, np.ndarray, np.ndarray]
     predicted: float
@@ -139,9 +147,10 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
 
     Hidden states become one opinion per layer by ridge regression (the inner folds of a second stage never see the
     fold that is judged); these, the statistics and the texts go to a linear model with products and to extremely
-    randomised trees. All scaled opinions are averaged, each by how far it agrees with held-out labels of other folds.
-    The share of wrong labels is how often the surest opinions are contradicted, the slope is fitted on the other
-    folds, and Bayes' rule gives the probability.
+    randomised trees. The scaled opinions of both are averaged, each by how far it agrees with held-out labels of other
+    folds. The share of wrong labels is the middle of its two bounds, the slope is fitted on the other folds, and
+    Bayes' rule gives the probability. How sure a label is foretold is fitted at the lower bound, for labels that are
+    wrong in a way that can be learned are foretold as well.
 
     Args:
         features ([`PairFeatures`]):
@@ -178,20 +187,18 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
             differences, stacked, shared, fold, seed=seed, trees=settings.trees, workers=settings.workers
         )
     opinions |= members
-    units = np.stack([_unit(values) for values in opinions.values()])
+    # The probes of the layers are inputs of both members: they have their say already.
+    units = np.stack([_unit(values) for values in members.values()])
     opinion, agreement, probability = np.empty(size), np.empty(size), np.empty(size)
     for k in range(folds):
         own, rest = fold == k, fold != k
         # What a pair's own fold says of the models and of the share of wrong labels is kept from it as well.
         weights = agreement_weights(units[:, rest])
         others, opinion[own] = weights @ units[:, rest], weights @ units[:, own]
-        rate = anchored_rate(others) if settings.noise_rate is None else settings.noise_rate
-        model = fit_noise_model(others, rate)
-        agreement[own], probability[own] = (
-            agreement_probability(opinion[own], model),
-            wrong_probability(opinion[own], model),
-        )
-    rate = anchored_rate(opinion) if settings.noise_rate is None else settings.noise_rate
+        low, rate = _rates(noise_rate_bounds(others), settings)
+        agreement[own] = agreement_probability(opinion[own], fit_noise_model(others, low))
+        probability[own] = wrong_probability(opinion[own], fit_noise_model(others, rate))
+    bounds = noise_rate_bounds(opinion)
     # Which response is named first is our choice: what is foretold is the response that the model prefers.
     sure, agreed = np.maximum(agreement, 1 - agreement), opinion > 0
     return LabelAudit(
@@ -199,7 +206,8 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
         agreement,
         opinion,
         opinions,
-        rate,
+        _rates(bounds, settings)[1],
+        bounds,
         expected_calibration_error(sure, agreed),
         reliability(sure, agreed),
         _sided(opinion),
@@ -210,9 +218,18 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
 def single_signals(features: PairFeatures) -> dict[str, np.ndarray]:
     """Signals that need no labels, by name: differences of which large ones speak for the label."""
     found = {f"relevance_{i}": features.relevance[:, i] for i in (0, 1)}
+    if features.compared is not None:
+        found["compared_elsewhere"] = features.compared
     if features.statistics is not None:
         found |= {f"difference_{name}": features.statistics[:, NAMES.index(name)] for name in SHOWN}
     return found | dict(features.more)
+
+
+def _rates(bounds: tuple[float, float], settings: AuditSettings) -> tuple[float, float]:
+    """The share of wrong labels for what labels are foretold, and for what the truth is."""
+    if settings.noise_rate is not None:
+        return settings.noise_rate, settings.noise_rate
+    return bounds[0], sum(bounds) / 2
 
 
 def _inputs(features: PairFeatures, signals: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -221,6 +238,10 @@ def _inputs(features: PairFeatures, signals: Sequence[str]) -> tuple[np.ndarray,
     if "texts" in signals:
         differences.append(features.relevance)
     shared.append(features.shared)
+    if "comparisons" in signals:
+        if features.compared is None:
+            raise ValueError("The signal `comparisons` was not measured.")
+        differences.append(features.compared[:, None])
     if "statistics" in signals:
         if features.statistics is None or features.lengths is None:
             raise ValueError("The signal `statistics` was not measured: a model is needed for it.")

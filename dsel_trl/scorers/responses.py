@@ -19,6 +19,8 @@ DEPTHS = (0.4, 2 / 3, 1.0)
 WIDEST = 1024
 # Logits of a batch: 400 MB in float32.
 MOST_LOGITS = 10**8
+# Tokens of which all is worked out at once.
+PART = 1024
 
 
 class ResponseReader:
@@ -89,30 +91,35 @@ class ResponseReader:
             bare, _ = self._read(alone, False)
         finally:
             self.model.train(training)
-        rows = []
-        for i, own in enumerate(given):
-            pooled = [layer[i][labels[i] != IGNORED].float() for layer in states]
-            pooled = [
-                layer.mean(0) if len(layer) else layer.new_full((layer.shape[1],), torch.nan) for layer in pooled
-            ]
-            if self._projection is not None:
-                pooled = [layer @ self._projection.to(layer.device) for layer in pooled]
-            rows.append(torch.cat([response_statistics(own, bare[i][0]), *pooled]))
-        return torch.stack(rows)
+        scored = labels != IGNORED
+        count = scored.sum(1, keepdim=True)
+        found = [response_statistics(given, bare[0], scored[:, 1:].sum(1))]
+        for layer in states:
+            # Of a response without a token nothing is known: 0 / 0.
+            pooled = torch.einsum("bt,bth->bh", scored.float(), layer.float()) / count
+            found.append(pooled if self._projection is None else pooled @ self._projection.to(layer.device))
+        return torch.cat(found, dim=1)
 
-    def _read(self, inputs: dict[str, Any], states: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """Values `(4, T)` of each row's labelled tokens, and the hidden states `(B, width, hidden)` of the layers."""
+    def _read(self, inputs: dict[str, Any], states: bool) -> tuple[Tensor, list[Tensor]]:
+        """
+        Values `(4, B, T)` of each row's labelled tokens, from place 0 on, and the hidden states `(B, width, hidden)`
+        of the layers.
+        """
         ids, mask, labels = inputs["input_ids"], inputs["attention_mask"], inputs["labels"]
         autocast = torch.autocast(ids.device.type, dtype=self.autocast, enabled=self.autocast is not None)
         with autocast, _outputs([self._blocks[layer - 1] for layer in self.layers] if states else []) as seen:
             output = self.model(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
         if self.costs is not None:
             self.costs.ran(self.what, len(ids), int(mask.sum()))
-        values = []
-        for logits, own in zip(output.logits, labels, strict=True):
-            scored = own[1:] != IGNORED
-            values.append(token_values(logits[:-1][scored], own[1:][scored]))
-        return values, seen
+        scored = labels[:, 1:] != IGNORED
+        row, place = torch.nonzero(scored, as_tuple=True)
+        counted = scored.cumsum(1) - 1
+        values = torch.zeros((4, *scored.shape), device=ids.device)
+        # In parts, for each makes several more of the size of its logits.
+        for rows, places in zip(row.split(PART), place.split(PART), strict=True):
+            own = token_values(output.logits[rows, places], labels[rows, places + 1])
+            values[:, rows, counted[rows, places]] = own
+        return values[:, :, : max(1, int(scored.sum(1).max()))], seen
 
 
 @contextmanager

@@ -52,23 +52,29 @@ def agreement_weights(opinions: NDArray[Any]) -> NDArray[np.float64]:
     return result
 
 
-def anchored_rate(opinions: NDArray[Any], share: float = 0.2) -> float:
+def noise_rate_bounds(opinions: NDArray[Any], share: float = 0.2) -> tuple[float, float]:
     """
-    Share of wrong labels: how many labels the surest opinions contradict.
+    Between which shares of wrong labels the truth lies, by how many labels the opinions contradict.
 
     Args:
         opinions (`np.ndarray` of shape `(N,)`):
             Held-out opinions, positive where they agree with the label.
         share (`float`, *optional*, defaults to `0.2`):
-            Share of the pairs that count as sure. The fewer, the nearer to the truth and the less exact.
+            Share of the pairs that count as sure.
 
     Returns:
-        `float` in [0, 0.49]. One contradiction and one agreement are assumed beside those that are seen. Too high
-        where even the surest opinions are wrong at times.
+        `tuple` of two `float` in [0, 0.49], the first not above the second: the share that the surest opinions
+        contradict, in which labels count as right that are wrong in a way that can be learned; and the share that all
+        opinions contradict, in which each mistake of an opinion counts as one of the label. One contradiction and one
+        agreement are assumed beside those that are seen.
     """
     sure = np.abs(opinions)
     anchors = opinions[sure >= np.quantile(sure, 1.0 - share)]
-    return min((float(np.count_nonzero(anchors < 0)) + 1.0) / (len(anchors) + 2.0), HIGHEST_RATE)
+    surest, all_of = (
+        (float(np.count_nonzero(values < 0)) + 1.0) / (len(values) + 2.0) for values in (anchors, opinions)
+    )
+    low, high = min(surest, all_of), max(surest, all_of)
+    return min(low, HIGHEST_RATE), min(high, HIGHEST_RATE)
 
 
 def fit_noise_model(opinions: NDArray[Any], rate: float, *, prior: float = 0.1) -> NoiseModel:

@@ -72,6 +72,42 @@ def groups_of(prompts: Sequence[str]) -> NDArray[np.int64]:
     return np.array([numbers.setdefault(_plain(prompt), len(numbers)) for prompt in prompts], dtype=np.int64)
 
 
+def compared_elsewhere(prompts: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]) -> NDArray[np.float32]:
+    """
+    What the other comparisons of the same two responses say of a pair, as in a tournament of several models' answers.
+
+    Args:
+        prompts, chosen, rejected (`Sequence[str]` of length `N`):
+            The texts. White space does not count.
+
+    Returns:
+        `np.ndarray` of float32 of shape `(N,)`, in (-2, 2): a response's wins less its losses against third responses
+        to its prompt, over one more than their number, chosen minus rejected. The pair's own label has no part in it;
+        0 where neither response is compared with a third one.
+    """
+    numbers: dict[tuple[str, str], int] = {}
+    first, second = (
+        np.array(
+            [
+                numbers.setdefault((_plain(prompt), _plain(text)), len(numbers))
+                for prompt, text in zip(prompts, side, strict=True)
+            ],
+            dtype=np.int64,
+        )
+        for side in (chosen, rejected)
+    )
+    won, met = np.bincount(first, minlength=len(numbers)), np.bincount(second, minlength=len(numbers))
+    # What copies of the pair say is its own label again, or a contradiction that is told apart.
+    forth = first < second
+    _, same = np.unique(np.stack([np.minimum(first, second), np.maximum(first, second)]), axis=1, return_inverse=True)
+    copies = np.bincount(same)[same]
+    lead = np.bincount(same, np.where(forth, 1.0, -1.0))[same] * np.where(forth, 1.0, -1.0)
+    one = (won[first] - met[first] - lead) / (won[first] + met[first] - copies + 1)
+    other = (won[second] - met[second] + lead) / (won[second] + met[second] - copies + 1)
+    # A response that is compared with itself tells nothing.
+    return np.where(first == second, 0.0, one - other).astype(np.float32)
+
+
 def relevance(
     prompts: Sequence[str], chosen: Sequence[str], rejected: Sequence[str]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

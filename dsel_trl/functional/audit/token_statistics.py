@@ -59,52 +59,70 @@ def token_values(logits: Tensor, tokens: Tensor) -> Tensor:
     return torch.stack([own[:, 0], entropy, (likelier == 0).float(), torch.log1p(likelier.float())])
 
 
-def response_statistics(given: Tensor, alone: Tensor) -> Tensor:
+def response_statistics(given: Tensor, alone: Tensor, sizes: Tensor) -> Tensor:
     """
-    Statistics of one response, in the order of `NAMES`.
+    Statistics of responses, in the order of `NAMES`.
 
     Args:
-        given (`torch.Tensor` of shape `(4, T)`):
-            [`token_values`] of its tokens behind the prompt.
-        alone (`torch.Tensor` of shape `(T,)`):
+        given (`torch.Tensor` of shape `(4, B, T)`):
+            [`token_values`] of their tokens behind the prompt, each response from place 0 on; what stands behind its
+            end is not read.
+        alone (`torch.Tensor` of shape `(B, T)`):
             Log-probabilities of the same tokens without the prompt.
+        sizes (`torch.Tensor` of shape `(B,)`, int64):
+            Tokens of each response.
 
     Returns:
-        `torch.Tensor` of shape `(len(NAMES),)`, float32; NaN for a response without a token.
+        `torch.Tensor` of shape `(B, len(NAMES))`, float32; NaN for a response without a token.
     """
-    logps, entropy, top, rank = given
-    size = logps.numel()
-    if size == 0:
-        return torch.full((len(NAMES),), torch.nan, device=logps.device)
+    count, width = sizes[:, None], max(given.shape[-1], 1)
+    places = torch.arange(width, device=sizes.device)
+    own, half = places < count, count // 2
+    if given.shape[-1] == 0:
+        given, alone = given.new_zeros(*given.shape[:-1], 1), alone.new_zeros(len(sizes), 1)
+    logps, entropy, top, rank = (values.masked_fill(~own, 0.0) for values in given)
+    alone = alone.masked_fill(~own, 0.0)
     gain, surprise = logps - alone, -logps - entropy
-    half = size // 2
-    first, second = logps[: max(half, 1)].mean(), logps[half:].mean()
-    length = torch.tensor(float(size), device=logps.device)
-    jump = (logps[1:] - logps[:-1]).abs().mean() if size > 1 else torch.zeros_like(first)
+
+    def mean(values: Tensor, mask: Tensor = own) -> Tensor:
+        return (values * mask).sum(-1) / mask.sum(-1)
+
+    def spread(values: Tensor) -> Tensor:
+        return mean((values - mean(values)[:, None]).square()).sqrt()
+
+    def quantiles(values: Tensor, levels: tuple[float, ...]) -> Tensor:
+        ordered = values.masked_fill(~own, torch.inf).sort(-1).values
+        place = torch.tensor(levels, device=values.device) * (count - 1).clamp(min=0)
+        below = place.floor().long()
+        low, high = ordered.gather(1, below), ordered.gather(1, place.ceil().long())
+        return torch.where(below == place, low, torch.lerp(low, high, place - below))
+
+    opening = own & (places < OPENING)
+    jumps = (logps[:, 1:] - logps[:, :-1]).abs() * own[:, 1:]
     single = [
-        logps.sum(),
-        logps.mean(),
-        length,
-        length.log(),
-        alone.sum(),
-        alone.mean(),
-        gain.sum(),
-        gain.mean(),
-        logps.std(correction=0),
-        entropy.mean(),
-        entropy.std(correction=0),
-        surprise.mean(),
-        surprise.std(correction=0),
-        top.mean(),
-        rank.mean(),
-        gain.std(correction=0),
-        logps[0],
-        logps[-1],
-        gain[:OPENING].mean(),
-        logps[:OPENING].mean(),
-        jump,
-        second - first,
+        logps.sum(-1),
+        mean(logps),
+        sizes.float(),
+        sizes.float().log(),
+        alone.sum(-1),
+        mean(alone),
+        gain.sum(-1),
+        mean(gain),
+        spread(logps),
+        mean(entropy),
+        spread(entropy),
+        mean(surprise),
+        spread(surprise),
+        mean(top),
+        mean(rank),
+        spread(gain),
+        logps[:, 0],
+        logps.gather(1, (count - 1).clamp(min=0))[:, 0],
+        mean(gain, opening),
+        mean(logps, opening),
+        jumps.sum(-1) / (sizes - 1).clamp(min=1),
+        mean(logps, own & (places >= half)) - mean(logps, own & (places < half.clamp(min=1))),
     ]
-    levels, tail = torch.tensor(QUANTILES, device=logps.device), torch.tensor(TAIL, device=logps.device)
-    parts = [logps.quantile(levels), gain.quantile(levels), surprise.quantile(tail), rank.quantile(tail)]
-    return torch.cat([torch.stack(single), *parts])
+    parts = [quantiles(logps, QUANTILES), quantiles(gain, QUANTILES), quantiles(surprise, TAIL), quantiles(rank, TAIL)]
+    found = torch.cat([torch.stack(single, 1), *parts], 1)
+    return found.masked_fill(count == 0, torch.nan)

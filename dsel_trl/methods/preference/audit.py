@@ -17,7 +17,7 @@ from ...core.parameters import Reads, among, check_range, check_whole, when
 from ...core.registry import register
 from ...data.responses import prompt_text, prompts_of, responses_of
 from ...data.tokens import Sequences, start_tokens
-from ...functional.audit.pair_texts import groups_of, relevance
+from ...functional.audit.pair_texts import compared_elsewhere, groups_of, relevance
 from ...functional.preference.selective_dpo import half_split
 from ...functional.preference.soft_labels import soft_label_gate_weight
 from ...scorers.label_audit import SIGNALS, AuditSettings, PairFeatures, audit_labels
@@ -38,13 +38,14 @@ class Audit(Prescored):
     Finds the labels that are probably wrong before training, and flips, softens or leaves out their pairs.
 
     What: each label is judged by models that were fitted to the labels of other prompts: on words that prompt and
-    response share (`texts`), statistics of the token log-probabilities with and without the prompt (`statistics`), a
-    linear probe on the policy's hidden states of three layers (`states`), extremely randomised trees on all of it
-    (`trees`), and held-out margins of two helper models over their training (`helper`). One probability comes of it,
-    with the share of wrong labels estimated (`noise_rate` sets it), the same as in `dsel audit`. `action: soft` trains
-    the loss expected under it, `(1 - q) L(u) + q L(-u)`, exactly; `flip` changes the places of responses whose label
-    is wrong with at least `flip_above`; `keep_top` and the others leave out or weigh by the probability that the label
-    is right, which is the score.
+    response share (`texts`), other pairs of the same responses (`comparisons`), statistics of the token
+    log-probabilities with and without the prompt (`statistics`), a linear probe on the policy's hidden states of three
+    layers (`states`), extremely randomised trees on all of it (`trees`), and held-out margins of two helper models
+    over their training (`helper`). One probability comes of it, with the share of wrong labels estimated (the middle
+    between how many the surest opinions and how many all of them contradict; `noise_rate` sets it), the same as in
+    `dsel audit`. `action: soft` trains the loss expected under it, `(1 - q) L(u) + q L(-u)`, exactly; `flip` changes
+    the places of responses whose label is wrong with at least `flip_above`; `keep_top` and the others leave out or
+    weigh by the probability that the label is right, which is the score.
     When: labels of machine judges or crowds, some of them wrong, if what the right ones follow can be learned.
     When not: fewer than some hundred pairs; labels that are wrong in a systematic way look right; `helper` says little
     at 20% of wrong labels or more.
@@ -130,16 +131,18 @@ class Audit(Prescored):
         prompts = [prompt_text(prompt) for prompt in prompts_of(run.dataset)]
         texts = [responses_of(run.dataset, side, run.rows.end) for side in SIDES]
         own, shared = relevance(prompts, *texts)
-        features = PairFeatures(groups_of(prompts), own, shared)
+        features = PairFeatures(groups_of(prompts), own, shared, compared_elsewhere(prompts, *texts))
         if {"statistics", "states"} & set(self.sources):
             self._read(run, features)
         if HELPER in self.sources:
             features.more = self._helper_margins(run)
         found = audit_labels(features, self._settings(run.seed))
         run.log({"audit_noise_rate": found.noise_rate, "audit_calibration_error": found.calibration_error})
+        low, high = found.noise_rate_bounds
         run.tell(
             "audit",
-            f"'audit': about {found.noise_rate:.1%} of the labels are wrong; held-out labels are foretold with an "
+            f"'audit': about {found.noise_rate:.1%} of the labels are wrong (between {low:.1%} and {high:.1%} as far as "
+            "they tell); held-out labels are foretold with an "
             f"area under the curve of {found.predicted:.2f} (by length alone {found.by_length:.2f}).",
             20,
         )

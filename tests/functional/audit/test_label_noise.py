@@ -7,10 +7,10 @@ from dsel_trl.functional.audit.label_noise import (
     NoiseModel,
     agreement_probability,
     agreement_weights,
-    anchored_rate,
     area_under_curve,
     expected_calibration_error,
     fit_noise_model,
+    noise_rate_bounds,
     reliability,
     wrong_probability,
 )
@@ -41,11 +41,23 @@ def test_the_probability_is_that_of_a_wrong_label(rate):
     assert agreement.max() <= 1 - rate
 
 
-def test_the_share_of_wrong_labels_is_what_the_surest_opinions_contradict():
+def test_the_share_of_wrong_labels_lies_between_what_the_surest_and_what_all_opinions_contradict():
     for rate in (0.0, 0.2, 0.4):
         opinions, _ = labelled(20_000, rate, seed=1)
-        assert anchored_rate(opinions) == pytest.approx(rate, abs=0.03)
-    assert anchored_rate(-np.ones(50)) == 0.49
+        low, high = noise_rate_bounds(opinions)
+        assert low == pytest.approx(rate, abs=0.03)
+        assert high == pytest.approx(float(np.mean(opinions < 0)), abs=1e-3)
+        assert low <= high
+    assert noise_rate_bounds(-np.ones(50)) == (0.49, 0.49)
+
+
+def test_labels_that_are_wrong_in_a_way_that_can_be_learned_lie_below_the_middle():
+    # A judge who prefers the longer response: what is surest never contradicts him, what is unsure does.
+    length = np.random.default_rng(3).normal(size=4000)
+    opinions = np.abs(length) * np.where(np.abs(length) < 0.5, np.random.default_rng(4).choice([-1, 1], 4000), 1)
+    low, high = noise_rate_bounds(opinions)
+    assert low < 0.01
+    assert high > 0.15
 
 
 def test_weights_follow_what_agrees():
