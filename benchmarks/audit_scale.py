@@ -2,10 +2,10 @@
 Audit at scale: what `dsel audit` takes beside the model's forwards.
 
 The command itself runs, on made-up pairs: texts of a Zipf vocabulary, of which a twentieth repeats another pair or
-says its opposite. Only the forwards are left out: what a model would say (token statistics, and the hidden states of three
-layers of 576) is drawn at random with a trace of the label, of which a share is wrong. So the seconds are those of
-reading and tokenizing, text checks, probe, trees, fusion, verdicts, table and page; memory is the peak of the process
-above what it held before, the features among it.
+says its opposite. Only the forwards are left out: what a model would say (token statistics, and the hidden states of
+three layers of 576) is drawn at random with a trace of the label, of which a share is wrong. So the seconds are those
+of reading and tokenizing, text checks, probe, trees, fusion, verdicts, table and page; memory is the peak of the
+process above what it held before, the features among it.
 
     OMP_NUM_THREADS=2 python benchmarks/audit_scale.py --pairs 100000 --workers 2 --output audit_scale.json
 """

@@ -45,11 +45,21 @@ def audit_facts(asked: AuditArguments, audit: LabelAudit | None, verdicts: Verdi
     ]
     if audit is not None:
         facts += [
-            ("Wrong labels, estimated", f"{audit.noise_rate:.1%}"),
+            ("Wrong labels", _share_of_wrong(audit)),
             ("Held-out labels foretold", f"AUROC {audit.predicted:.3f}, by length alone {audit.by_length:.3f}"),
             ("Expected calibration error", f"{audit.calibration_error:.3f} (on held-out labels)"),
         ]
     return facts
+
+
+def _share_of_wrong(audit: LabelAudit) -> str:
+    low, high = audit.noise_range
+    if low == high:
+        return f"{audit.noise_rate:.1%}, as given"
+    return (
+        f"up to about {audit.noise_rate:.1%}, the share of sure opinions that labels contradict; the labels fit any "
+        f"share from {low:.1%} to {high:.1%}"
+    )
 
 
 def audit_summary(
@@ -68,6 +78,7 @@ def audit_summary(
         foretold, seen, sizes = (part.tolist() for part in audit.plot)
         found |= {
             "noise_rate": audit.noise_rate,
+            "noise_range": list(audit.noise_range),
             "calibration_error": audit.calibration_error,
             "labels_foretold": audit.predicted,
             "labels_foretold_by_length": None if np.isnan(audit.by_length) else audit.by_length,

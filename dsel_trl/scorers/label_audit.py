@@ -14,6 +14,7 @@ from ..functional.audit.label_noise import (
     area_under_curve,
     expected_calibration_error,
     fit_noise_model,
+    rate_interval,
     reliability,
     wrong_probability,
 )
@@ -115,7 +116,8 @@ class LabelAudit:
         agreement (`np.ndarray` of shape `(N,)`): that a label of this pair is as it is.
         opinion (`np.ndarray` of shape `(N,)`): the fused held-out opinion, positive where it agrees with the label.
         opinions (`dict[str, np.ndarray]`): those it is fused of, and of each layer's probe.
-        noise_rate (`float`): share of wrong labels, given or estimated.
+        noise_rate (`float`): share of wrong labels, given or estimated; too high where opinions are weak.
+        noise_range (`tuple[float, float]`): the shares that fit the labels, or twice the one that was given.
         calibration_error (`float`): of the agreement on held-out labels.
         plot (`tuple`): points of its reliability plot.
         predicted (`float`): area under the curve with which the opinion foretells held-out labels.
@@ -127,6 +129,7 @@ class LabelAudit:
     opinion: np.ndarray
     opinions: dict[str, np.ndarray]
     noise_rate: float
+    noise_range: tuple[float, float]
     calibration_error: float
     plot: tuple[np.ndarray, np.ndarray, np.ndarray]
     predicted: float
@@ -192,6 +195,7 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
             wrong_probability(opinion[own], model),
         )
     rate = anchored_rate(opinion) if settings.noise_rate is None else settings.noise_rate
+    fits = rate_interval(_unit(opinion)) if settings.noise_rate is None else (rate, rate)
     # Which response is named first is our choice: what is foretold is the response that the model prefers.
     sure, agreed = np.maximum(agreement, 1 - agreement), opinion > 0
     return LabelAudit(
@@ -200,6 +204,7 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
         opinion,
         opinions,
         rate,
+        fits,
         expected_calibration_error(sure, agreed),
         reliability(sure, agreed),
         _sided(opinion),

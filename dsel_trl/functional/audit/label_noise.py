@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 # Beyond one half no audit by the labels themselves can work.
 HIGHEST_RATE = 0.49
+# Parts of like sureness in which labels are counted.
+MOST_PARTS = 256
 
 
 class NoiseModel(NamedTuple):
@@ -69,6 +71,40 @@ def anchored_rate(opinions: NDArray[Any], share: float = 0.2) -> float:
     sure = np.abs(opinions)
     anchors = opinions[sure >= np.quantile(sure, 1.0 - share)]
     return min((float(np.count_nonzero(anchors < 0)) + 1.0) / (len(anchors) + 2.0), HIGHEST_RATE)
+
+
+def rate_interval(opinions: NDArray[Any], level: float = 0.9) -> tuple[float, float]:
+    """
+    The shares of wrong labels that the labels allow.
+
+    [`anchored_rate`] takes every contradiction of a sure opinion for a wrong label. But it may be the opinion that is
+    wrong, as it often is where a few hundred labels taught it; how agreement grows with sureness tells the two apart,
+    as far as they can be told.
+
+    Args:
+        opinions (`np.ndarray` of shape `(N,)`):
+            Held-out opinions, positive where they agree with the label; of size about 1.
+        level (`float`, *optional*, defaults to `0.9`):
+            How much of the posterior lies inside.
+
+    Returns:
+        `tuple[float, float]`: the ends of the central interval, in [0, 0.49], where before the labels were seen all
+        shares, and all slopes of [`fit_noise_model`] on a scale of logarithms, are equally likely.
+    """
+    rates, slopes = np.linspace(0.0, HIGHEST_RATE, 99), np.geomspace(0.1, 20.0, 32)
+    sure = np.abs(np.asarray(opinions, dtype=np.float64))
+    parts = np.array_split(np.argsort(sure, kind="stable"), min(MOST_PARTS, max(1, len(sure))))
+    sizes = np.array([len(part) for part in parts], dtype=np.float64)
+    agreed = np.array([np.count_nonzero(np.asarray(opinions)[part] > 0) for part in parts], dtype=np.float64)
+    middles = np.array([sure[part].mean() if len(part) else 0.0 for part in parts], dtype=np.float64)
+    clean = _sigmoid(slopes[:, None] * middles)
+    agree = rates[:, None, None] + (1.0 - 2.0 * rates[:, None, None]) * clean
+    logs = (np.log(np.maximum(agree, 1e-12)) * agreed).sum(axis=-1)
+    logs += (np.log(np.maximum(1.0 - agree, 1e-12)) * (sizes - agreed)).sum(axis=-1)
+    shares = np.exp(logs - logs.max()).sum(axis=1)
+    below = np.cumsum(shares) / shares.sum()
+    low, high = (rates[np.searchsorted(below, edge)] for edge in ((1.0 - level) / 2.0, (1.0 + level) / 2.0))
+    return float(low), float(high)
 
 
 def fit_noise_model(opinions: NDArray[Any], rate: float, *, prior: float = 0.1) -> NoiseModel:

@@ -11,6 +11,7 @@ from dsel_trl.functional.audit.label_noise import (
     area_under_curve,
     expected_calibration_error,
     fit_noise_model,
+    rate_interval,
     reliability,
     wrong_probability,
 )
@@ -46,6 +47,22 @@ def test_the_share_of_wrong_labels_is_what_the_surest_opinions_contradict():
         opinions, _ = labelled(20_000, rate, seed=1)
         assert anchored_rate(opinions) == pytest.approx(rate, abs=0.03)
     assert anchored_rate(-np.ones(50)) == 0.49
+
+
+@pytest.mark.parametrize(("size", "width"), [(300, 0.49), (20_000, 0.08)])
+def test_the_labels_allow_a_range_of_shares(size, width):
+    for rate in (0.0, 0.1, 0.3):
+        ranges = [rate_interval(labelled(size, rate, seed)[0]) for seed in range(10)]
+        covered = [low - 0.005 <= rate <= high + 0.005 for low, high in ranges]
+        assert sum(covered) >= 8
+        assert max(high - low for low, high in ranges) <= width
+    # Weak opinions contradict right labels too: the surest of them alone would call a tenth of these wrong.
+    latent = np.random.default_rng(0).normal(size=(20, 300))
+    truth = np.random.default_rng(1).random((20, 300)) < 1 / (1 + np.exp(-1.2 * latent))
+    opinions = np.where(truth, latent, -latent)
+    assert np.mean([anchored_rate(each) for each in opinions]) > 0.1
+    assert np.mean([rate_interval(each)[0] for each in opinions]) < 0.03
+    assert rate_interval(np.ones(0)) == pytest.approx((0.02, 0.47), abs=0.02)
 
 
 def test_weights_follow_what_agrees():
