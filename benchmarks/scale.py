@@ -14,7 +14,8 @@ import tracemalloc
 import numpy as np
 from scale_plans import plans
 
-from dsel_trl.bases.scored import keep_top, with_unseen
+from dsel_trl.bases.scored import keep_top
+from dsel_trl.bases.unseen import with_unseen
 from dsel_trl.core.composition import Composition
 from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.registry import create_method

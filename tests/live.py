@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dsel_trl import Method
-from dsel_trl.bases.scored import in_order, known_scores, with_unseen
+from dsel_trl.bases.scored import in_order, known_scores
+from dsel_trl.bases.unseen import with_unseen
 from dsel_trl.signals.batch import Signal
 from dsel_trl.signals.pair_batch import PairBatch
 from tests.asking import AsksForAll

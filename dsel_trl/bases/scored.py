@@ -14,6 +14,7 @@ from ..core.parameters import REFRESHES, Reads, check_choice, check_range, check
 from ..functional.pacing import competence, difficulty_cdf, eligible_by_competence, pacing_size
 from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
 from ..signals.batch import Batch
+from .unseen import is_constant, stand_ins, with_unseen
 
 # Steps in which a pacing function is read: fine enough that no share is off by more than 1e-6.
 PACE = 1_000_000
@@ -25,33 +26,6 @@ def known_scores(run: Run, name: str) -> np.ndarray:
     """The ledger's scores under `name`, all NaN before anything was written."""
     run.ledger.add(name)
     return run.ledger[name]
-
-
-def with_unseen(scores: np.ndarray, rng: np.random.Generator, seen: np.ndarray | None = None) -> np.ndarray:
-    """
-    Live scores with the unknown ones filled in: an example not seen yet counts as a random seen one.
-
-    So it is kept as often as the examples known so far, and neither crowds them out nor is shut out. Before anything
-    is known (or while all known scores are equal, as the margins of an untrained policy are) the order is random.
-    An example that is `seen` (`(N,)` bool) and has no score all the same stays unknown, unless nothing else is left.
-    Infinite scores are decisions (never selectable), not gaps.
-    """
-    known, unseen = selectable(scores), np.isnan(scores)
-    values = scores[known]
-    if seen is not None and (known | (unseen & ~seen)).any():
-        unseen &= ~seen
-    if not len(values) or is_constant(values):
-        return np.where(known | unseen, rng.random(len(scores), dtype=np.float32), scores)
-    if known.all():
-        return scores
-    filled = scores.copy()
-    filled[unseen] = rng.choice(values, size=int(unseen.sum()))
-    return filled
-
-
-def is_constant(values: np.ndarray) -> bool:
-    """Whether scores tell no two examples apart: they differ by no more than rounding."""
-    return len(values) > 0 and bool(np.ptp(values.astype(np.float64)) < 1e-6)
 
 
 def untied(scores: np.ndarray, rng: np.random.Generator, second: np.ndarray | None = None) -> np.ndarray:
@@ -342,8 +316,8 @@ class ByScore(Method):
         known = self.scores(run)
         if self.keep_share < 1:
             tell_ties(run, self.name, known)
-        run.decide(known, f"{self.action}, a share of {self.keep_share:g}")
         scores, ties = self.filled(run, known), tie_rng(run, self.name)
+        run.decide(scores, f"{self.action}, a share of {self.keep_share:g}{stand_ins(known)}")
         if self.action == "band":
             self._mask = keep_band(scores, self.low, self.high, ties)
         else:

@@ -5,9 +5,13 @@ import hashlib
 import json
 import logging
 import math
+import os
+import queue
+import stat
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # What can be known of an example without any model.
 MODEL_FREE = {Signal.LENGTH, Signal.TEXT, Signal.EXPLICIT_MARGIN}
+# What a process says when a cell is over.
+DONE = "dsel-cell-done"
 # What of an evaluation differs between two runs of the same.
 CLOCKED = ("runtime", "per_second")
 
@@ -228,11 +234,16 @@ def _outcome(cell: Cell, trainer: Any, job: Job, at_start: Mapping[str, int]) ->
 
 def forward_tokens(counts: Mapping[str, int]) -> int:
     """Tokens through any model, of the counts of a run's costs."""
-    return sum(counts.get(tokens, 0) for what, tokens in WORK.items() if what != "helper_backwards")
+    return sum(counts.get(tokens, 0) for what, tokens in WORK.items() if not what.endswith("backwards"))
+
+
+def backward_tokens(counts: Mapping[str, int]) -> int:
+    """Tokens of backward passes beside the training, the policy's and the helpers'."""
+    return sum(counts.get(tokens, 0) for what, tokens in WORK.items() if what.endswith("backwards"))
 
 
 def _flops(parameters: int, counts: Mapping[str, int]) -> float:
-    return selection_flops(parameters, forward_tokens(counts), counts.get(WORK["helper_backwards"], 0))
+    return selection_flops(parameters, forward_tokens(counts), backward_tokens(counts))
 
 
 _NO_EFFORT = {"simplicity_penalty": 0.0, "flexibility_penalty": 0}
@@ -290,15 +301,37 @@ def work(spec_file: Path) -> bool:
     return True
 
 
+def _lines_of_parent() -> Iterator[str]:
+    """
+    What the process that started this one sends, line by line. Once that process is gone, this one ends, in the middle
+    of a cell too: nobody would read what it finds, and another may train the cell anew.
+    """
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def listen() -> None:
+        # Unbuffered: a thread that waits inside a buffer would keep the interpreter from ending.
+        with open(0, "rb", buffering=0, closefd=False) as pipe:
+            while line := pipe.readline():
+                lines.put(line.decode().strip())
+        os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
 def main() -> int:
     """Runs the cell of the file that is named, or of those that come by standard input, one a line."""
     logging.basicConfig(format="dsel: %(message)s", level=logging.WARNING)
     if sys.argv[1:]:
+        # Started by hand, there may be no pipe to listen to.
+        if stat.S_ISFIFO(os.fstat(0).st_mode):
+            _lines_of_parent()
         return 0 if work(Path(sys.argv[1])) else 1
-    for line in sys.stdin:
-        work(Path(line.strip()))
+    for line in _lines_of_parent():
+        work(Path(line))
         # Whoever has sent the line waits for one.
-        sys.__stdout__.write("dsel-cell-done\n")  # type: ignore[union-attr]
+        sys.__stdout__.write(f"{DONE}\n")  # type: ignore[union-attr]
         sys.__stdout__.flush()  # type: ignore[union-attr]
     return 0
 

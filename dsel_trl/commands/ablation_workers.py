@@ -17,12 +17,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from ..data.files import write_json
-from .ablation_cells import Cell
+from .ablation_cells import DONE, Cell
 
 logger = logging.getLogger(__name__)
 
 MODULE = "dsel_trl.commands.ablation_cells"
-DONE = "dsel-cell-done"
 # Lines of a process's log that are told when it has died.
 LAST_LINES = 3
 

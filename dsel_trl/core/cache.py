@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from .helper_settings import COMPUTING, LORA, LOSS, PRECISION, ROWS, helper_argu
 
 if TYPE_CHECKING:
     from .run import Run
-from ..data.files import save_arrays
+from ..data.files import save_arrays, trying
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ SAMPLED = 256
 USES = ("policy", "loss", "seed")
 # Name among shared arrays of what they have cost.
 COST = "cost of measuring"
+# Seconds after which it is asked again whether another run has measured what this one waits for.
+PAUSE = 0.2
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps", "ref_logps")
 
 
@@ -133,12 +137,26 @@ def kept(run: "Run", stem: str, compute: Callable[[], dict[str, np.ndarray]]) ->
     """
     The arrays of `output_dir/selection/<stem>.safetensors`, which are computed where there is no such file.
 
-    Runs that share a folder (`run.shared`) find each other's, and each of them is charged for what it has cost.
+    Runs that share a folder (`run.shared`) find each other's, and each of them is charged for what it has cost; of
+    those that run at once, one computes and the others wait for it.
 
     The first process decides and reads for all: the others may be on machines that do not see its disk. So all
     processes must call it, and `compute` must give the same to each of them.
     """
-    file = (run.shared or Path(run.output_dir) / "selection") / f"{stem}.safetensors"
+    if run.shared is None:
+        return _kept(run, Path(run.output_dir) / "selection" / f"{stem}.safetensors", compute)
+    file = run.shared / f"{stem}.safetensors"
+    while True:
+        with ExitStack() as holding:
+            # All processes of a run ask together, and again: waiting inside of a collective would end it in time.
+            held = run.passes.everywhere(lambda: {"held": np.array([holding.enter_context(trying(file))])})
+            assert held is not None
+            if held["held"][0]:
+                return _kept(run, file, compute)
+        time.sleep(PAUSE)
+
+
+def _kept(run: "Run", file: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     found = run.passes.everywhere(lambda: _read(file))
     if found is not None:
         cost = found.pop(COST, None)

@@ -28,6 +28,7 @@ class DropIdentical(Method):
     trainers = ("dpo", "reward")
 
     def select(self, run: Run) -> np.ndarray:
+        run.decide((~run.rows.identical).astype(np.float32), "0: both sides are equal")
         return ~run.rows.identical
 
     def epoch_size(self, run: Run) -> int:

@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+try:
+    import fcntl
+except ImportError:
+    # Where files cannot be held, two processes may do the same work, to the same end.
+    fcntl = None  # type: ignore[assignment]
+
 
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -41,6 +47,27 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         else:
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def trying(path: str | os.PathLike) -> Iterator[bool]:
+    """
+    Whether this process is, until the block ends, the only one that works on what a file beside `path` stands for.
+
+    Another process that holds it may be asked for again; one that was killed holds nothing.
+    """
+    if fcntl is None:
+        yield True
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ STYLE = """
 :root{--back:#fff;--ink:#1b1f24;--soft:#59636e;--line:#d8dee4;--card:#f6f8fa;--drop:#b42318;--flip:#9a6700;--review:#0550ae}
 @media(prefers-color-scheme:dark){:root{--back:#0d1117;--ink:#e6edf3;--soft:#9198a1;--line:#30363d;--card:#161b22;
 --drop:#ff7b72;--flip:#e3b341;--review:#79c0ff}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:72rem;padding:1.5rem;background:var(--back);color:var(--ink);
+*{box-sizing:border-box}td,p,header span{overflow-wrap:anywhere}th{vertical-align:top}
+body{margin:0 auto;max-width:72rem;padding:1.5rem;background:var(--back);color:var(--ink);
 font:15px/1.5 system-ui,sans-serif}h1{font-size:1.5rem;margin:0}p{max-width:60rem}.soft{color:var(--soft)}
 table{border-collapse:collapse}td,th{padding:.15rem .8rem .15rem 0;text-align:left;font-variant-numeric:tabular-nums}
 input,select{font:inherit;padding:.35rem .6rem;border:1px solid var(--line);border-radius:6px;background:var(--back);
@@ -22,6 +23,7 @@ color:var(--ink)}.bar{display:flex;gap:.6rem;flex-wrap:wrap;position:sticky;top:
 article{border:1px solid var(--line);border-radius:8px;margin:.8rem 0;padding:.8rem 1rem;background:var(--card)}
 header{display:flex;gap:.8rem;flex-wrap:wrap;align-items:baseline}.tag{font-weight:600}.drop{color:var(--drop)}
 .flip{color:var(--flip)}.review{color:var(--review)}.pair{display:grid;grid-template-columns:1fr 1fr;gap:1rem}
+.pair>div{min-width:0}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0;font:inherit}summary{cursor:pointer;color:var(--soft)}
 @media(max-width:44rem){.pair{grid-template-columns:1fr}}svg{max-width:100%;height:auto}
 """

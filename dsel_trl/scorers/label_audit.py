@@ -122,7 +122,7 @@ class LabelAudit:
         opinion (`np.ndarray` of shape `(N,)`): the fused held-out opinion, positive where it agrees with the label.
         opinions (`dict[str, np.ndarray]`): those it is fused of, and of each layer's probe.
         noise_rate (`float`): share of wrong labels, given or estimated.
-        noise_rate_bounds (`tuple[float, float]`): between which it lies as far as the opinions tell.
+        noise_range (`tuple[float, float]`): between which it lies as far as the opinions tell, or twice the given one.
         calibration_error (`float`): of the agreement on held-out labels.
         plot (`tuple`): points of its reliability plot.
         predicted (`float`): area under the curve with which the opinion foretells held-out labels.
@@ -134,7 +134,7 @@ class LabelAudit:
     opinion: np.ndarray
     opinions: dict[str, np.ndarray]
     noise_rate: float
-    noise_rate_bounds: tuple[float, float]
+    noise_range: tuple[float, float]
     calibration_error: float
     plot: tuple[np.ndarray, np.ndarray, np.ndarray]
     predicted: float
@@ -195,10 +195,10 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
         # What a pair's own fold says of the models and of the share of wrong labels is kept from it as well.
         weights = agreement_weights(units[:, rest])
         others, opinion[own] = weights @ units[:, rest], weights @ units[:, own]
-        low, rate = _rates(noise_rate_bounds(others), settings)
+        low, rate, _ = _rates(noise_rate_bounds(others), settings)
         agreement[own] = agreement_probability(opinion[own], fit_noise_model(others, low))
         probability[own] = wrong_probability(opinion[own], fit_noise_model(others, rate))
-    bounds = noise_rate_bounds(opinion)
+    rates = _rates(noise_rate_bounds(opinion), settings)
     # Which response is named first is our choice: what is foretold is the response that the model prefers.
     sure, agreed = np.maximum(agreement, 1 - agreement), opinion > 0
     return LabelAudit(
@@ -206,8 +206,8 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
         agreement,
         opinion,
         opinions,
-        _rates(bounds, settings)[1],
-        bounds,
+        rates[1],
+        rates[::2],
         expected_calibration_error(sure, agreed),
         reliability(sure, agreed),
         _sided(opinion),
@@ -225,11 +225,10 @@ def single_signals(features: PairFeatures) -> dict[str, np.ndarray]:
     return found | dict(features.more)
 
 
-def _rates(bounds: tuple[float, float], settings: AuditSettings) -> tuple[float, float]:
-    """The share of wrong labels for what labels are foretold, and for what the truth is."""
-    if settings.noise_rate is not None:
-        return settings.noise_rate, settings.noise_rate
-    return bounds[0], sum(bounds) / 2
+def _rates(bounds: tuple[float, float], settings: AuditSettings) -> tuple[float, float, float]:
+    """The lowest, the estimated and the highest share of wrong labels."""
+    given = settings.noise_rate
+    return (bounds[0], sum(bounds) / 2, bounds[1]) if given is None else (given, given, given)
 
 
 def _inputs(features: PairFeatures, signals: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

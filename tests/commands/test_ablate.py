@@ -1,71 +1,25 @@
 """`dsel ablate`: what it takes, what it shares, what it does with cells that fail; its table is the same twice."""
 
+# Cells run in processes of their own in `test_ablate_processes.py`.
+
 import json
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from datasets import Dataset
 
 from dsel_trl.cli import main
-from dsel_trl.commands import ablation_workers
-from dsel_trl.commands.ablate import Ablation, equal_steps
-from dsel_trl.commands.ablation_cells import work
+from dsel_trl.commands.ablation_cells import Cell
+from dsel_trl.commands.ablation_results import TRIES, Results, equal_steps, steps_off
 from dsel_trl.commands.wrong_labels import flip_labels
+from dsel_trl.data.demo.corpus import demo_preferences
+from dsel_trl.data.demo.model import build_demo_model
 from dsel_trl.report.ablation import Row, markdown, summary_of, write_tables
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def base(tmp_path, model, monkeypatch):
-    """Writes a recipe of an ablation on 24 tiny pairs, of which every third label is known to be flipped."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = tiny.preferences(24)
-    rows = rows.remove_columns([name for name in ("score_chosen", "score_rejected") if name in rows.column_names])
-    rows = rows.add_column("truth_flipped", [i % 3 == 0 for i in range(24)])
-    # Only flipped pairs have a negative margin: keeping the upper two thirds drops exactly those.
-    rows = rows.add_column("score_chosen", [float(i % 3) for i in range(24)]).add_column("score_rejected", [0.5] * 24)
-    rows.to_parquet(tmp_path / "pairs.parquet")
-
-    def write(ablate, **changes):
-        values = {
-            "dataset_name": str(tmp_path / "pairs.parquet"),
-            "eval_dataset_name": str(tmp_path / "pairs.parquet"),
-            "model_name_or_path": str(model),
-            "output_dir": str(tmp_path / "out"),
-            "num_train_epochs": 1,
-            "per_device_train_batch_size": 8,
-            "per_device_eval_batch_size": 8,
-            "learning_rate": 1e-3,
-            "gradient_checkpointing": False,
-            "use_cpu": True,
-            "ablate": ablate,
-            **changes,
-        }
-        path = tmp_path / "base.yaml"
-        path.write_text(yaml.safe_dump(values, sort_keys=False))
-        return str(path)
-
-    return write
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """Cells run here, one after the other, instead of in processes; returns the names of their folders as they run."""
-    ran = []
-
-    def run(self, spec):
-        ran.append(spec.parent.name)
-        work(spec)
-
-    monkeypatch.setattr(ablation_workers.Worker, "run", run)
-    return ran
 
 
 def rows_of(folder):
@@ -137,20 +91,81 @@ def test_wrong_labels_and_shares_are_axes(base, in_process, tmp_path):
     assert (tmp_path / "pairs.parquet").read_bytes() == before
 
 
-def test_a_process_that_dies_is_named_and_the_next_cell_has_another(base, tmp_path, monkeypatch):
-    """In real processes: one cell of two ends its process."""
-    (tmp_path / "judge.py").write_text(
-        "import os\ndef judge(trainer):\n    return 0.25 if trainer.args.seed else os._exit(3)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
-    path = base({"seeds": [0, 1], "metric": "judge:judge", "methods": METHODS, "random": False}, max_steps=1)
-    ablation = Ablation(["--config", path])
-    rows, failures = ablation.run()
-    assert "exit code 3" in failures["stock, seed 0"]
-    assert failures["explicit, seed 0"] == "stock failed, so its steps are not known"
-    found = [(row.variant, list(row.by_seed), row.failed) for row in rows]
-    assert found == [("stock", [1], [0]), ("explicit", [1], [0])]
-    assert {row.mean("metric") for row in rows} == {0.25}
+@pytest.fixture
+def demo(tmp_path):
+    """A part of the demo corpus, with a judge's scores and pairs of many lengths."""
+    corpus = demo_preferences(0, train_size=48, test_size=16)
+    for split in corpus:
+        corpus[split].to_parquet(str(tmp_path / "demo" / f"{split}.parquet"))
+    model = str(build_demo_model(tmp_path / "demo-model", steps=2))
+    data = {"dataset_name": str(tmp_path / "demo"), "eval_dataset_name": None}
+    return {**data, "model_name_or_path": model, "max_steps": 12}
+
+
+@pytest.mark.usefixtures("no_picture")
+@pytest.mark.parametrize("equal", ["tokens", "flops"])
+def test_what_is_said_to_be_equal_is_so_to_a_step(base, in_process, demo, tmp_path, equal):
+    """Short pairs first, a choice among candidates, and a helper: less or more of both than stock takes."""
+    methods = {
+        "short": {"name": "length_curriculum", "keep": 0.3},
+        "jest": {"name": "select_k_of_b", "factor": 2},
+        "helped": {"name": "rho_loss", "factor": 2, "helper_epochs": 0.1, "helper_lora": False},
+    }
+    if equal == "flops":
+        methods |= {"dear": {"name": "rho_loss", "factor": 2, "helper_epochs": 2, "helper_lora": False}}
+    path = base({"seeds": [0], "methods": methods, "equal": equal}, **demo)
+    assert main(["ablate", "--config", path]) == (1 if equal == "flops" else 0)
+    found = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    cells = {cell["variant"]: cell for cell in found["cells"]}
+    assert {"stock", "short", "jest", "helped"} < set(cells)
+    stock = cells.pop("stock")
+    parameters = stock["training_flops"] / (8 * stock["tokens"])
+    for name, cell in cells.items():
+        costs = cell["cost"]
+        # Of each token 2 operations forwards and 4 backwards per parameter, and 2 of the reference, as training has.
+        selection = {
+            "helper_forward_tokens": 2, "forward_tokens": 2, "reference_forward_tokens": 2,
+            "helper_reference_forward_tokens": 2, "helper_backward_tokens": 4,
+        }  # fmt: skip
+        assert {key for key in costs if key.endswith("_tokens")} <= set(selection)
+        added = sum(often * costs.get(key, 0) for key, often in selection.items()) * parameters
+        assert cell["selection_flops"] == pytest.approx(added)
+        assert cell["training_flops"] == pytest.approx(8 * cell["tokens"] * parameters)
+        spent, of_stock, start = cell["tokens"], stock["tokens"], 0
+        if equal == "flops":
+            spent, of_stock = cell["training_flops"] + added, stock["training_flops"]
+            start = cell["selection_flops_at_start"]
+        assert abs(spent - of_stock) <= (spent - start) / cell["steps"], name
+        assert cell["steps_off"] == pytest.approx((spent - of_stock) / ((spent - start) / cell["steps"]), abs=1e-3)
+    assert cells["short"]["steps"] > stock["steps"]
+    assert cells["helped"]["cost"]["helper_backward_tokens"] > 0
+    if equal == "flops":
+        assert cells["jest"]["cost"]["forward_tokens"] > 0
+        assert cells["jest"]["steps"] < stock["steps"]
+        assert 0 < cells["helped"]["selection_flops_at_start"] < stock["training_flops"]
+        assert "nothing is left to train with" in found["failures"]["dear, seed 0"]
+        assert "dear" not in cells
+
+
+def test_steps_of_uneven_size_are_looked_for_until_they_fit():
+    """The later steps are ten times as long: no step is what the first ones let expect."""
+    sizes = np.r_[np.full(6, 10), np.full(60, 100)]
+    ran = []
+
+    class Counting(Results):
+        def run(self, cells, what):
+            for cell in cells:
+                ran.append(cell.steps)
+                tokens = int(sizes[: cell.steps].sum())
+                self.found[cell.variant, None, cell.seed] = {"steps": cell.steps, "tokens": tokens}
+
+    results = Counting(None, Path())
+    results.found["stock", None, 0] = {"steps": 5, "tokens": 700}
+    cell = Cell("dpo", "a", [], 0, None, None, {}, [], "", [], 1)
+    results.run_at_equal([cell], "tokens", "methods")
+    assert results.found["a", None, 0]["tokens"] == 660
+    assert results.found["a", None, 0]["steps_off"] == pytest.approx((660 - 700) / (660 / 12), abs=1e-3)
+    assert len(ran) == len(set(ran)) <= TRIES
 
 
 @pytest.mark.parametrize(
@@ -189,6 +204,7 @@ def test_steps_that_make_something_else_equal():
     assert equal_steps(result, STOCK, "tokens") == 200
     # Of 6,000 operations 1,000 are spent at the start; a step takes 30 and half as much again for its part of 500.
     assert equal_steps(result, STOCK, "flops") == round(5000 / 35)
+    assert steps_off({**result, "steps": 200, "tokens": 1005}, STOCK, "tokens") == pytest.approx(5 / 5.025)
     with pytest.raises(ValueError, match=r"1\.5 times what the whole stock training does"):
         equal_steps({**result, "selection_flops_at_start": 9000.0}, STOCK, "flops")
 

@@ -178,6 +178,42 @@ def _beyond_chance(means: np.ndarray, deviation: float) -> bool:
     return bool((np.abs(means - means.mean()) > DEVIATIONS * deviation / np.sqrt(DRAWS)).any())
 
 
+# ---- It says why ----
+
+
+def assert_says_why(run: Finished) -> None:
+    """
+    Whatever a run has left out has, in the ledger, the score by which that was decided, the method and the rule.
+
+    Args:
+        run ([`Finished`]):
+            A run in which everything can be measured.
+    """
+    ledger, own = run.trainer.selection.ledger, run.method.name
+    table = ledger.to_dataset().with_format("numpy")[:]
+    left_out = table["reason"] != ""
+    dropped = table["dropped_by"] != ""
+    assert (left_out | ~dropped).all()
+    plans, picks = run.decisions.plans, run.decisions.picks
+    if plans and not plans[-1].kept.all():
+        # Seal and the like drop inside of `plan`; all others leave it to the kept set.
+        assert (dropped | plans[-1].kept).all()
+    for pick in picks:
+        # Candidates that are taken as they come were not decided about.
+        if pick.positions.tolist() != list(range(len(pick.positions))):
+            assert (table["decided_by"][pick.ids] == own).all(), "candidates were passed over without a score"
+    assert (table["decided_by"][left_out] == own).all()
+    numbers = table["decision_score"][left_out]
+    # An example may have had its turn before there was a score: then the rule says so.
+    told = ~np.isnan(numbers) | (table["visits"][left_out] > 0) & np.char.endswith(
+        table["reason"][left_out].astype(str), "before it was scored has none)"
+    )
+    assert told.all(), f"nothing says why {np.flatnonzero(left_out)[~told]} were left out"
+    assert (table["decision_step"][left_out] >= 0).all()
+    rules = {reason.removeprefix(f"{own}: ") for reason in table["reason"][left_out]}
+    assert rules.isdisjoint({"", "left out"}), rules
+
+
 # ---- What is unknown never displaces what is known ----
 
 

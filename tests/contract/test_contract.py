@@ -14,7 +14,13 @@ from dsel_trl.trainer.forwards import base_model
 from tests import tiny
 from tests.contract.bench import CONFIG, data, loading
 from tests.contract.cases import EVERYWHERE, GUISES, LABELLED, METHODS, NEUTRAL, case, first_kind, kinds, make
-from tests.contract.checks import assert_acts, assert_idle, assert_sound, assert_unknown_displaces_nothing
+from tests.contract.checks import (
+    assert_acts,
+    assert_idle,
+    assert_says_why,
+    assert_sound,
+    assert_unknown_displaces_nothing,
+)
 from tests.distributed.launch import launched
 
 
@@ -90,6 +96,12 @@ def test_acts(bench, name, kind):
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kind in EVERYWHERE if case(name).idle])
 def test_idle_methods_are_stock_bit_for_bit(bench, name, kind):
     assert_idle(bench.whole(name, kind), bench.stock(kind, name))
+
+
+@pytest.mark.parametrize("name", list(GUISES))
+def test_what_was_left_out_has_the_number_that_decided(bench, name):
+    run = bench.whole(name, first_kind(name))
+    assert_says_why(run)
 
 
 # ---- It resumes ----

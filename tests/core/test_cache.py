@@ -1,6 +1,8 @@
 """Kept results: found again where nothing they depend on has changed, by all processes or by none."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -249,6 +251,31 @@ def test_one_disk_serves_all_processes(tmp_path, monkeypatch):
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.safetensors")] == [
         "0/selection/x.safetensors"
     ]
+
+
+def test_of_runs_at_once_one_measures_and_the_others_wait(tmp_path):
+    began, calls = threading.Event(), []
+
+    def ablated(cell):
+        costs = Costs()
+
+        def compute():
+            calls.append(cell)
+            began.set()
+            time.sleep(0.3)
+            costs.add("forwards", 3, 40)
+            return {"losses": np.float32([1.5, 2.5])}
+
+        passes = Passes(not_here, not_here)
+        run = SimpleNamespace(shared=tmp_path, output_dir=tmp_path / cell, passes=passes, costs=costs)
+        return kept(run, "x", compute)["losses"].tolist(), dict(costs.counts)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ablated, "a")
+        assert began.wait(20)
+        second = pool.submit(ablated, "b")
+        assert first.result() == second.result() == ([1.5, 2.5], {"forwards": 3, "forward_tokens": 40})
+    assert calls == ["a"]
 
 
 def test_a_file_that_the_first_process_does_not_see_counts_for_none(tmp_path):

@@ -43,4 +43,5 @@ class Random(Method):
         rng = run.rng("random/keep", run.epoch if self.refresh == "epoch" else 0)
         mask = np.zeros(run.size, dtype=bool)
         mask[rng.choice(run.size, keep_count(self.keep, run.size), replace=False)] = True
+        run.decide(mask.astype(np.float32), f"1: drawn, a share of {self.keep:g}")
         return mask

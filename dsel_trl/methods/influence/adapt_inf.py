@@ -150,6 +150,11 @@ class AdaptInf(Method):
         run.ledger.write(self._column("cluster"), None, labels, run.step)
         for name, values in scores.items():
             run.ledger.write(self._column(name), None, values, run.step)
+        # An example of no cluster has no score: all of its scores are unknown.
+        deciding = np.array([scores[name] for name in chosen])[labels, np.arange(run.size)]
+        deciding[labels < 0] = np.nan
+        rule = "not drawn from its cluster, over the whole range of the score that spreads most there"
+        run.ledger.decide(self.name, None, deciding, run.step, rule)
         run.log({f"adapt_inf_by_{name}": chosen.count(name) for name in self.scorers})
 
     def _column(self, name: str) -> str:

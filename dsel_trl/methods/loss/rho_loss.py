@@ -22,6 +22,7 @@ from ...functional.ranking import keep_count
 from ...signals.batch import Batch, Signal
 
 SOURCES = ("cross_fit", "holdout", "column")
+LEFT_OUT = "not picked among its candidates (reducible loss), or held out for the helper (0)"
 
 
 @register("rho_loss")
@@ -145,6 +146,9 @@ class RhoLoss(Method):
         return int((~self._held_out).sum()) if self.source == "holdout" else None
 
     def select(self, run: Run) -> np.ndarray:
+        if self._held_out.any():
+            ids = np.flatnonzero(self._held_out)
+            run.ledger.decide(self.name, ids, np.zeros(len(ids)), run.step, LEFT_OUT)
         return ~self._held_out
 
     def score(self, batch: Batch) -> Tensor:
@@ -160,7 +164,6 @@ class RhoLoss(Method):
         count = max(1, len(losses) // self.factor)
         rng = run.rng("rho_loss/pick", run.step, len(losses))
         scores = self._reducible(losses, ids)
-        rule = "not picked among its candidates (reducible loss), or held out for the helper"
-        run.ledger.decide(self.name, ids.cpu().numpy(), scores, run.step, rule, picks=True)
+        run.ledger.decide(self.name, ids.cpu().numpy(), scores, run.step, LEFT_OUT, picks=True)
         positions = select_k_of_b(scores, count, "top_k", fill=True, rng=rng)
         return torch.as_tensor(positions[:count].copy())

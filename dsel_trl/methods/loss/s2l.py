@@ -101,6 +101,8 @@ class S2L(Method):
         self._mask = np.zeros(run.size, dtype=bool)
         self._mask[ids] = True
         run.ledger.write(f"{self.name}_cluster", None, labels, step=0)
+        rule = "not drawn from its cluster, whose number the score is; all clusters give about equally many"
+        run.ledger.decide(self.name, None, labels, run.step, rule)
 
     def _trajectories(self, run: Run) -> np.ndarray:
         """Losses of all examples, `(N, T)`."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin, score_reads
-from ...bases.scored import ByScore, is_constant, keep_top, known_scores, tell_ties, tie_rng, untied
+from ...bases.scored import ByScore, keep_top, known_scores, tell_ties, tie_rng, untied
+from ...bases.unseen import is_constant
 from ...core.charges import Charge
 from ...core.method import Run, Step
 from ...core.parameters import Reads, check_choice, check_range, check_whole, either, given, unless, when, without

@@ -138,12 +138,12 @@ class Audit(Prescored):
             features.more = self._helper_margins(run)
         found = audit_labels(features, self._settings(run.seed))
         run.log({"audit_noise_rate": found.noise_rate, "audit_calibration_error": found.calibration_error})
-        low, high = found.noise_rate_bounds
+        low, high = found.noise_range
         run.tell(
             "audit",
-            f"'audit': about {found.noise_rate:.1%} of the labels are wrong (between {low:.1%} and {high:.1%} as far as "
-            "they tell); held-out labels are foretold with an "
-            f"area under the curve of {found.predicted:.2f} (by length alone {found.by_length:.2f}).",
+            f"'audit': about {found.noise_rate:.1%} of the labels are wrong (between {low:.1%} and {high:.1%}); held-out "
+            f"labels are foretold with an area under the curve of {found.predicted:.2f} (by length alone "
+            f"{found.by_length:.2f}).",
             20,
         )
         return {self.name: 1.0 - found.probability, f"{self.name}_agreement": found.agreement}

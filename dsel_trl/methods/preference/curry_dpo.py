@@ -71,6 +71,7 @@ class CurryDpo(ExplicitMargin):
         self._stage = np.empty(0, dtype=np.int32)
         self._epoch, self._trained, self._reference = 0, 0, ""
         self._run: Run | None = None
+        self._gaps: np.ndarray | None = None
         self._renews = True
 
     @property
@@ -148,7 +149,8 @@ class CurryDpo(ExplicitMargin):
         if self.responses_column is not None:
             self._stage[:] = run.column(STAGE)
         else:
-            for stage, ids in enumerate(split_stages(self.explicit_margin(run), self.stages)):
+            self._gaps = self.explicit_margin(run)
+            for stage, ids in enumerate(split_stages(self._gaps, self.stages)):
                 self._stage[ids] = stage
         run.ledger.write(self.name, None, np.where(self._stage < 0, np.nan, -self._stage), step=0)
 
@@ -156,7 +158,10 @@ class CurryDpo(ExplicitMargin):
         return int((self._stage >= 0).sum())
 
     def select(self, run: Run) -> np.ndarray:
-        run.decide(run.ledger[self.name], "minus the stage")
+        if self._gaps is None:
+            run.decide(run.ledger[self.name], "minus the stage")
+        else:
+            run.decide(self._gaps, "the gap of the scores, which must be above 0")
         return self._stage >= 0
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:

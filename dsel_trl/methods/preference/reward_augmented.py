@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...bases.explicit_margin import ExplicitMargin, score_reads
-from ...bases.scored import is_constant
+from ...bases.unseen import is_constant
 from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import Reads, without

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from ...bases.helper_model import helper_settings
-from ...bases.scored import in_order, keep_top, known_scores, paced, tell_ties, tie_rng, untied, with_unseen
+from ...bases.scored import in_order, keep_top, known_scores, paced, tell_ties, tie_rng, untied
+from ...bases.unseen import stand_ins, with_unseen
 from ...core.cache import cached
 from ...core.charges import Charge
 from ...core.method import Method, Run, Step
@@ -286,7 +287,11 @@ class SelectiveDpo(Method):
 
     def select(self, run: Run) -> np.ndarray:
         scores = self._scores(run)
-        run.decide(known_scores(run, self.name), f"keep={self.keep:g}")
+        known = known_scores(run, self.name)
+        drawn = with_unseen(known, run.plan_rng("selective_dpo/unseen"), run.ledger.visits > 0)
+        # What was trained on before it was scored can be held out no more.
+        late = "; a pair trained on before it was scored has none" if self.source == "online" else ""
+        run.decide(np.where(np.isnan(known), drawn, known), f"keep={self.keep:g}{stand_ins(known)}{late}")
         return keep_top(scores, self.keep)
 
     def order(self, run: Run, ids: np.ndarray) -> np.ndarray:

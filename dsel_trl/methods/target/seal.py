@@ -152,6 +152,8 @@ class Seal(Targeted):
             if run.plans_made >= self.burn_in and self.keep < 1:
                 ids = np.sort(top_k(self._logits, keep_count(self.keep, run.size)))
                 run.ledger.drop(~np.isin(np.arange(run.size), ids), self.name)
+                rule = f"logits from {self._logits[ids].min():.6g} up are kept, a share of {self.keep:g}"
+                run.ledger.decide(self.name, None, self._logits, run.step, rule)
             self._planned = plan, run.plan_rng("seal/order").permutation(ids)
         return self._planned[1]
 

@@ -186,16 +186,19 @@ class Zip(Prescored):
         assert self._engine is not None
         ids, _ = candidates.gather(candidates.ids)
         left = ids.cpu().numpy().astype(np.int64)
-        positions = np.arange(len(left))
+        positions, scores = np.arange(len(left)), np.zeros(len(left))
         count = max(1, len(left) // self.factor)
         picked: list[int] = []
         for _ in range(count):
             # What was picked just now counts as trained: two candidates that are alike are not both taken.
             ratios = self._engine.ratios("trained", self._window, left[positions].tolist())
+            scores[positions] = -ratios
             best = int(np.lexsort((left[positions], ratios))[0])
             picked.append(int(positions[best]))
             self._window.append(int(left[positions[best]]))
             positions = np.delete(positions, best)
+        rule = "not picked among its candidates (minus the ratio to which it compresses behind what was trained)"
+        run.ledger.decide(self.name, left, scores, run.step, rule, picks=True)
         self._shorten()
         return torch.tensor(picked)
 
