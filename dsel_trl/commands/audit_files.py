@@ -57,8 +57,8 @@ def _share_of_wrong(audit: LabelAudit) -> str:
     if low == high:
         return f"{audit.noise_rate:.1%}, as given"
     return (
-        f"about {audit.noise_rate:.1%}: the surest opinions are contradicted by {low:.1%} of their labels, all opinions "
-        f"by {high:.1%}"
+        f"about {audit.noise_rate:.1%}: the surest opinions are contradicted by {low:.1%} of their labels, all "
+        f"opinions by {high:.1%}"
     )
 
 

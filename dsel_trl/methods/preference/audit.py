@@ -141,8 +141,8 @@ class Audit(Prescored):
         low, high = found.noise_range
         run.tell(
             "audit",
-            f"'audit': about {found.noise_rate:.1%} of the labels are wrong (between {low:.1%} and {high:.1%}); held-out "
-            f"labels are foretold with an area under the curve of {found.predicted:.2f} (by length alone "
+            f"'audit': about {found.noise_rate:.1%} of the labels are wrong (between {low:.1%} and {high:.1%}); "
+            f"held-out labels are foretold with an area under the curve of {found.predicted:.2f} (by length alone "
             f"{found.by_length:.2f}).",
             20,
         )
