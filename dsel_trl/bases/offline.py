@@ -40,6 +40,8 @@ class Prescored(ByScore):
     renamed: ClassVar[dict[str, str]] = {"renew": "refresh ('epoch', 'never', or a number of optimizer steps)"}
     # Whether `measure` itself chooses what to keep: then everything with a finite score is.
     chooses: ClassVar[bool] = False
+    # Parameters that only say what is done with the scores: runs that differ in nothing else share what was measured.
+    acting: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,8 +101,8 @@ class Prescored(ByScore):
         self._ledger = lambda: run.ledger[self.name]
         if run.resumed:
             return
-        own = {f.name for f in dataclasses.fields(ByScore)}
-        parts = [{k: v for k, v in self.describe().items() if k not in own - {"keep"}}, self.depends_on(run)]
+        own = {f.name for f in dataclasses.fields(ByScore)} - {"keep"} | self.acting
+        parts = [{k: v for k, v in self.describe().items() if k not in own}, self.depends_on(run)]
         key: dict[str, Any] = {"uses": self.uses, "helpers": self.helpers(run), "columns": self.columns}
         self._write(run, cached(run, self.name, parts, lambda: self._arrays(run), **key))
 

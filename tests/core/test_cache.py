@@ -278,6 +278,22 @@ def test_of_runs_at_once_one_measures_and_the_others_wait(tmp_path):
     assert calls == ["a"]
 
 
+def test_runs_that_do_another_thing_with_the_scores_of_an_audit_share_it(make_trainer):
+    def measured(**parameters):
+        method = create_method("audit", sources=["texts"], **parameters)
+        callback = SelectionCallback(make_trainer("dpo"), method)
+        asked = []
+        size = callback.run.size
+        method.measure = lambda run: asked.append(1) or {"audit": np.ones(size), "audit_agreement": np.ones(size)}
+        method.setup(callback.run)
+        return bool(asked)
+
+    assert measured()
+    assert not measured(action="flip", flip_above=0.9)
+    assert not measured(action="keep_top", keep=0.6)
+    assert measured(folds=5)
+
+
 def test_a_file_that_the_first_process_does_not_see_counts_for_none(tmp_path):
     processes = Processes(tmp_path)
     stale = {"losses": np.float32([9.0])}

@@ -73,6 +73,7 @@ class Audit(Prescored):
         Charge("helper_forwards", "evaluations", when="sources: helper", reference=True),
     )
     actions: ClassVar[tuple[str, ...]] = ("soft", "flip", "keep_top", "keep_bottom", "band", "weight")
+    acting: ClassVar[frozenset[str]] = frozenset({"keep", "flip_above"})
     reads: ClassVar[Reads] = {
         "temperature": (),
         "flip_above": (when("action", "flip"),),
