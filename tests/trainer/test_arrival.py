@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from transformers import DataCollatorForSeq2Seq
+from trl.experimental.utils import DataCollatorForChatML
 from trl import DPOTrainer, SFTTrainer
 
 from dsel_trl import SelectionCallback
@@ -109,6 +110,24 @@ def test_rows_of_weight_zero_do_not_matter_to_another_collator(make_trainer):
     def make(kind, **config):
         trainer = make_trainer(kind, **config)
         trainer.data_collator = DataCollatorForSeq2Seq(trainer.processing_class, label_pad_token_id=-100)
+        return trainer
+
+    assert_zero_rows_do_not_matter(make, "sft")
+
+
+def test_rows_of_weight_zero_do_not_matter_to_the_chat_collator(make_trainer):
+    """TRL's collator for chats pads on the left and adds keys that no model knows."""
+
+    def make(kind, dataset, **config):
+        tokenizer = make_trainer(kind, dataset=dataset).processing_class
+
+        def tokenize(row):
+            prompt, completion = (tokenizer(row[name])["input_ids"] for name in ("prompt", "completion"))
+            return {"input_ids": prompt + completion}
+
+        own = {"dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
+        trainer = make_trainer(kind, dataset=dataset.map(tokenize, remove_columns=["completion"]), **own, **config)
+        trainer.data_collator = DataCollatorForChatML(tokenizer, max_length=64)
         return trainer
 
     assert_zero_rows_do_not_matter(make, "sft")
