@@ -1,5 +1,6 @@
 """Fixtures of all tests: the tiny model, and trainers on it that leave nothing behind."""
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -50,6 +51,13 @@ def reward_trainer(model: Path, tmp_path: Path) -> Callable[..., Any]:
         return RewardTrainer(str(model), args=args, train_dataset=dataset)
 
     return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _lasting() -> None:
+    """What is there before a file's tests stays: every `train()` collects garbage, and need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
