@@ -70,6 +70,12 @@ def own_logger() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without drawing: a picture takes longer than the run."""
-    monkeypatch.setattr("dsel_trl.report.run_files.draw_run", lambda *args: None)
+def pictures() -> None:
+    """Runs of a test that asks for this end with their picture."""
+
+
+@pytest.fixture(autouse=True)
+def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without drawing: a picture takes longer than the run. Each recipe draws its own."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("dsel_trl.report.run_files.draw_run", lambda *args: None)

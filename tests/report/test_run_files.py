@@ -24,7 +24,7 @@ def ledger(size=20, **columns):
     return made
 
 
-def test_a_run_leaves_its_files(make_trainer, tmp_path):
+def test_a_run_leaves_its_files(make_trainer, pictures, tmp_path):
     trainer = make_trainer("dpo", max_steps=4, output_dir=tmp_path / "out")
     trainer.add_callback(SelectionCallback(trainer, "random", keep=0.5))
     trainer.train()
