@@ -1,5 +1,6 @@
 """Fixtures of all tests: the tiny model, and trainers on it that leave nothing behind."""
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -52,6 +53,13 @@ def reward_trainer(model: Path, tmp_path: Path) -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _lasting() -> None:
+    """What is there before a file's tests stays: every `train()` collects garbage, and need not look through it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def own_logger() -> Iterator[None]:
     """The package's logger as a test finds it: the command line gives it a handler of its own."""
@@ -62,6 +70,12 @@ def own_logger() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs end without drawing: a picture takes longer than the run."""
-    monkeypatch.setattr("dsel_trl.report.run_files.draw_run", lambda *args: None)
+def pictures() -> None:
+    """Runs of a test that asks for this end with their picture."""
+
+
+@pytest.fixture(autouse=True)
+def no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without drawing: a picture takes longer than the run. Each recipe draws its own."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("dsel_trl.report.run_files.draw_run", lambda *args: None)

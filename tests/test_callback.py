@@ -12,11 +12,6 @@ from dsel_trl.functional.ranking import keep_count
 from tests import tiny, weighted
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def trained(trainer, methods, **parameters):
     callback = SelectionCallback(trainer, methods, **parameters)
     trainer.add_callback(callback)

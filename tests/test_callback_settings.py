@@ -11,11 +11,6 @@ from dsel_trl import SelectionCallback
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def summary_of(trainer):
     return json.loads((Path(trainer.args.output_dir) / "selection" / "summary.json").read_text())
 

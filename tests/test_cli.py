@@ -281,7 +281,6 @@ def test_help_shows_both_trl_and_our_arguments(capsys):
 # ---- Runs ----
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_dpo_trains_and_leaves_model_and_ledger(capsys, recipe, tmp_path):
     assert main(["dpo", "--config", recipe(use_peft=True, lora_r=2)]) == 0
     out = tmp_path / "out"
@@ -292,7 +291,6 @@ def test_dpo_trains_and_leaves_model_and_ledger(capsys, recipe, tmp_path):
     assert f"Ledger: {out / 'selection' / 'ledger.parquet'}" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_sft_trains_with_an_evaluation_file(recipe, tmp_path):
     tiny.completions(16).to_json(tmp_path / "train.jsonl")
     tiny.completions(8, seed=1).to_json(tmp_path / "held_out.jsonl")
@@ -301,7 +299,6 @@ def test_sft_trains_with_an_evaluation_file(recipe, tmp_path):
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_kto_trains_on_labels_and_on_pairs(capsys, recipe, tmp_path, pairs):
     tiny.judged(16).to_json(tmp_path / "train.jsonl")
     selection = [{"name": "margin", "action": "keep_bottom"}]
@@ -323,7 +320,6 @@ def test_a_stream_trains_with_a_method_that_only_weighs(recipe, tmp_path):
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_a_run_is_continued_and_another_method_cannot_continue_it(capsys, recipe, tmp_path):
     words = ["dpo", "--config", recipe(save_strategy="steps", save_steps=1, save_total_limit=2)]
     assert main(words) == 0

@@ -58,7 +58,7 @@ def train(rows, output, name, lora):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_on_real_data(rows, tmp_path, no_picture, capsys, name):
+def test_a_run_on_real_data(rows, tmp_path, capsys, name):
     summary = train(rows, tmp_path / "run", name, lora=False)
     assert summary["steps"] == 3
     assert summary["examples_trained"] > 0
@@ -69,7 +69,7 @@ def test_a_run_on_real_data(rows, tmp_path, no_picture, capsys, name):
 
 
 @pytest.mark.parametrize("name", ["alignment_potential", "selective_dpo"])
-def test_a_run_with_lora(rows, tmp_path, no_picture, capsys, name):
+def test_a_run_with_lora(rows, tmp_path, capsys, name):
     summary = train(rows, tmp_path / "run", name, lora=True)
     assert summary["kept_fraction"] == pytest.approx(0.5, abs=0.03)
     assert (tmp_path / "run" / "adapter_config.json").is_file()

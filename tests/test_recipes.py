@@ -33,6 +33,7 @@ def demo(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_recipe_trains(path, demo, tmp_path, capsys):
     kind = kind_of(path)
@@ -41,7 +42,9 @@ def test_a_recipe_trains(path, demo, tmp_path, capsys):
     words += ["--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none"]
     words += ["--save_strategy", "no"]
     assert main(words) == DONE, capsys.readouterr().err
-    assert list((tmp_path / "run").rglob("selection/ledger.parquet"))
+    ledgers = list((tmp_path / "run").rglob("selection/ledger.parquet"))
+    assert ledgers
+    assert all(path.with_name("selection.png").stat().st_size for path in ledgers)
 
 
 def test_each_method_has_a_recipe_of_its_name():

@@ -6,12 +6,15 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import sys
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import accelerate.utils.imports
 import datasets
 import numpy as np
 import torch
@@ -32,6 +35,8 @@ torch.set_num_threads(1)
 # Every `train()` collects garbage; what the libraries brought along is never any, and looking through it takes longer
 # than a tiny run.
 gc.freeze()
+# Asked several times a step, each time read from the files of the installed package.
+accelerate.utils.imports._is_package_available = cache(accelerate.utils.imports._is_package_available)
 
 WORDS = [f"w{i}" for i in range(297)]
 COMMON = {
@@ -169,6 +174,24 @@ def prepared_once(cls: type) -> Any:
     return patch.object(cls, "_prepare_dataset", prepared)
 
 
+_LOADED: dict[Any, Any] = {}
+
+
+def loaded_once(cls: type) -> Any:
+    """A trainer's own way to load a model, gone once for each folder and its content: later ones are copies."""
+    trainers = sys.modules[cls.__module__]
+    load = trainers.create_model_from_path
+
+    def loaded(folder: str, *rest: Any, **how: Any) -> Any:
+        files = sorted((path.name, path.stat().st_mtime_ns) for path in Path(folder).glob("*.*"))
+        key = (folder, *map(repr, (files, rest, sorted(how.items()))))
+        if key not in _LOADED:
+            _LOADED[key] = load(folder, *rest, **how)
+        return deepcopy(_LOADED[key])
+
+    return patch.object(trainers, "create_model_from_path", loaded)
+
+
 def make_trainer(
     kind: str,
     model: str | os.PathLike,
@@ -197,7 +220,7 @@ def make_trainer(
     args = arguments(str(output_dir), **{**COMMON, **config})
     # Adapters start at random; TRL seeds them from 1.15 on.
     transformers.set_seed(args.seed)
-    with prepared_once(cls):
+    with prepared_once(cls), loaded_once(cls):
         return cls(
             str(model),
             args=args,

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
+from datasets.table import InMemoryTable
 
 GROWTH = 1024
 # What the columns of a decision hold of an example on which there was none.
@@ -207,6 +209,10 @@ class Ledger:
         return np.zeros(len(self), dtype=bool) if self._dropped is None else self._dropped[: len(self)] > 0
 
     def to_dataset(self, ids: np.ndarray | None = None) -> Dataset:
+        """The ledger as a dataset; for its columns and `ids` see [`to_table`]."""
+        return Dataset(InMemoryTable(self.to_table(ids)))
+
+    def to_table(self, ids: np.ndarray | None = None) -> pa.Table:
         """
         The ledger as a table: `id`, one column per score, `visits`, `last_step`, `dropped_by` (empty = kept), and of
         the last decision that a score made `decided_by`, `decision_score`, `decision_step` (-1 = none), and `reason`,
@@ -223,15 +229,15 @@ class Ledger:
         table["visits"] = self.visits[: len(self)].astype(np.int64)
         table["last_step"] = self.last_step()
         names, decisions = np.asarray(self.reasons, dtype=object), self.decisions()
-        table["dropped_by"] = names[codes].tolist()
-        table["decided_by"] = decisions["decider"].tolist()
+        table["dropped_by"] = pa.array(names[codes], pa.string())
+        table["decided_by"] = pa.array(decisions["decider"], pa.string())
         table["decision_score"], table["decision_step"] = decisions["score"], decisions["step"]
         # A candidate that was never picked has not been dropped: another time it may be.
         passed = (codes == 0) & (self.visits[: len(self)] == 0) & np.isin(decisions["decider"], self.pickers)
         by = np.where(passed, decisions["decider"], names[codes])
         words = {name: f"{name}: {self.rules.get(name, 'left out')}" if name else "" for name in self.reasons}
-        table["reason"] = [words[name] for name in by]
-        return Dataset.from_dict(table)
+        table["reason"] = pa.array([words[name] for name in by], pa.string())
+        return pa.table(table)
 
     def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and JSON values that `load_state_dict` takes back."""

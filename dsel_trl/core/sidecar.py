@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,15 @@ def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that decide whether a resumed run is bit-identical."""
-    found = {}
-    for name in VERSIONED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "source"
-    return found
+    return {name: _version(name) for name in VERSIONED}
+
+
+@cache
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "source"
 
 
 def check_fingerprint(

@@ -36,8 +36,9 @@ def dataset_fingerprint(dataset: Dataset, trained: Sequence[str], columns: Seque
     digest = hashlib.sha256(f"rows={len(dataset)}".encode())
     if trained and len(dataset):
         # The probe tells what a row takes; images and texts vary more than tokens, so it looks at the whole table.
-        places = np.linspace(0, len(dataset) - 1, min(len(dataset), PROBE_ROWS)).astype(np.int64)
-        probe = dataset.select(places)
+        probe = dataset
+        if len(dataset) > PROBE_ROWS:
+            probe = dataset.select(np.linspace(0, len(dataset) - 1, PROBE_ROWS).astype(np.int64))
         per_row = sum(_arrow_column(probe, name).nbytes for name in trained) / len(probe)
         rows = dataset
         if per_row * len(dataset) > FINGERPRINT_BYTES:

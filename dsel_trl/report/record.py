@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pyarrow import parquet
 
 from ..core.ledger import Ledger
@@ -48,8 +49,7 @@ class RunRecord:
     @classmethod
     def of(cls, ledger: Ledger, summary: dict[str, Any], history: list[dict[str, Any]]) -> "RunRecord":
         """The record of a run whose ledger is at hand."""
-        rows = ledger.to_dataset().with_format("numpy")
-        return cls("", summary, history, {name: np.asarray(rows[name][:]) for name in rows.column_names})
+        return cls("", summary, history, _arrays(ledger.to_table()))
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
@@ -66,8 +66,7 @@ class RunRecord:
             raise FileNotFoundError(
                 f"{str(folder)!r} holds no finished run with a selection (no selection/ledger.parquet).{hint}"
             )
-        columns = parquet.read_table(place / "ledger.parquet")
-        table = {name: columns.column(name).to_numpy() for name in columns.column_names}
+        table = _arrays(parquet.read_table(place / "ledger.parquet"))
         history = place / "history.json"
         rows = json.loads(history.read_text(encoding="utf-8"))["rows"] if history.is_file() else []
         summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
@@ -117,6 +116,10 @@ class RunRecord:
     def weights(self) -> np.ndarray:
         """Last gradient weight of each example, `(N,)`, NaN where it was not weighted."""
         return self.table.get("weight", np.full(len(self.visits), np.nan))
+
+
+def _arrays(table: pa.Table) -> dict[str, np.ndarray]:
+    return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
 def _with_decisions(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

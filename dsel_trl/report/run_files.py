@@ -43,7 +43,7 @@ def write_run(
     """
     with replacing(folder / "ledger.parquet") as temporary:
         # Written by pyarrow itself: `Dataset.to_parquet` shows a progress bar for each file.
-        parquet.write_table(ledger.to_dataset(ids).data.table, temporary)
+        parquet.write_table(ledger.to_table(ids), temporary)
     write_json(folder / "summary.json", summary)
     write_json(folder / "history.json", {"rows": history})
     if importlib.util.find_spec("matplotlib") is None:

@@ -15,11 +15,6 @@ from tests import tiny, weighted
 from tests.methods import live
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     return str(tiny.build_model(tmp_path_factory.mktemp("reference"), seed=7))

@@ -11,11 +11,6 @@ from dsel_trl.functional.running import EmaMoments, ema_update
 from tests.methods import live
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def uni(logps, batch):
     scores = batch.column("score_chosen"), batch.column("score_rejected")
     return uni_dpo.uni_dpo_loss(*logps.averages, *scores, beta=2.5, nll_lambda=0.3, tau_good=0.5).mean()

@@ -29,7 +29,6 @@ def rows_of(folder):
 METHODS = {"explicit": {"name": "margin", "source": "explicit", "keep": 2 / 3}}
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_a_table_of_stock_methods_and_random_is_the_same_twice(base, in_process, tmp_path, capsys):
     out = tmp_path / "out"
     path = base({"seeds": [0, 1], "methods": {**METHODS, "bad": {"name": "weight_column", "column": "no"}}})
@@ -59,7 +58,6 @@ def test_a_table_of_stock_methods_and_random_is_the_same_twice(base, in_process,
     assert tables == {name: (out / f"ablation.{name}").read_bytes() for name in tables}
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_scores_without_a_seed_are_measured_once_and_charged_to_each(base, in_process, tmp_path, monkeypatch):
     from dsel_trl.methods.text.perplexity import Perplexity
 
@@ -79,7 +77,6 @@ def test_scores_without_a_seed_are_measured_once_and_charged_to_each(base, in_pr
     assert cells[0]["selection_flops_at_start"] == cells[0]["selection_flops"] > 0
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_wrong_labels_and_shares_are_axes(base, in_process, tmp_path):
     path = base({"seeds": [3], "methods": METHODS, "flip": [0, 0.5]})
     before = (tmp_path / "pairs.parquet").read_bytes()

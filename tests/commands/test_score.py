@@ -84,7 +84,6 @@ def test_mistakes(pairs, model, tmp_path, monkeypatch, capsys, words, said):
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("no_picture")
 def test_what_a_run_kept_is_a_dataset(pairs, model, tmp_path, capsys):
     run = tmp_path / "run"
     words = ["dpo", "--dataset_name", str(pairs), "--model_name_or_path", str(model), "--output_dir", str(run)]

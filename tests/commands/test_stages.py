@@ -81,7 +81,7 @@ def assert_same_run(one, two):
 # ---- What comes out ----
 
 
-def test_each_stage_is_judged_on_all_stages_so_far(recipe, no_picture, capsys):
+def test_each_stage_is_judged_on_all_stages_so_far(recipe, capsys):
     assert main(["sft", "--config", recipe(selection=[{"name": "uniform"}])]) == 0, capsys.readouterr().err
     said, found = capsys.readouterr().out, summary("out")
     assert [stage["name"] for stage in found["stages"]] == list(NAMES)
@@ -101,13 +101,13 @@ def test_each_stage_is_judged_on_all_stages_so_far(recipe, no_picture, capsys):
     )
 
 
-def test_a_stage_starts_from_the_model_of_the_one_before(recipe, no_picture, capsys):
+def test_a_stage_starts_from_the_model_of_the_one_before(recipe, capsys):
     assert main(["sft", "--config", recipe(learning_rate=0.0, weight_decay=0.0)]) == 0, capsys.readouterr().err
     table = summary("out")["loss"]["table"]
     assert table[0][0] == table[1][0] == table[2][0]
 
 
-def test_the_rows_of_a_column_are_staged(recipe, tmp_path, no_picture, capsys):
+def test_the_rows_of_a_column_are_staged(recipe, tmp_path, capsys):
     for split, size in (("train", 12), ("test", 6)):
         rows = tiny.completions(size, seed=len(split)).add_column(
             "task", [("b", "a", "c")[i % 3] for i in range(size)]
@@ -119,7 +119,7 @@ def test_the_rows_of_a_column_are_staged(recipe, tmp_path, no_picture, capsys):
     assert [(stage["name"], stage["pool"]) for stage in summary("out")["stages"]] == [("b", 4), ("a", 4), ("c", 4)]
 
 
-def test_stages_of_pairs_with_an_adapter(recipe, tmp_path, model, no_picture, capsys):
+def test_stages_of_pairs_with_an_adapter(recipe, tmp_path, model, capsys):
     entries = []
     for seed, name in enumerate(NAMES[:2]):
         for split in ("train", "test"):
@@ -150,7 +150,7 @@ PRUNING = {"name": "adapt_inf", "budget": 5, "clusters": 2, "directions": 2, "su
     "selection", [[{"name": "el2n", "keep": 0.5, "refresh": 1}], [PRUNING]], ids=["live", "pruning"]
 )
 def test_a_run_that_was_cut_off_between_and_within_stages_ends_the_same(
-    recipe, tmp_path, no_picture, capsys, monkeypatch, selection
+    recipe, tmp_path, capsys, monkeypatch, selection
 ):
     path = recipe(selection=selection, replay="all")
     assert main(["sft", "--config", path]) == 0, capsys.readouterr().err
@@ -182,7 +182,7 @@ def test_a_run_that_was_cut_off_between_and_within_stages_ends_the_same(
         assert [stage["cost"]["forwards"] for stage in found] == [6 * stage["pool"] for stage in found]
 
 
-def test_a_finished_stage_of_another_run_is_not_taken(recipe, capsys, no_picture):
+def test_a_finished_stage_of_another_run_is_not_taken(recipe, capsys):
     path = recipe(max_steps=1)
     assert main(["sft", "--config", path]) == 0, capsys.readouterr().err
     assert main(["sft", "--config", path, "--seed", "5", "--resume_from_checkpoint", "true"]) == 2

@@ -1,5 +1,7 @@
 """Runs that several contract checks share: each is made once."""
 
+import gc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,8 +115,14 @@ class Bench:
     def whole(self, name: str, kind: str, workers: int = 0) -> Finished:
         """An undisturbed run that saved a checkpoint inside each epoch."""
         key = ("whole", name, kind, workers)
+        return self._once(key, lambda: self.run(self.trainer(kind, name, **loading(workers)), make(name)))
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self.kept:
-            self.kept[key] = self.run(self.trainer(kind, name, **loading(workers)), make(name))
+            self.kept[key] = make()
+            # It stays until the end: no collection of garbage need look through it.
+            gc.collect()
+            gc.freeze()
         return self.kept[key]
 
     def gappy(self, kind: str, method: Method, name: str | None = None, **config: Any) -> tuple[Finished, Gaps]:
@@ -138,10 +146,12 @@ class Bench:
     def _baseline(self, what: str, kind: str, name: str | None, config: dict[str, Any]) -> Baseline:
         own = Case() if name is None else case(name)
         key = (what, kind, own.size, *sorted({**own.config, **config}.items()))
-        if key not in self.kept:
+
+        def trained() -> Baseline:
             trainer = self.trainer(kind, name, **config)
             witness = tiny.attach(trainer, KeepAll()) if what == "shuffled" else None
             trainer.train()
             ids = None if witness is None else witness.ids
-            self.kept[key] = Baseline(tiny.losses_of(trainer), tiny.weights_of(trainer), ids)
-        return self.kept[key]
+            return Baseline(tiny.losses_of(trainer), tiny.weights_of(trainer), ids)
+
+        return self._once(key, trained)

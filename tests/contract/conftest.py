@@ -8,8 +8,3 @@ from tests.contract.bench import Bench
 @pytest.fixture(scope="session")
 def bench(model, tmp_path_factory):
     return Bench(model, tmp_path_factory.mktemp("contract"))
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Runs end without a picture."""

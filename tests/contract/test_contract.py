@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import set_seed
 
 from dsel_trl import Method, SelectionCallback, get_method
+from dsel_trl.core.costs import WORK
 from dsel_trl.trainer.forwards import base_model
 from tests import tiny
 from tests.contract.bench import CONFIG, data, loading
@@ -102,6 +103,27 @@ def test_idle_methods_are_stock_bit_for_bit(bench, name, kind):
 def test_what_was_left_out_has_the_number_that_decided(bench, name):
     run = bench.whole(name, first_kind(name))
     assert_says_why(run)
+
+
+# ---- It costs what its card says ----
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERYWHERE)
+def test_the_card_says_what_the_run_adds(bench, name, kind):
+    selection = bench.whole(name, kind).trainer.selection
+    method, run = selection.methods.methods[0], selection.run
+    candidates = selection.metrics_window.candidates
+    expected = method.expected_cost(run, candidate=candidates)
+    counted = {what: selection.costs.counts[what] for what in WORK if what != "prompts"}
+    for what, count in counted.items():
+        least, most = expected.get(what, (0.0, 0.0))
+        assert least <= count <= most, f"{what}: the card says {least:g} to {most:g}, the run counted {count}"
+        assert (selection.costs.counts[WORK[what]] > 0) == (count > 0 and what != "rewards"), WORK[what]
+    if candidates:
+        trained = selection.metrics_window.trained
+        # The last candidates of an epoch are too few for a whole batch.
+        rest = run.epochs * run.arguments.per_device_train_batch_size * method.candidates
+        assert method.candidates * trained - rest <= candidates <= method.candidates * trained
 
 
 # ---- It resumes ----

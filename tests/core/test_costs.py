@@ -131,7 +131,7 @@ class Calls:
         ("selective_dpo", {"source": "online", "refresh": 1}, True, True),
     ],
 )
-def test_the_counter_is_what_the_models_ran(make_trainer, model, no_picture, name, parameters, policy, reference):
+def test_the_counter_is_what_the_models_ran(make_trainer, model, name, parameters, policy, reference):
     trainer = make_trainer("dpo", max_steps=4)
     if "model" in parameters:
         parameters = {"model": str(model)}
@@ -164,7 +164,7 @@ def test_tokens_are_those_of_the_rows_without_padding(make_trainer):
 
 @pytest.mark.parametrize("action", ["band", "weight"])
 @pytest.mark.parametrize(("refresh", "times"), [("never", 1), ("epoch", 2), (7, 3), (5, 4)])
-def test_scores_measured_again_cost_what_the_card_says(make_trainer, no_picture, refresh, times, action):
+def test_scores_measured_again_cost_what_the_card_says(make_trainer, refresh, times, action):
     # Two epochs of 10 steps. After the last one weights are measured all the same, but no plan is made.
     trainer = make_trainer("sft", dataset=tiny.completions(20), max_steps=20)
     tiny.attach(trainer, "perplexity", refresh=refresh, action=action, **({"keep": 1.0} if action == "band" else {}))
@@ -177,7 +177,7 @@ def test_scores_measured_again_cost_what_the_card_says(make_trainer, no_picture,
 
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("kind", ["dpo", "sft"])
-def test_a_helper_counts_its_training_and_its_measuring(make_trainer, no_picture, kind, lora):
+def test_a_helper_counts_its_training_and_its_measuring(make_trainer, kind, lora):
     trainer = make_trainer(kind, max_steps=1)
     tiny.attach(trainer, "s2l", checkpoints=2, clusters=2, helper_lora=lora, helper_epochs=0.5, keep=0.8)
     trainer.train()
@@ -227,7 +227,7 @@ def test_responses_without_an_end_are_counted_and_left_out(make_trainer, caplog)
         ("bees", {"sources": ["implicit"], "refresh": 3, "keep": 0.8}),
     ],
 )
-def test_a_resumed_run_has_cost_what_the_whole_one_has(make_trainer, no_picture, tmp_path, name, parameters):
+def test_a_resumed_run_has_cost_what_the_whole_one_has(make_trainer, tmp_path, name, parameters):
     config = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2}
     summaries = []
     for checkpoint in (None, str(tmp_path / "out" / "checkpoint-6")):

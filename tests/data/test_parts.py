@@ -18,11 +18,6 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 @pytest.mark.parametrize(
     ("content", "text"),
     [

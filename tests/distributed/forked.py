@@ -6,6 +6,7 @@ gloo as torchrun would). `SPECS.json` holds chains: lists of specifications that
 side by side, as many as two cores bear. How each process of each training ended is written to `SPECS.json.ended`.
 """
 
+import gc
 import json
 import os
 import signal
@@ -100,4 +101,7 @@ def run(chains: list[list[dict[str, Any]]], slots: int = 2) -> list[list[list[in
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
+    # What was imported is never garbage: forked processes need not look through it, nor copy it to do so.
+    gc.collect()
+    gc.freeze()
     Path(f"{path}.ended").write_text(json.dumps(run(json.loads(path.read_text()))))

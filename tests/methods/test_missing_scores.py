@@ -11,11 +11,6 @@ from datasets import Dataset, Features, Value
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def scored(chosen, rejected):
     """Pairs with these scores, null where `None`."""
     rows = tiny.preferences(len(chosen)).remove_columns(["score_chosen", "score_rejected"])

@@ -10,11 +10,6 @@ from tests import tiny, weighted
 from tests.methods import live
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def pair_loss(trainer, inputs, coefficient=0.0):
     rewards = trainer.model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.squeeze(-1)
     chosen, rejected = rewards.chunk(2)

@@ -8,11 +8,6 @@ from dsel_trl import SelectionCallback, create_method
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def words(prompts, responses):
     """More words, more reward."""
     return [float(len(response.split())) for response in responses]

@@ -8,11 +8,6 @@ from dsel_trl import SelectionCallback
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def streamed(make_trainer, kind, weights, **parameters):
     rows = tiny.DATASETS[kind]().select(range(len(weights))).remove_columns("weight")
     rows = Dataset.from_list([{**row, "weight": weight} for row, weight in zip(rows, weights, strict=True)])

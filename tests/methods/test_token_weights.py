@@ -11,11 +11,6 @@ from dsel_trl.data.fingerprints import dataset_fingerprint
 from tests import tiny, weighted
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def conversations(size=8, first_trained=False):
     """Tokenised rows of one to three trained turns, each with its weights and, token by token, what they come to."""
     rng = np.random.default_rng(3)

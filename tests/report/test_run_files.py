@@ -24,7 +24,7 @@ def ledger(size=20, **columns):
     return made
 
 
-def test_a_run_leaves_its_files(make_trainer, tmp_path):
+def test_a_run_leaves_its_files(make_trainer, pictures, tmp_path):
     trainer = make_trainer("dpo", max_steps=4, output_dir=tmp_path / "out")
     trainer.add_callback(SelectionCallback(trainer, "random", keep=0.5))
     trainer.train()
@@ -50,7 +50,7 @@ def test_a_run_leaves_its_files(make_trainer, tmp_path):
     assert summary["trainer"] == "DPOTrainer"
 
 
-def test_ids_are_those_of_the_users_dataset(make_trainer, no_picture):
+def test_ids_are_those_of_the_users_dataset(make_trainer):
     """TRL drops pairs whose prompt fills the whole length; the others keep their number."""
     trainer = make_trainer("dpo", max_length=6, max_steps=1)
     kept = len(trainer.train_dataset)

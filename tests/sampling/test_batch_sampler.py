@@ -130,7 +130,7 @@ CONFIG = {"num_train_epochs": 3, "gradient_accumulation_steps": 2, "lr_scheduler
 
 @pytest.mark.parametrize("kind", ["dpo", "sft"])
 @pytest.mark.parametrize("planner", PLANNERS)
-def test_every_example_once_per_epoch_and_the_schedule_is_right(make_trainer, no_picture, kind, planner):
+def test_every_example_once_per_epoch_and_the_schedule_is_right(make_trainer, kind, planner):
     name, parameters = PLANNERS[planner]
     trainer = make_trainer(kind, **CONFIG)
     stock_class, rows = type(trainer), trainer.train_dataset
@@ -243,7 +243,7 @@ def gradients_of_a_step(make_trainer, batches, method, **config):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_every_pair_counts_the_same_whatever_its_batch(make_trainer, no_picture, lora):
+def test_every_pair_counts_the_same_whatever_its_batch(make_trainer, lora):
     rows = tiny.preferences(40).select([0, 1, 2, 3, 4, 5])
     config = {"dataset": rows, "lora": lora, "train_sampling_strategy": "random"}
     uneven, even = [[0], [1, 2, 3, 4, 5]], [[0, 1, 2], [3, 4, 5]]
@@ -256,7 +256,7 @@ def test_every_pair_counts_the_same_whatever_its_batch(make_trainer, no_picture,
     assert not torch.allclose(plain[largest], wanted[largest], rtol=0.05)
 
 
-def test_the_correction_is_not_logged_as_a_weight(make_trainer, no_picture):
+def test_the_correction_is_not_logged_as_a_weight(make_trainer):
     trainer = make_trainer("dpo", max_steps=3)
     witness = tiny.attach(trainer, "token_budget")
     trainer.train()

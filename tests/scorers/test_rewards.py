@@ -12,11 +12,6 @@ from dsel_trl.scorers.rewards import RewardModel, load_reward, score_responses
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def words(prompts, responses):
     """More words, more reward."""
     return [float(len(response.split())) for response in responses]

@@ -18,11 +18,6 @@ from tests.distributed.launch import launched
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed (extra `embed`)")
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 @pytest.fixture(scope="module")
 def encoder(model, tmp_path_factory):
     """Folder of a two-layer BERT without a head, behind a mean over its tokens."""

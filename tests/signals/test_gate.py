@@ -42,11 +42,6 @@ def loss_config(loss_type):
     return {"loss_type": [loss_type], "label_smoothing": SMOOTHING.get(loss_type, 0.0)}
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("loss_type", SEPARABLE_LOSSES)
 def test_every_dpo_loss(make_trainer, loss_type, lora):

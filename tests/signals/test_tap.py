@@ -18,11 +18,6 @@ from dsel_trl.trainer.forwards import score_rows
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 @dataclass
 class Looks(Method):
     """Keeps the batches it is shown."""

@@ -203,7 +203,7 @@ def test_killed_and_resumed_under_torchrun(runs, model, tmp_path):
 
 
 @pytest.fixture
-def stopped(make_trainer, no_picture):
+def stopped(make_trainer):
     """Makes a trainer in one output folder; the first one has trained and left checkpoints 2 and 4."""
 
     def make(method="uniform", **config):
@@ -317,7 +317,7 @@ def test_other_versions_only_on_request(stopped, monkeypatch):
     assert trainer.state.global_step == 6
 
 
-def test_a_checkpoint_at_the_end_of_an_epoch_starts_the_next_one(make_trainer, no_picture):
+def test_a_checkpoint_at_the_end_of_an_epoch_starts_the_next_one(make_trainer):
     """Its history is finished: replaying it would serve the first epoch again."""
 
     def run(output_dir, resume=None, **config):
@@ -342,7 +342,7 @@ def test_a_checkpoint_at_the_end_of_an_epoch_starts_the_next_one(make_trainer, n
     again.assert_ends_as(whole)
 
 
-def test_skipping_no_data_plans_anew(make_trainer, no_picture):
+def test_skipping_no_data_plans_anew(make_trainer):
     config = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4, "dataset": tiny.preferences(16)}
     first = make_trainer("dpo", **config)
     tiny.attach(first, "random", keep=1.0)
@@ -354,7 +354,7 @@ def test_skipping_no_data_plans_anew(make_trainer, no_picture):
     assert second.selection.ledger.visits.sum() == 8
 
 
-def test_training_twice_starts_over(make_trainer, no_picture):
+def test_training_twice_starts_over(make_trainer):
     trainer = make_trainer("dpo", max_steps=2, learning_rate=0.0)
     witness = tiny.attach(trainer, "random", keep=0.5)
     trainer.train()

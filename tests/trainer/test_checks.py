@@ -104,7 +104,7 @@ def test_what_only_a_plan_shows(make_trainer):
     assert_untouched(trainer)
 
 
-def test_a_refused_selection_leaves_a_trainer_that_trains(make_trainer, no_picture):
+def test_a_refused_selection_leaves_a_trainer_that_trains(make_trainer):
     trainer = make_trainer("dpo", max_steps=1)
     with pytest.raises(ValueError, match="keep"):
         SelectionCallback(trainer, "random", keep=0)
@@ -194,7 +194,7 @@ def test_what_is_not_a_method(make_trainer, method, parameters, error, message):
         SelectionCallback(make_trainer("dpo"), method, **parameters)
 
 
-def test_a_plan_without_examples(make_trainer, no_picture):
+def test_a_plan_without_examples(make_trainer):
     class PlansNothing(Method):
         """Plans nothing."""
 

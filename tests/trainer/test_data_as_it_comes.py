@@ -29,11 +29,6 @@ def with_column(dataset, name, values):
     return Dataset(dataset.flatten_indices().data.table.append_column(name, values))
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def assert_trains_as_stock(make, method="uniform", **parameters):
     """Trains with and without a selection that changes nothing, saves on the way; gives both trainers."""
     stock, mine = make(), make()

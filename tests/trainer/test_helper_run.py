@@ -130,11 +130,6 @@ NOT_SHARED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 # ---- What is shared ----
 
 

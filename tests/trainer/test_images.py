@@ -22,11 +22,6 @@ TRAINERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 @pytest.fixture(scope="module")
 def image_model(tmp_path_factory):
     return images.build_model(tmp_path_factory.mktemp("llava"))

@@ -17,11 +17,6 @@ from tests.signals.test_gate import STEP, TOLERANCE
 from tests.signals.test_tap import looked
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def stirred(trainer):
     """A trainer whose KL term will not be zero: adapters of rank 4 must move further for that than the whole model."""
     if hasattr(trainer.model, "peft_config"):

@@ -19,11 +19,6 @@ from tests import tiny, weighted
 ONES = np.ones(40, dtype=np.float32)
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 class KeepAllGradients(TrainerCallback):
     def __init__(self):
         self.steps = []

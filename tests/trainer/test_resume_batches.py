@@ -17,7 +17,7 @@ TWO = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
 
 
 @pytest.fixture
-def run(make_trainer, no_picture, tmp_path):
+def run(make_trainer, tmp_path):
     """`run(folder, method, batches, resume=None, leave=False, **config)`: a trainer that has trained, its witness."""
 
     def make(folder, method, batches, resume=None, leave=False, size=16, **config):

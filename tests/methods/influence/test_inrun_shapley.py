@@ -84,7 +84,8 @@ def test_curvature_is_the_hessian_times_the_direction(model, tmp_path):
 def test_mean_and_sum(model, tmp_path):
     found = {}
     for how in ("sum", "mean"):
-        trainer = tiny.make_trainer("dpo", model, tmp_path / how, num_train_epochs=2, optim="sgd")
+        config = {"dataset": tiny.preferences(12), "num_train_epochs": 2, "optim": "sgd"}
+        trainer = tiny.make_trainer("dpo", model, tmp_path / how, **config)
         method = create_method("inrun_shapley", target=tiny.preferences(4, seed=1), keep=1.0, accumulate=how)
         trainer.add_callback(SelectionCallback(trainer, method))
         trainer.train()

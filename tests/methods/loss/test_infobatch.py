@@ -12,11 +12,6 @@ from tests.methods import live
 from tests.runs import make_run
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def trained(make_trainer, config=None, **parameters):
     settings = {"num_train_epochs": 6, "per_device_train_batch_size": 4, "learning_rate": 1e-3, **(config or {})}
     trainer = make_trainer("sft", **settings)

@@ -9,11 +9,6 @@ from dsel_trl.functional.pacing import competence, unigram_rarity
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def served(make_trainer, config=None, **parameters):
     trainer = make_trainer("sft", **(config or {}))
     witness = tiny.attach(trainer, "curriculum", **parameters)

@@ -140,7 +140,7 @@ def test_pieces_put_together_are_the_documents(keep_tail, random_cut):
 
 
 @pytest.mark.parametrize("random_cut", [True, False])
-def test_long_documents_leave_a_curriculum_at_the_defaults(make_trainer, no_picture, random_cut):
+def test_long_documents_leave_a_curriculum_at_the_defaults(make_trainer, random_cut):
     """Cut at random as the authors do, the longest bucket has half of the tokens at most, not nearly all of them."""
     rng = np.random.default_rng(2)
     texts = [" ".join(f"w{i}" for i in rng.integers(0, 40, size=int(size))) for size in rng.integers(70, 120, size=30)]
@@ -153,14 +153,14 @@ def test_long_documents_leave_a_curriculum_at_the_defaults(make_trainer, no_pict
     assert share < 0.55 if random_cut else share > 0.8
 
 
-def test_a_curriculum_of_one_length_is_told(make_trainer, no_picture):
+def test_a_curriculum_of_one_length_is_told(make_trainer):
     trainer = make_trainer("sft", max_length=32, max_steps=1)
     callback = SelectionCallback(trainer, "dataset_decomposition", min_log2=5, max_log2=5)
     trainer.train()
     assert any("orders next to nothing" in note for note in callback.metrics_window.notes.values())
 
 
-def test_truncated_tokens_are_read_from_the_text(make_trainer, no_picture):
+def test_truncated_tokens_are_read_from_the_text(make_trainer):
     totals = []
     for max_length in (None, 8):
         trainer = make_trainer("lm", max_length=max_length, max_steps=2)
@@ -179,7 +179,7 @@ def test_truncated_tokens_are_read_from_the_text(make_trainer, no_picture):
     assert words - 40 <= totals[0] <= words
 
 
-def test_no_token_sees_another_document_and_none_is_padded(make_trainer, no_picture):
+def test_no_token_sees_another_document_and_none_is_padded(make_trainer):
     """Every row of a batch is one piece, and full buckets have no padding at all."""
     trainer = make_trainer("lm", max_length=16)
     parameters = {"mode": "decompose", "min_log2": 1, "max_log2": 4, "keep_tail": False}
@@ -221,7 +221,7 @@ def test_errors_before_the_first_step(make_trainer, parameters, config, match):
         trainer.train()
 
 
-def test_long_examples_are_dropped_where_asked(make_trainer, no_picture):
+def test_long_examples_are_dropped_where_asked(make_trainer):
     trainer = make_trainer("sft")
     long = np.array([len(ids) > 16 for ids in trainer.train_dataset["input_ids"]])
     witness = tiny.attach(trainer, "dataset_decomposition", min_log2=2, max_log2=4, drop_long=True)

@@ -98,7 +98,7 @@ def test_a_sampling_strategy_of_the_trainer_is_refused(make_trainer):
 
 
 @pytest.mark.parametrize("other", ["random", "length_curriculum", "infobatch"])
-def test_with_other_methods(make_trainer, no_picture, other):
+def test_with_other_methods(make_trainer, other):
     rows = tiny.completions(160)
     trainer = make_trainer("sft", dataset=rows, num_train_epochs=3, per_device_train_batch_size=8)
     witness = tiny.Witness()
@@ -115,7 +115,7 @@ def test_with_other_methods(make_trainer, no_picture, other):
         assert 3 * (147 - 8) < visits.sum() < 3 * (147 + 8)
 
 
-def test_a_weight_of_another_method_is_still_averaged_over_the_examples(make_trainer, no_picture):
+def test_a_weight_of_another_method_is_still_averaged_over_the_examples(make_trainer):
     trainer = make_trainer("dpo", gradient_accumulation_steps=2)
     witness = tiny.Witness()
     methods = [create_method("weight_column"), create_method("token_budget"), witness]

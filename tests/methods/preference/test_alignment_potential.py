@@ -9,11 +9,6 @@ from dsel_trl.functional.ranking import keep_count, top_k
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def words(prompts, responses):
     """More words, more reward."""
     return [float(len(response.split())) + (sum(map(ord, response)) % 97) / 1000 for response in responses]

@@ -9,11 +9,6 @@ from tests import tiny
 from tests.methods import live
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def with_column(name, values):
     return tiny.preferences().add_column(name, np.asarray(values, dtype=np.float64))
 

@@ -10,11 +10,6 @@ from tests import tiny
 from tests.methods import live
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def test_the_gradient_is_that_of_the_kept_pairs_with_the_batch_beta(make_trainer):
     trainer, method, gradient, batches = live.one_step(make_trainer, "beta_dpo", keep=0.7, a=5.0)
     (batch,) = batches

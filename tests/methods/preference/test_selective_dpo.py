@@ -11,11 +11,6 @@ from dsel_trl.data.difficulty_table import prompt_ids, read_table, write_table
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def served(make_trainer, **parameters):
     trainer = make_trainer("dpo")
     witness = tiny.attach(trainer, "selective_dpo", source="column", **parameters)

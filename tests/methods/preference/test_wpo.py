@@ -7,12 +7,6 @@ from dsel_trl import SelectionCallback, create_method
 from tests import tiny, weighted
 from tests.methods import live
 
-
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 STEP = {"max_steps": 1, "learning_rate": 0.0, "max_grad_norm": 0.0, "per_device_train_batch_size": 6}
 
 

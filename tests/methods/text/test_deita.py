@@ -12,12 +12,6 @@ from dsel_trl.data.conversations import turns
 from dsel_trl.functional.text.deita import diversity_filter, expected_digit
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 COLUMNS = {"complexity_column": "difficulty", "quality_column": "weight"}
 
 

@@ -15,12 +15,6 @@ from dsel_trl.trainer.helper_run import train_helper
 from tests import tiny
 from tests.methods import live
 
-
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 WARM = {"form": "cherry", "warm_up": 3, "warm_up_clusters": 4, "helper_lora": False, "limit": 5.0, "keep": 0.5}
 
 

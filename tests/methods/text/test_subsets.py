@@ -16,12 +16,6 @@ from dsel_trl.functional.text.dsir import hash_ngrams
 from tests import tiny
 from tests.methods import live
 
-
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 NEEDS_FAISS = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="faiss is not installed")
 
 

@@ -10,11 +10,6 @@ from dsel_trl.signals.tap import label_log_probs
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 def run(make_trainer, kind, name, config=None, **parameters):
     trainer = make_trainer(kind, **{"max_steps": 1, "learning_rate": 0.0, **(config or {})})
     rows = list(trainer.train_dataset)

@@ -11,12 +11,6 @@ from dsel_trl.functional.text.zip import canonical_example, zip_select
 from tests import tiny
 from tests.methods import live
 
-
-@pytest.fixture(autouse=True)
-def _no_picture(no_picture):
-    """Every run of this file ends without a picture."""
-
-
 SMALL = {"k1": 20, "k2": 6, "k3": 3, "workers": 1}
 
 
