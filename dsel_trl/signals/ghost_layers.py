@@ -122,12 +122,16 @@ class Layer:
 
 
 def _linear(module: Any, a: Tensor, b: Tensor) -> dict[str, Part]:
-    return {"weight": Outer(a, b), "bias": bias_gradients(b)}
+    return {"weight": Outer(a, b), **_bias(module, b)}
 
 
 def _conv1d(module: Any, a: Tensor, b: Tensor) -> dict[str, Part]:
     # Its weight lies the other way round.
-    return {"weight": Outer(b, a), "bias": bias_gradients(b)}
+    return {"weight": Outer(b, a), **_bias(module, b)}
+
+
+def _bias(module: Any, b: Tensor) -> dict[str, Part]:
+    return {} if module.bias is None else {"bias": bias_gradients(b)}
 
 
 def _embedding(module: Any, a: Tensor, b: Tensor) -> dict[str, Part]:
