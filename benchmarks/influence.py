@@ -38,8 +38,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 LIMITS = {"full": 1.40, "lora": 1.08}
 HEADS = {"135M": 49152, "1B": 32000}
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
-TARGET = 16
-INTERVALS = (1, 10, 20, 50, 100)
+TARGET = 8
+INTERVALS = (1, 5, 10, 20, 50)
 # Model, trainer, what is trained, examples of a batch and tokens of a sequence.
 GRIDS = {
     "cpu": [("6M", "sft", "full", 8, 256), ("6M", "sft", "lora", 8, 256), ("6M", "dpo", "lora", 8, 256)],
@@ -167,7 +167,7 @@ def measure(cell: tuple[str, str, str, int, int], options: argparse.Namespace) -
         "limit": LIMITS[what],
         "control": statistics.median(again[0][k] / stock[k] for k in plain) if again else None,
         "refresh_in_steps": extra,
-        "mean_ratio_at": {str(n): between + extra / n for n in INTERVALS},
+        "mean_ratio_at": {str(n): between + extra / n for n in sorted({*INTERVALS, options.refresh})},
     }
     gc.collect()
     peaks = [peak_memory(cell, options, model, scored) for scored in (False, True)]
@@ -288,7 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=45, help="timed steps of each trainer")
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--refresh", type=int, default=10, help="steps for which one gradient of the target serves")
+    parser.add_argument("--refresh", type=int, default=20, help="steps for which one gradient of the target serves")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cells", type=int, nargs="+", help="which rows of the grid, from 0 (default: all)")

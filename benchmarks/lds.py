@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +60,18 @@ OF_A_RUN = ("inrun_first", "inrun_second", "inrun_adam", "less", "cosine_after",
 
 
 def read(options: argparse.Namespace, split: str, size: int) -> Dataset:
-    """`size` rows of a split, as many of each domain as there are, in a fixed order."""
+    """`size` rows of a split, as many of each domain as it has, in a fixed order."""
     path = str(Path(options.data) / f"sft_domains_{split}.parquet")
-    rows = Dataset.from_parquet(path, keep_in_memory=True).to_list()
-    fit = [
-        row
-        for row in rows
-        if len(row["completion"]) >= SHORTEST and len(row["prompt"]) + len(row["completion"]) <= LONGEST
-    ]
     rng = np.random.default_rng([options.seed, len(split)])
-    fit = [fit[i] for i in rng.permutation(len(fit))]
-    domains = sorted({row["domain"] for row in fit})
-    share = {name: -(-size // len(domains)) for name in domains}
-    chosen = []
-    for row in fit:
-        if share[row["domain"]]:
-            share[row["domain"]] -= 1
-            chosen.append({"prompt": row["prompt"], "completion": row["completion"]})
-    return Dataset.from_list(chosen).shuffle(seed=options.seed).select(range(size))
+    by_domain: dict[str, list[dict[str, str]]] = {}
+    for row in Dataset.from_parquet(path, keep_in_memory=True).to_list():
+        if len(row["completion"]) >= SHORTEST and len(row["prompt"]) + len(row["completion"]) <= LONGEST:
+            one = {"prompt": row["prompt"], "completion": row["completion"]}
+            by_domain.setdefault(row["domain"], []).append(one)
+    drawn = [[rows[i] for i in rng.permutation(len(rows))] for _, rows in sorted(by_domain.items())]
+    # The domains take turns; one that has run out is passed over.
+    turns = [row for turn in zip_longest(*drawn) for row in turn if row is not None]
+    return Dataset.from_list([turns[i] for i in rng.permutation(size)])
 
 
 def halves(options: argparse.Namespace) -> np.ndarray:
