@@ -1,110 +1,262 @@
 """
-Do in-run values find flipped labels? AUROC of the flipped pairs of the built-in corpus by their accumulated value.
+Do gradients find flipped labels? AUROC of the flipped pairs of the built-in corpus by what methods say of them.
 
-One run per seed and setting: plain DPO (every pair is kept) on `--size` pairs of which 30% are flipped, with a clean
-target; a pair's score is minus its value. 0.5 is chance.
+One run per seed and setting: DPO on `--sizes` pairs of which 30% are flipped, with a clean target of 64 pairs; the
+score is minus a pair's value (of GREATS its last alignment), and 0.5 is chance. `brute force` is a backward pass of
+each pair by itself in every step, by all parameters, times the target's gradient at that step, all steps alike: what
+the engine has to reproduce. It also says how far the engine's products of the linear layers are from its own in that
+very run. The settings of in-run Shapley are compared on the seeds of `--choose`, and all is reported on those of
+`--seeds`. Cells that are finished are skipped, so a run that was stopped goes on.
 
-    python benchmarks/flips.py --size 640 --steps 60 --seeds 0 1 2 3 4 --set layers=linear --set layers=all,taylor=2
+    python benchmarks/flips.py --output flips.json --workers 4
+    python benchmarks/flips.py --output flips.json --report
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import tempfile
+import time
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from transformers import set_seed
-from trl import DPOConfig, DPOTrainer
 
-from dsel_trl import SelectionCallback, create_method
-from dsel_trl.data.demo.corpus import demo_preferences
-from dsel_trl.data.demo.model import build_demo_model
+BATCH, TARGET = 32, 64
+# Pairs and optimizer steps.
+STEPS = {640: 60, 2048: 120}
+BRUTE = "brute force"
+SETTINGS: dict[str, tuple[str, dict[str, Any]] | None] = {
+    BRUTE: None,
+    "in-run, first order": ("inrun_shapley", {}),
+    "in-run, second order": ("inrun_shapley", {"taylor": 2}),
+    "in-run, plain": ("inrun_shapley", {"scale": "plain"}),
+    "in-run, plain, mean": ("inrun_shapley", {"scale": "plain", "accumulate": "mean"}),
+    "in-run, plain, adam": ("inrun_shapley", {"scale": "plain", "precondition": "adam"}),
+    "in-run, cosine": ("inrun_shapley", {"scale": "cosine"}),
+    "in-run, cosine, adam": ("inrun_shapley", {"scale": "cosine", "precondition": "adam"}),
+    "in-run, cosine, refresh 10": ("inrun_shapley", {"scale": "cosine", "target_refresh": 10}),
+    "in-run, last block, cosine": ("inrun_shapley", {"scale": "cosine", "layers": "last-1"}),
+    "in-run, last block, cosine, adam": (
+        "inrun_shapley",
+        {"scale": "cosine", "layers": "last-1", "precondition": "adam"},
+    ),
+    "in-run, norms": ("inrun_shapley", {"layers": "norms"}),
+    "in-run, norms, plain": ("inrun_shapley", {"layers": "norms", "scale": "plain"}),
+    "in-run, norms, plain, adam": ("inrun_shapley", {"layers": "norms", "scale": "plain", "precondition": "adam"}),
+    "in-run, norms, cosine": ("inrun_shapley", {"layers": "norms", "scale": "cosine"}),
+    "in-run, norms, cosine, adam": ("inrun_shapley", {"layers": "norms", "scale": "cosine", "precondition": "adam"}),
+    "GREATS": ("greats", {}),
+    "GREATS, cosine": ("greats", {"scale": "cosine"}),
+    "LESS": ("less", {"warm_up": 0.5}),
+    "LESS, whole run": ("less", {"warm_up": 0.95}),
+}
+# Which ones the best is chosen among.
+CANDIDATES = tuple(name for name in SETTINGS if name.startswith("in-run"))
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:
     """Share of pairs (one positive, one not) in which the positive one has the higher score; ties count half."""
+    from dsel_trl.functional.audit.label_noise import area_under_curve
+
     known = np.isfinite(scores)
-    scores, positive = scores[known], positive[known]
-    order = np.unique(scores, return_inverse=True)[1]
-    counts = np.bincount(order)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[order]
-    ones = int(positive.sum())
-    return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * (len(scores) - ones)))
+    return area_under_curve(scores[known], positive[known])
 
 
-def parsed(text: str) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for part in text.split(","):
-        key, _, value = part.partition("=")
-        found[key] = int(value) if value.isdigit() else value
-    return found
+def brute_force(stock: type) -> type:
+    """A trainer that takes the backward pass of every pair of a batch alone, before it makes its step."""
+
+    class BruteForce(stock):  # type: ignore[misc, valid-type]
+        def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            count = len(inputs["input_ids"]) // 2
+            ids = inputs["example_id"][:count].cpu().numpy()
+            named = dict(model.named_parameters())
+            linear = torch.tensor([name.endswith("proj.weight") for name in named])
+
+            def gradient(piece: dict[str, Any]) -> list[torch.Tensor]:
+                return torch.autograd.grad(stock.compute_loss(self, model, piece), list(named.values()))
+
+            target = gradient({name: value.to(model.device) for name, value in self.followed.items()})
+            for k, i in enumerate(ids.tolist()):
+                piece = {
+                    name: value[[k, count + k]]
+                    for name, value in inputs.items()
+                    if isinstance(value, torch.Tensor) and name != "example_id"
+                }
+                found = torch.stack([(g * v).sum() for g, v in zip(gradient(piece), target, strict=True)]).cpu()
+                self.products[:, i] += [float(found.sum()), float(found[linear].sum())]
+                self.visited[i] = True
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    return BruteForce
 
 
-def run(model: Path, seed: int, size: int, steps: int, target: int, rate: float, parameters: dict) -> dict[str, float]:
+def run(options: argparse.Namespace, setting: str, size: int, seed: int) -> dict[str, Any]:
+    from transformers import set_seed
+    from trl import DPOConfig, DPOTrainer
+
+    from dsel_trl import SelectionCallback, create_method
+    from dsel_trl.data.demo.corpus import demo_preferences
+
+    torch.set_num_threads(1)
     data = demo_preferences(seed, train_size=size, test_size=512)
-    truth = np.array(data["train"]["truth_flipped"])
-    set_seed(seed)
+    truth = np.array(data["train"]["truth_flipped"], dtype=bool)
+    followed = data["test"].select(range(TARGET)).select_columns(["prompt", "chosen", "rejected"])
+    model = str(model_folder(options))
+    # What the brute force is compared with: the same products of the linear layers.
+    name, parameters = SETTINGS[setting] or ("inrun_shapley", {"scale": "plain"})
     with tempfile.TemporaryDirectory() as folder:
         args = DPOConfig(
             folder,
-            max_steps=steps,
-            per_device_train_batch_size=32,
-            learning_rate=rate,
+            max_steps=options.steps or STEPS[size],
+            per_device_train_batch_size=BATCH,
+            learning_rate=options.rate,
             warmup_steps=10,
             seed=seed,
             bf16=False,
-            use_cpu=True,
+            use_cpu=options.device == "cpu",
             gradient_checkpointing=False,
             report_to="none",
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
         )
-        trainer = DPOTrainer(str(model), args=args, train_dataset=data["train"])
-        followed = data["test"].select(range(target)).select_columns(["prompt", "chosen", "rejected"])
-        method = create_method("inrun_shapley", target=followed, keep=1.0, **parameters)
+        collated: dict[str, torch.Tensor] = {}
+        if setting == BRUTE:
+            other = DPOTrainer(model, args=args, train_dataset=followed)
+            collated = other.data_collator([other.train_dataset[i] for i in range(TARGET)])
+        set_seed(seed)
+        stock = brute_force(DPOTrainer) if setting == BRUTE else DPOTrainer
+        trainer = stock(model, args=args, train_dataset=data["train"])
+        trainer.followed = {name: value for name, value in collated.items() if isinstance(value, torch.Tensor)}
+        trainer.products, trainer.visited = np.zeros((2, size)), np.zeros(size, dtype=bool)
+        kept = {} if name == "greats" else {"keep": 1.0}
+        method = create_method(name, target=followed, **kept, **parameters)
         trainer.add_callback(SelectionCallback(trainer, method))
         result = trainer.train()
         ledger = trainer.selection.ledger
-        return {
-            "auroc": auroc(-ledger["inrun_shapley"], truth),
-            # What the run says of each pair anyway, at its last visit.
-            "auroc_margin": auroc(-ledger["implicit_margin"], truth),
-            "seconds": result.metrics["train_runtime"],
-        }
+        values = np.asarray(ledger.decisions()["score"], dtype=float) if name == "greats" else ledger[name]
+        found: dict[str, Any] = {"auroc": auroc(-values, truth)}
+        if setting == BRUTE:
+            seen = trainer.visited
+            whole, linear = trainer.products
+            found = {"auroc": auroc(-whole[seen], truth[seen]), "auroc_linear": auroc(-linear[seen], truth[seen])}
+            found["engine_apart"] = float(np.abs(ledger[name][seen] - linear[seen]).max() / np.abs(linear[seen]).max())
+        # What the run says of each pair anyway, at its last visit.
+        found["auroc_margin"] = auroc(-ledger["implicit_margin"], truth)
+        return found | {"seconds": result.metrics["train_runtime"], "pairs": int(np.isfinite(values).sum())}
+
+
+# ---- Cells ----
+
+
+def model_folder(options: argparse.Namespace) -> Path:
+    from dsel_trl.data.demo.model import build_demo_model
+
+    return Path(build_demo_model(cells_folder(options) / "model"))
+
+
+def cells_folder(options: argparse.Namespace) -> Path:
+    return Path(options.cells or Path(options.output).with_suffix(""))
+
+
+def cells(options: argparse.Namespace) -> list[tuple[str, int, int]]:
+    seeds = [*options.choose, *options.seeds]
+    return [(setting, size, seed) for size in options.sizes for seed in seeds for setting in options.settings]
+
+
+def cell_path(options: argparse.Namespace, setting: str, size: int, seed: int) -> Path:
+    return cells_folder(options) / f"{setting.replace(', ', '-').replace(' ', '_')}-{size}-{seed}.json"
+
+
+def run_cell(task: tuple[argparse.Namespace, str, int, int]) -> str:
+    import datasets
+
+    datasets.disable_progress_bars()
+    options, setting, size, seed = task
+    path, started = cell_path(options, setting, size, seed), time.perf_counter()
+    try:
+        found = run(options, setting, size, seed)
+    except Exception as error:
+        return f"{setting}, {size} pairs, seed {seed}: FAILED: {type(error).__name__}: {error}"
+    found["all_seconds"] = time.perf_counter() - started
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(found), encoding="utf-8")
+    os.replace(temporary, path)
+    return f"{setting}, {size} pairs, seed {seed}: {found['auroc']:.3f}, {found['all_seconds']:.0f} s"
+
+
+def report(options: argparse.Namespace) -> dict[str, Any]:
+    done = {}
+    for cell in cells(options):
+        path = cell_path(options, *cell)
+        if path.is_file():
+            done[cell] = json.loads(path.read_text(encoding="utf-8"))
+    found: dict[str, Any] = {"table": [], "chosen": {}, "missing": len(cells(options)) - len(done)}
+    for size in options.sizes:
+        tried = {}
+        for setting in options.settings:
+            first = [done[setting, size, s]["auroc"] for s in options.choose if (setting, size, s) in done]
+            if setting in CANDIDATES and len(first) == len(options.choose) and first:
+                tried[setting] = float(np.mean(first))
+            rows = {s: done[setting, size, s] for s in options.seeds if (setting, size, s) in done}
+            if not rows:
+                continue
+            row: dict[str, Any] = {"setting": setting, "size": size, "steps": options.steps or STEPS[size]}
+            row |= {"seeds": list(rows), "aurocs": [one["auroc"] for one in rows.values()]}
+            for key in ("auroc", "auroc_linear", "engine_apart", "auroc_margin", "seconds"):
+                if all(key in one for one in rows.values()):
+                    row[key] = float(np.mean([one[key] for one in rows.values()]))
+            row["deviation"] = float(np.std(row["aurocs"], ddof=1)) if len(rows) > 1 else None
+            row["chosen_on"] = tried.get(setting)
+            found["table"].append(row)
+        if tried:
+            found["chosen"][str(size)] = max(tried, key=lambda name: tried[name])
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=640)
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--target", type=int, default=64)
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--steps", type=int, default=0, help="optimizer steps, where not those of the size")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--set", dest="settings", action="append", help="parameters of inrun_shapley: a=1,b=x")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6], help="reported")
+    parser.add_argument("--choose", type=int, nargs="*", default=[0, 1], help="on which the best setting is chosen")
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--brute", action="store_true", help="only the brute force, beside the engine in the same run")
+    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
+    # Models this small are no faster on a GPU.
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", default="flips.json")
+    parser.add_argument("--cells", help="where finished cells lie (default: the folder of the output's name)")
+    parser.add_argument("--report", action="store_true", help="only put the finished cells together")
     options = parser.parse_args()
-    datasets.disable_progress_bars()
-    torch.set_num_threads(1)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        model = Path(build_demo_model(Path(folder) / "model"))
-        for text in options.settings or ["layers=linear"]:
-            found = [
-                run(model, seed, options.size, options.steps, options.target, options.rate, parsed(text))
-                for seed in options.seeds
-            ]
-            rows.append({"setting": text, "seeds": options.seeds, "runs": found})
-            means = {key: np.mean([one[key] for one in found]) for key in found[0]}
-            each = " ".join(f"{one['auroc']:.3f}" for one in found)
-            print(
-                f"{text:40} AUROC {means['auroc']:.3f} ({each})  margin {means['auroc_margin']:.3f}  "
-                f"{means['seconds']:.0f} s per run",
-                flush=True,
-            )
-    Path(options.output).write_text(json.dumps({**vars(options), "rows": rows}, indent=1))
+    if options.brute:
+        options.settings = [BRUTE]
+    tasks = [(options, *cell) for cell in cells(options) if not cell_path(options, *cell).is_file()]
+    if tasks and not options.report:
+        os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        model_folder(options)
+        # Spawned: a process that has used a GPU or threads cannot be forked.
+        with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=16) as pool:
+            for line in pool.imap_unordered(run_cell, tasks):
+                print(line, flush=True)
+    found = report(options) | {
+        "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
+        "settings": {name: list(value) if value else None for name, value in SETTINGS.items()},
+        "rate": options.rate,
+        "seeds": {"reported": options.seeds, "chosen_on": options.choose},
+    }
+    temporary = Path(options.output).with_suffix(".tmp")
+    temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(options.output)
+    for row in found["table"]:
+        each = " ".join(f"{value:.3f}" for value in row["aurocs"])
+        print(f"{row['size']:>5} {row['setting']:<36}{row['auroc']:.3f} ({each})  margin {row['auroc_margin']:.3f}")
+    print(f"chosen on seeds {options.choose}: {found['chosen']}; cells missing: {found['missing']}")
 
 
 if __name__ == "__main__":

@@ -104,3 +104,52 @@ def gpu(result: dict[str, Any]) -> str:
         if "error" not in row
     ]
     return markdown(["what", "measured"], rows)
+
+
+def flips(result: dict[str, Any]) -> str:
+    """AUROC of flipped pairs: a row per setting, a column per size."""
+    sizes = sorted({row["size"] for row in result["table"]})
+    rows: dict[str, list[str]] = {}
+    for row in result["table"]:
+        cells = rows.setdefault(row["setting"], [row["setting"], *["-"] * len(sizes)])
+        chosen = result["chosen"].get(str(row["size"])) == row["setting"]
+        spread = "" if row["deviation"] is None else f" ± {row['deviation']:.3f}"
+        cells[1 + sizes.index(row["size"])] = f"{row['auroc']:.3f}{spread}{' (chosen)' * chosen}"
+    of = {row["size"]: row["steps"] for row in result["table"]}
+    return markdown(["by", *[f"{size:,} pairs, {of[size]} steps" for size in sizes]], list(rows.values()))
+
+
+def lds(result: dict[str, Any]) -> str:
+    """Rank correlation of what scores foretell with what retraining gives."""
+    rows = []
+    for row in result["table"]:
+        together = f"{row['together']['lds']:+.3f}" if "together" in row else "-"
+        low, high = row["interval"]
+        rows.append([row["method"], f"{row['lds']:+.3f} [{low:+.3f}, {high:+.3f}]", together])
+    return markdown(["scores", "LDS, one run [95%]", "runs together"], rows)
+
+
+def influence(result: dict[str, Any]) -> str:
+    """Step time and memory with in-run scores, and of other ways to the same products."""
+
+    def other(row: dict[str, Any], way: str) -> str:
+        found = row.get("others", {}).get(way, {})
+        return f"{found['in_steps']:.2f}" if "in_steps" in found else "fails" if "error" in found else "-"
+
+    at = str(result["refresh"])
+    rows = [
+        [
+            row["what"],
+            f"{row['ratio']:.3f} ({row['quartiles'][0]:.3f}-{row['quartiles'][1]:.3f})",
+            f"{row['limit']:g}",
+            "-" if row["control"] is None else f"{row['control']:.3f}",
+            f"{row['refresh_in_steps']:.2f}",
+            f"{row['mean_ratio_at'].get(at, float('nan')):.3f}",
+            f"{row['memory_ratio']:.2f}",
+            other(row, "loop"),
+            other(row, "vmap"),
+        ]
+        for row in result["rows"]
+    ]
+    head = ["what", "step / stock (25%-75%)", "limit", "stock / stock", "a refresh, in steps", f"mean at {at}"]
+    return markdown([*head, "peak memory / stock", "loop, in steps", "vmap, in steps"], rows)

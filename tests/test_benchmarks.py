@@ -1,14 +1,17 @@
 """The tables of the READMEs are those of the JSON files, and a benchmark is one small record."""
 
+import argparse
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
+from benchmarks import flips, lds, tables
 from benchmarks.registry import BENCHMARKS, Benchmark
 
 ROOT = Path(__file__).parents[1]
@@ -72,3 +75,37 @@ def test_an_unknown_name():
     done = subprocess.run([sys.executable, "-m", "benchmarks", "overhed"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "'overhed'" in done.stderr
+
+
+def test_datamodelling_scores_of_what_foretells_all_nothing_and_the_contrary():
+    rng = np.random.default_rng(0)
+    truth, chosen = rng.standard_normal((20, 4)), rng.random((40, 20)) < 0.5
+    gains = chosen @ truth
+    assert lds.lds([truth], chosen, gains, 20) == {"lds": 1.0, "interval": [1.0, 1.0], "runs": [1.0]}
+    # Of two runs the mean counts.
+    assert lds.lds([truth, -truth], chosen, gains, 20)["lds"] == pytest.approx(0.0)
+    assert lds.lds([np.zeros_like(truth)], chosen, gains, 20)["lds"] == 0.0
+    low, high = lds.lds([rng.standard_normal((20, 4))], chosen, gains, 200)["interval"]
+    assert -0.5 < low < high < 0.5
+
+
+def test_bm25_prefers_rare_words_and_short_texts():
+    texts = ["the cat sat", "the dog sat", "the cat sat on the long wall", "the the the"]
+    found = lds.bm25(texts, ["the cat"])[:, 0]
+    assert found.argsort()[::-1].tolist() == [0, 2, 3, 1]
+
+
+def test_flips_are_ranked_and_cells_have_names_of_their_own(tmp_path):
+    options = argparse.Namespace(cells=str(tmp_path), output="", settings=list(flips.SETTINGS), sizes=[640])
+    options.choose, options.seeds, options.steps = [0], [1, 2], 0
+    cells = flips.cells(options)
+    paths = [flips.cell_path(options, *cell) for cell in cells]
+    assert len(set(paths)) == len(cells)
+    for cell, path in zip(cells, paths, strict=True):
+        best = "norms, cosine" in cell[0]
+        path.write_text(json.dumps({"auroc": 0.7 + 0.1 * best, "auroc_margin": 0.5, "seconds": 1.0}))
+    found = flips.report(options)
+    assert found["missing"] == 0
+    assert found["chosen"] == {"640": "in-run, norms, cosine"}
+    assert all(row["seeds"] == [1, 2] for row in found["table"])
+    assert "| in-run, norms, cosine | 0.800 ± 0.000 (chosen) |" in tables.flips(found)

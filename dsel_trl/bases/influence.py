@@ -1,6 +1,6 @@
 """What methods share that compare each example's gradient with that of a target."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from .target import Targeted
 PRECONDITIONS = ("none", "adam")
 LAYERS = (
     "whose gradients count: linear (all linear layers but the head), attention, lora, last-K (the linear layers of "
-    "the last K blocks), all, or names of modules"
+    "the last K blocks), norms, all, or names of modules"
 )
 
 
@@ -110,6 +110,12 @@ class FollowsGradient(Targeted):
 def gathered(value: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded; all ranks must ask."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def length(direction: Mapping[str, Tensor]) -> float:
+    """Norm of a gradient over all its parameters."""
+    squares = [value.detach().double().square().sum() for value in direction.values()]
+    return sum(float(gathered(square)) for square in squares) ** 0.5
 
 
 def sharded_like(whole: Tensor, like: Tensor) -> Tensor:

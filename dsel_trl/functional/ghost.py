@@ -132,10 +132,21 @@ def dot(part: Part, direction: Tensor) -> Tensor:
     direction = exact(direction)
     if isinstance(part, Whole):
         return exact(part.values).flatten(1) @ direction.flatten()
-    b = exact(part.b)
     if isinstance(part, Lookup):
-        return (b * direction[part.tokens]).sum(dim=(1, 2))
-    return ((b @ direction) * exact(part.a)).sum(dim=(1, 2))
+        return (exact(part.b) * direction[part.tokens]).sum(dim=(1, 2))
+    # Through the narrower side: of LoRA's matrices nothing as wide as the layer is written.
+    if part.a.shape[-1] <= part.b.shape[-1]:
+        return (_times(part.b, direction) * exact(part.a)).sum(dim=(1, 2))
+    return (_times(part.a, direction.T) * exact(part.b)).sum(dim=(1, 2))
+
+
+def _times(values: Tensor, matrix: Tensor) -> Tensor:
+    """`values @ matrix` in float32 of values in any precision."""
+    if not (values.is_cuda and values.dtype == torch.bfloat16):
+        return exact(values) @ matrix
+    # Tensor cores multiply what is in bfloat16 and add up in float32: the matrix is rounded as the values are.
+    flat = torch.mm(values.flatten(0, -2), matrix.to(values.dtype), out_dtype=torch.float32)
+    return flat.view(*values.shape[:-1], -1)
 
 
 def gradients(part: Part) -> Tensor:

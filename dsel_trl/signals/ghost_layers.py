@@ -16,7 +16,7 @@ BLOCK = re.compile(r"(?:^|\.)(\d+)\.")
 LAST = re.compile(r"^last-(\d+)$")
 # The attention's part of a block, by the names that models give it.
 ATTENTION = re.compile(r"(?:^|\.)\w*att(?:n|ention)\w*\.")
-CHOICES = "'linear', 'attention', 'lora', 'all', 'last-K' or names of modules"
+CHOICES = "'linear', 'attention', 'lora', 'norms', 'all', 'last-K' or names of modules"
 # A parameter's own name in its module, its inputs and output gradients by example, and what they say of it.
 Find = Callable[[Any, Tensor, Tensor], dict[str, Part]]
 
@@ -122,12 +122,16 @@ class Layer:
 
 
 def _linear(module: Any, a: Tensor, b: Tensor) -> dict[str, Part]:
-    return {"weight": Outer(a, b), "bias": bias_gradients(b)}
+    return {"weight": Outer(a, b), **_bias(module, b)}
 
 
 def _conv1d(module: Any, a: Tensor, b: Tensor) -> dict[str, Part]:
     # Its weight lies the other way round.
-    return {"weight": Outer(b, a), "bias": bias_gradients(b)}
+    return {"weight": Outer(b, a), **_bias(module, b)}
+
+
+def _bias(module: Any, b: Tensor) -> dict[str, Part]:
+    return {} if module.bias is None else {"bias": bias_gradients(b)}
 
 
 def _embedding(module: Any, a: Tensor, b: Tensor) -> dict[str, Part]:
@@ -193,9 +197,10 @@ def choose_layers(model: nn.Module, spec: str | Sequence[str]) -> list[Layer]:
             The policy.
         spec (`str` or `Sequence[str]`):
             `"linear"`: all linear layers (LoRA's among them) but the head; `"lora"`: LoRA's only; `"last-K"`: the
-            linear layers of the last K blocks; `"attention"`: those inside of the attention; `"all"`: every trainable
-            parameter, head, embeddings and norms too; or names of modules: whole (`"model.layers.0.mlp.up_proj"`), the
-            end of one (`"up_proj"`, `"norm"`), or with wildcards (`"*.layers.[01].*"`).
+            linear layers of the last K blocks; `"attention"`: those inside of the attention; `"norms"`: the LayerNorms
+            and RMSNorms; `"all"`: every trainable parameter, head, embeddings and norms too; or names of modules:
+            whole (`"model.layers.0.mlp.up_proj"`), the end of one (`"up_proj"`, `"norm"`), or with wildcards
+            (`"*.layers.[01].*"`).
 
     Raises:
         `ValueError`: for a name that matches no layer, or a parameter (of `"all"`) that no known layer has.
@@ -231,6 +236,8 @@ def _matching(word: str, layers: list[Layer], linear: list[Layer]) -> list[Layer
         return [layer for layer in linear if ATTENTION.search(layer.name)]
     if word == "lora":
         return [layer for layer in linear if re.search(r"\.lora_[AB]\.", layer.name)]
+    if word == "norms":
+        return [layer for layer in layers if layer.find in (_layer_norm, _rms_norm)]
     if last := LAST.match(word):
         numbered = [(int(found[1]), layer) for layer in linear if (found := BLOCK.search(layer.name))]
         first = max((number for number, _ in numbered), default=0) + 1 - int(last[1])

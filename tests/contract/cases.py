@@ -132,6 +132,9 @@ FURTHER: dict[str, Case] = {
     "curriculum:sample": Case({"action": "sample", "by": "loss", "unbiased": True, "refresh": 2}),
     "gotd:negative": Case({"target": target(), "negative": target(3), "action": "weight", "temperature": 0.1}),
     "inrun_shapley:second": Case({"target": target(), "taylor": 2, "action": "curriculum", "pacing": "none"}),
+    "inrun_shapley:cosine": Case(
+        {"target": target(), "scale": "cosine", "layers": "norms", "keep": 0.6, "refresh": 2}
+    ),
     "inrun_shapley:weight": Case({"target": target(), "precondition": "adam", "action": "weight"}),
     "seal:adam": Case({"target": target(), "update": "adam", "activation": "sigmoid", "target_batch": 3}),
     "margin:weight": Case({"action": "weight"}),

@@ -136,6 +136,9 @@ def test_what_is_chosen():
     assert "lm_head" not in names
     assert len(names) == 14
     assert {layer.name for layer in choose_layers(model, "last-1")} == {n for n in names if ".layers.1." in n}
+    norms = {layer.name for layer in choose_layers(model, "norms")}
+    assert len(norms) == 5
+    assert all("norm" in name for name in norms)
     assert {n.name for n in choose_layers(llama(tied=True), "embed_tokens")} == {"model.embed_tokens", "lm_head"}
     with pytest.raises(ValueError, match="'up_prj' matches no layer"):
         choose_layers(model, ["down_proj", "up_prj"])

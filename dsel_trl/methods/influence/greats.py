@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from ...bases.influence import FollowsGradient
+from ...bases.influence import FollowsGradient, length
 from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import check_choice, check_whole
@@ -87,7 +86,7 @@ class Greats(FollowsGradient):
         ((_, found),) = run.gradients.each(run.rows, ids, request, everywhere=True)
         alignment, interaction = found.dot("target"), found.gram
         if self.scale == "cosine":
-            terms = direction_terms(alignment, interaction, _norm(self._asked), count)
+            terms = direction_terms(alignment, interaction, length(self._asked), count)
         else:
             rate = run.gradients.learning_rate / (count if self.scale == "mean" else 1)
             terms = step_terms(alignment, interaction, rate)
@@ -98,9 +97,3 @@ class Greats(FollowsGradient):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._asked_at = -1
-
-
-def _norm(direction: dict[str, Tensor]) -> float:
-    """Norm of a gradient over all its parameters."""
-    squares = [value.detach().double().square().sum() for value in direction.values()]
-    return sum(float(s.full_tensor() if isinstance(s, DTensor) else s) for s in squares) ** 0.5

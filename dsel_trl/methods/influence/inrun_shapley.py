@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...bases.influence import FollowsGradient
+from ...bases.influence import FollowsGradient, length
 from ...bases.scored import ByScore
 from ...core.charges import Charge
 from ...core.ledger import Ledger
@@ -18,6 +18,8 @@ from ...core.run import Step
 from ...functional.influence.inrun_shapley import inrun_shapley
 from ...signals.batch import Batch, Signal
 from ...signals.ghost import Direction, ExampleGradients, GradientRequest
+
+SCALES = ("rate", "plain", "cosine")
 
 
 @register("inrun_shapley")
@@ -43,6 +45,13 @@ class InRunShapley(FollowsGradient, ByScore):
     taylor: int = field(
         default=1, metadata={"help": "order of the Taylor model of a step, 1 or 2; 2 makes two more passes per step"}
     )
+    scale: str = field(
+        default="rate",
+        metadata={
+            "help": "what a step's product counts: rate, what the step has made of it (the Shapley value); plain, the "
+            "product, every step alike; cosine, that of gradients of length 1"
+        },
+    )
     accumulate: str = field(default="sum", metadata={"help": "sum: the value in the run; mean: that per visit"})
 
     signals = (Signal.INFLUENCE,)
@@ -55,14 +64,18 @@ class InRunShapley(FollowsGradient, ByScore):
         Charge("gradients", amount="2", per="target example and step", when="taylor: 2", reference=True),
     )
     state = "its score and two or three further columns, and the target's gradient between two refreshes"
-    reads: ClassVar[Reads] = {"precondition": (when("taylor", 1),)}
+    reads: ClassVar[Reads] = {"precondition": (when("taylor", 1),), "scale": (when("taylor", 1),)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole("taylor", self.taylor, 1, 2)
+        check_choice("scale", self.scale, SCALES)
         check_choice("accumulate", self.accumulate, ("sum", "mean"))
         self._bent: Direction = {}
         self._bent_at = -1
+        # Norm of the target's gradient, and of which one it is.
+        self._measured: Direction = {}
+        self._length = 0.0
         self._ledger = Ledger(0)
         # Root mean square of all values, which weights are made by; `None` = not known since the last step.
         self._scale: float | None = None
@@ -75,10 +88,20 @@ class InRunShapley(FollowsGradient, ByScore):
         direction = self.direction(run)
         if direction is None:
             return None
-        return GradientRequest(self.layers, directions={"target": direction}, keep=self.taylor == 2)
+        cosine = self.scale == "cosine"
+        if cosine and direction is not self._measured:
+            self._measured, self._length = direction, length(direction)
+        return GradientRequest(self.layers, directions={"target": direction}, keep=self.taylor == 2, norms=cosine)
 
     def after_backward(self, run: Run, batch: Batch, gradients: ExampleGradients) -> dict[str, Tensor]:
-        values = {f"{self.name}_product": gradients.shares * gradients.dot("target")}
+        products = gradients.dot("target")
+        if self.scale == "rate":
+            products = gradients.shares * products
+        elif self.scale == "cosine":
+            # A gradient of length 0 points nowhere: its cosine is 0.
+            lengths = gradients.norms * self._length
+            products = torch.where(lengths == 0, 0.0, products / lengths)
+        values = {f"{self.name}_product": products}
         if self.taylor == 2:
             values[f"{self.name}_curved"] = gradients.shares * gradients.against(self._bent_target(run))
         return values
@@ -95,7 +118,7 @@ class InRunShapley(FollowsGradient, ByScore):
         products = step.values.get(f"{self.name}_product")
         if products is None or step.skipped:
             return
-        rate = step.learning_rate * step.clip_factor
+        rate = step.learning_rate * step.clip_factor if self.scale == "rate" else 1.0
         curved = step.values.get(f"{self.name}_curved")
         bent = None if curved is None else torch.from_numpy(curved) * rate
         values = -inrun_shapley(torch.from_numpy(products), rate, bent).numpy()

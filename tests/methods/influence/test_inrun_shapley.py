@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dsel_trl import SelectionCallback, create_method
+from dsel_trl.bases.influence import length
 from tests import tiny
 
 STEP = {
@@ -94,6 +95,36 @@ def test_mean_and_sum(model, tmp_path):
     np.testing.assert_allclose(found["mean"], found["sum"] / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize("layers", ["linear", "norms"])
+def test_plain_and_cosine_leave_the_step_out(model, tmp_path, layers):
+    target, found = tiny.preferences(5, seed=1), {}
+    for scale in ("plain", "cosine"):
+        trainer = tiny.make_trainer("dpo", model, tmp_path / scale, **{**STEP, "learning_rate": 0.0})
+        tiny.stir(trainer)
+        method = create_method("inrun_shapley", target=target, keep=1.0, layers=layers, scale=scale)
+        trainer.add_callback(SelectionCallback(trainer, method))
+        trainer.train()
+        found[scale] = trainer.selection.ledger["inrun_shapley"]
+    # The rate is 0: the model is where it was, and each example's gradient what it was in the step.
+    run = trainer.selection.run
+    ids = np.flatnonzero(np.isfinite(found["plain"]))
+    assert len(ids) == 6
+    aim = method.target_gradient(run)
+    for i in ids:
+        alone = run.gradients.of(run.rows, np.array([i]), layers=layers)
+        product = sum(float((alone[name] * aim[name]).sum()) for name in aim)
+        assert found["plain"][i] == pytest.approx(product, rel=1e-4, abs=1e-9)
+        assert found["cosine"][i] == pytest.approx(product / (length(alone) * length(aim)), rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["inrun_shapley", "greats", "less", "grand"])
+def test_other_trainers_are_refused(model, tmp_path, reward_trainer, name):
+    parameters = {} if name == "grand" else {"target": tiny.preferences(4)}
+    for trainer in (tiny.make_trainer("kto", model, tmp_path), reward_trainer()):
+        with pytest.raises(ValueError, match=rf"'{name}' .*dpo.*sft"):
+            SelectionCallback(trainer, create_method(name, **parameters))
+
+
 def test_adam_scales_by_the_runs_own_moments(model, tmp_path):
     trainer = tiny.make_trainer("dpo", model, tmp_path, max_steps=2)
     method, witness = (
@@ -146,6 +177,8 @@ def test_parameters_that_say_nothing_are_refused():
         create_method("inrun_shapley", target=target, taylor=2, precondition="adam")
     with pytest.raises(ValueError, match="taylor=3"):
         create_method("inrun_shapley", target=target, taylor=3)
+    with pytest.raises(ValueError, match="scale"):
+        create_method("inrun_shapley", target=target, taylor=2, scale="cosine")
     with pytest.raises(ValueError, match="target_refresh=0"):
         create_method("inrun_shapley", target=target, target_refresh=0)
 
