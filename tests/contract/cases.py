@@ -109,6 +109,8 @@ CASES: dict[str, Case] = {
     "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
     "gotd": Case({"target": target(), "keep": 0.6, "refresh": "epoch"}),
     "inrun_shapley": Case({"target": target(), "target_refresh": 2, "keep": 0.6, "refresh": 2}),
+    "cosine_relevance": Case({"target": target(), "keep": 0.6, "over": "max"}),
+    "jsd_relevance": Case({"target": target(), "keep": 0.6}),
     "knn_shapley": Case({"target": target(), "keep": 0.6, "neighbours": 3, "refresh": 3}),
     "seal": Case({"target": target(), "upper": 0.6, "selector_learning_rate": 5.0, "keep": 0.6}, repeats=False),
     "selective_dpo": Case({"source": "online", "refresh": 2, "keep": 0.7}),

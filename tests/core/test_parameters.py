@@ -22,6 +22,7 @@ PAIRS = Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]})
 REWARD = "tests.contract.cases:fewest_words"
 # What a method cannot be made without.
 REQUIRED = {
+    "cosine_relevance": {"target": "demo"},
     "dsir": {"target_column": "domain"},
     "edge": {"guideline": "Answer briefly."},
     "filtered_dpo": {"reward": REWARD},
@@ -31,6 +32,7 @@ REQUIRED = {
     "inco_dpo": {"reward": REWARD},
     "inrun_shapley": {"target": "demo"},
     "jest": {"loss_column": "loss"},
+    "jsd_relevance": {"target": "demo"},
     "knn_shapley": {"target": "demo"},
     "less": {"target": "demo"},
     "quad": {"target": "demo"},
@@ -70,6 +72,7 @@ def test_what_was_renamed():
     }
     assert {name for name, old in RENAMED if old == "renew"} == {
         "audit",
+        "cosine_relevance",
         "d4",
         "data_shapley",
         "deita",
@@ -77,6 +80,7 @@ def test_what_was_renamed():
         "edge",
         "gotd",
         "ifd",
+        "jsd_relevance",
         "knn_shapley",
         "perplexity",
         "semdedup",
@@ -154,6 +158,8 @@ SWITCHES = {
         "embedding": ["policy", "column:x"],
     },
     "seal": {"target": ["demo", PAIRS]},
+    "cosine_relevance": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"]},
+    "jsd_relevance": {"target": ["demo", PAIRS]},
     "knn_shapley": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"]},
     "margin": {"source": ["implicit", "explicit", "disagreement"], "reward": [None, REWARD]},
     "perplexity": {"model": [None, "a"]},
