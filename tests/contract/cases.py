@@ -141,6 +141,7 @@ FURTHER: dict[str, Case] = {
     "greats:adam": Case(
         {"target": target(), "precondition": "adam", "scale": "mean", "layers": "last-1"}, repeats=False
     ),
+    "adapt_inf:gradients": Case({"keep": 0.6, "clusters": 3, "features": "gradients", "directions": 4, "bins": 4}),
     "adapt_inf:epoch": Case({"budget": 9, "clusters": 2, "directions": 2, "refresh": "epoch", "scorers": ["el2n"]}),
     "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),
     "margin:disagreement": Case({"source": "disagreement", "action": "band", "refresh": 3}),

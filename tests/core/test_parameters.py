@@ -124,7 +124,7 @@ def test_the_words_of_the_parameters(name):
 
 # Parameters that decide which others are read, and what they may be beside the actions of a method.
 SWITCHES = {
-    "adapt_inf": {"budget": [None, 5]},
+    "adapt_inf": {"budget": [None, 5], "features": ["zero_order", "gradients"]},
     "audit": {"sources": [["texts"], ["statistics"], ["statistics", "trees"], ["statistics", "helper"]]},
     "data_shapley": {"target": [None, "demo", PAIRS], "values": [None, "values.parquet"]},
     "greats": {"target": ["demo", PAIRS]},
