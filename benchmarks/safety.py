@@ -30,6 +30,7 @@ RANDOM = "random"
 METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
     "seal": ("seal", {"burn_in": 2}, 2),
     "seal, u from 0.5": ("seal", {"burn_in": 2, "upper": 0.5}, 2),
+    "seal, value": ("seal", {"burn_in": 2, "value": "helper", "helper_lora": False}, 2),
     "seal, Adam": ("seal", {"burn_in": 2, "update": "adam"}, 2),
     "inrun_shapley": ("inrun_shapley", {"target_size": 32, "target_refresh": 5, "keep": 1.0}, 2),
     "gotd": ("gotd", {}, 0),

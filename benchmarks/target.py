@@ -150,9 +150,8 @@ def main() -> None:
             f"{row['against_random']:+.4f} ±{row['against_random_interval']:.4f}" if "against_random" in row else "-"
         )
         share = f"{row['share']:.1%} ±{row['share_interval']:.1%}"
-        print(
-            f"{row['domain']:<14}{row['method']:<20}{share:>18}{row['loss']:>10.4f} ±{row['loss_interval']:.4f}{apart:>20}"
-        )
+        loss = f"{row['loss']:.4f} ±{row['loss_interval']:.4f}"
+        print(f"{row['domain']:<14}{row['method']:<20}{share:>18}{loss:>18}{apart:>20}")
 
 
 if __name__ == "__main__":

@@ -135,6 +135,11 @@ FURTHER: dict[str, Case] = {
     "gotd:negative": Case({"target": target(), "negative": target(3), "action": "weight", "temperature": 0.1}),
     "inrun_shapley:second": Case({"target": target(), "taylor": 2, "action": "curriculum", "pacing": "none"}),
     "inrun_shapley:weight": Case({"target": target(), "precondition": "adam", "action": "weight"}),
+    "seal:value": Case(
+        {"target": target(), "upper": 0.6, "selector_learning_rate": 5.0, "value": "helper", "helper_lora": False},
+        size=EVEN,
+        repeats=False,
+    ),
     "seal:adam": Case({"target": target(), "update": "adam", "activation": "sigmoid", "target_batch": 3}),
     "margin:weight": Case({"action": "weight"}),
     "el2n:weight": Case({"action": "weight"}),

@@ -157,7 +157,7 @@ SWITCHES = {
         "diversity": [0.0, 1.0],
         "embedding": ["policy", "column:x"],
     },
-    "seal": {"target": ["demo", PAIRS]},
+    "seal": {"target": ["demo", PAIRS], "value": ["none", "helper"]},
     "cosine_relevance": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"]},
     "jsd_relevance": {"target": ["demo", PAIRS]},
     "knn_shapley": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"]},
