@@ -95,10 +95,13 @@ def test_each_stage_is_judged_on_all_stages_so_far(recipe, no_picture, capsys):
     assert set(found) >= {"accuracy", "cost", "seed", "methods"}
     assert "loss after" in said
     assert f"{table[1, 0]:.4f}" in said
-    # What it learns last it knows better than what it has not met.
     assert all(
         Path("out", f"stage-{k + 1}-{name}", "selection", "ledger.parquet").is_file() for k, name in enumerate(NAMES)
     )
+    assert main(["report", "out", "--examples", "0"]) == 0, capsys.readouterr().err
+    text = Path("out", "report.html").read_text()
+    assert f"<td>{table[1, 0]:.4f}</td>" in text
+    assert text.count("<section class='run'>") == len(NAMES)
 
 
 def test_a_stage_starts_from_the_model_of_the_one_before(recipe, no_picture, capsys):

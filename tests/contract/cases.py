@@ -139,6 +139,7 @@ FURTHER: dict[str, Case] = {
         {"target": target(), "upper": 0.6, "selector_learning_rate": 5.0, "value": "helper", "helper_lora": False},
         size=EVEN,
         repeats=False,
+        untold="while it learns it trains all examples in any order; what it learned nothing of is then left out",
     ),
     "seal:adam": Case({"target": target(), "update": "adam", "activation": "sigmoid", "target_batch": 3}),
     "margin:weight": Case({"action": "weight"}),

@@ -195,7 +195,9 @@ class Seal(Targeted):
         if self._planned is None or self._planned[0] != plan:
             ids = np.arange(run.size)
             if run.plans_made >= self.burn_in and self.keep < 1:
-                ids = np.sort(top_k(self._logits, keep_count(self.keep, run.size)))
+                # The logit of an example without a value has never moved, which says nothing of it.
+                known = np.where(np.isfinite(self._value), self._logits, np.nan)
+                ids = np.sort(top_k(known, keep_count(self.keep, run.size)))
                 run.ledger.drop(~np.isin(np.arange(run.size), ids), self.name)
             self._planned = plan, run.plan_rng("seal/order").permutation(ids)
         return self._planned[1]
