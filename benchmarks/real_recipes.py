@@ -24,6 +24,8 @@ import yaml
 from real_pairs import subset
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+# Recipes that read the truth of the demo corpus.
+OWN = ("quickstart", "stages")
 # The judge's scores of the real data are win probabilities with most of them near 0; their log-odds spread out.
 LOGITS = {"score_chosen_column": "logit_chosen", "score_rejected_column": "logit_rejected"}
 # Parameters that name the columns or the scale of the scores of the demo corpus.
@@ -87,13 +89,12 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="model to train (a small one)")
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--only", nargs="*", help="recipes to run, by name; default: all but the quickstart")
+    parser.add_argument("--only", nargs="*", help=f"recipes to run, by name; default: all but {', '.join(OWN)}")
     parser.add_argument("--jobs", type=int, default=1, help="recipes at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each")
     parser.add_argument("--output", default="real_recipes.json")
     options = parser.parse_args()
-    # The quickstart compares runs on the demo corpus, whose truth it reads.
-    names = options.only or sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "quickstart")
+    names = options.only or sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in OWN)
     rows = []
     print(f"{'recipe':<24}{'trainer':<9}{'exit':>5}{'steps':>7}{'kept':>7}{'seconds':>9}", flush=True)
     with tempfile.TemporaryDirectory() as name, concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:

@@ -15,6 +15,8 @@ from . import tables
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+# The small pretrained model beside the real data.
+MODEL = "{data}/../models/tiny128"
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,37 @@ BENCHMARKS: dict[str, Benchmark] = {
             needs=("sft_domains_train.parquet", "sft_domains_test.parquet", "../models/tiny128/config.json"),
         ),
         Benchmark("influence", ("benchmarks/influence.py", "--output", "{output}"), seeds=(), table=tables.influence),
+            "target",
+            ("benchmarks/target.py", "--data", "{data}", "--model", MODEL, "--output", "{work}/target.json"),
+            seeds=(0, 1, 2),
+            table=tables.target,
+            needs=tuple(f"sft_domains_{split}.parquet" for split in ("train", "validation", "test")),
+            result="{work}/target.json",
+        ),
+        Benchmark(
+            "safety",
+            ("benchmarks/safety.py", "--data", "{data}", "--model", MODEL, "--output", "{work}/safety.json"),
+            seeds=(2, 3, 4, 5, 6),
+            table=tables.safety,
+            needs=tuple(f"safety_mixture_{split}.parquet" for split in ("train", "validation")),
+            result="{work}/safety.json",
+        ),
+        Benchmark(
+            "continual",
+            (
+                "benchmarks/continual.py",
+                "--stream",
+                "{data}/continual_stream.parquet",
+                "--model",
+                MODEL,
+                "--output",
+                "{work}/continual.json",
+            ),
+            seeds=(0, 1, 2),
+            table=tables.continual,
+            needs=("continual_stream.parquet",),
+            result="{work}/continual.json",
+        ),
         Benchmark(
             "zip",
             ("benchmarks/zip_speed.py", "--data", "{data}/docs_varlen.parquet", "--out", "{output}"),

@@ -3,33 +3,40 @@ Does a trusted set of refusals find the unsafe answers of a mixture?
 
 Trains a small model on a mixture of benign rows, refusals and unsafe stubs, with each method steered by the same
 trusted set: the refusals of the validation file. Says how well the method's scores tell the unsafe rows from the rest
-(AUROC: 1 = all of them have lower scores), and which share of the dropped 20% is unsafe, beside the share in the
-mixture. Labels are for judging only: no method sees them. Each method and seed is a process of its own, as many at a
-time as `--workers`. Prints a table and writes JSON.
+(AUROC: 1 = all of them have lower scores), and which share of the 20% with the lowest scores is unsafe, beside the
+share in the mixture. Labels are for judging only: no method sees them. Each method and seed is a process of its own;
+finished ones are skipped.
 
-    python benchmarks/safety.py --data FOLDER --model MODEL --seeds 0 1 2 3 4 --workers 8 --output safety.json
+    PYTHONPATH=. python benchmarks/safety.py --data FOLDER --model MODEL --output safety.json --workers 8
 """
 
 import argparse
-import json
-import multiprocessing
+import statistics
 import tempfile
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
+
+from benchmarks.cells import add_options, circumstances, interval, on_cpu, run_cells
+from dsel_trl.data.files import write_json
+from dsel_trl.functional.ranking import bottom_k, keep_count
 
 UNSAFE, TRUSTED = "unsafe_stub", "safe_refusal"
 DROPPED = 0.2
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "seal": ("seal", {"burn_in": 2}),
-    "seal: u = 0.5": ("seal", {"burn_in": 2, "upper": 0.5, "decay": 0.0}),
-    "seal: adam": ("seal", {"burn_in": 2, "update": "adam"}),
-    "gotd": ("gotd", {}),
-    "knn_shapley": ("knn_shapley", {}),
-    "random": ("random", {"refresh": "never"}),
+RANDOM = "random"
+# Method, parameters, and passes over the data; 0 for those that measure before the first step.
+METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "seal": ("seal", {"burn_in": 2}, 2),
+    "seal, u from 0.5": ("seal", {"burn_in": 2, "upper": 0.5}, 2),
+    "seal, value": ("seal", {"burn_in": 2, "value": "helper", "helper_lora": False}, 2),
+    "seal, Adam": ("seal", {"burn_in": 2, "update": "adam"}, 2),
+    "inrun_shapley": ("inrun_shapley", {"target_size": 32, "target_refresh": 5, "keep": 1.0}, 2),
+    "gotd": ("gotd", {}, 0),
+    "knn_shapley": ("knn_shapley", {}, 0),
+    "cosine_relevance": ("cosine_relevance", {}, 0),
+    RANDOM: ("random", {"refresh": "never"}, 0),
 }
 
 
@@ -41,60 +48,75 @@ def auroc(scores: np.ndarray, low: np.ndarray) -> float:
     return float((ranks[~low].sum() - rest * (rest + 1) / 2) / (rest * int(low.sum())))
 
 
-def measure(name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One run of one method: its AUROC, the unsafe share of what it drops, and the seconds."""
-    import torch
-    from datasets import load_dataset
+def measure(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
+    """One run of one method: its AUROC, and the unsafe share of what it ranks lowest."""
     from trl import SFTConfig, SFTTrainer
 
     from dsel_trl import SelectionCallback
 
-    torch.set_num_threads(1)
-    folder = Path(options.data)
     train, trusted = (
-        load_dataset("parquet", data_files=str(folder / f"safety_mixture_{split}.parquet"), split="train")
+        Dataset.from_parquet(str(Path(options.data) / f"safety_mixture_{split}.parquet"), keep_in_memory=True)
         for split in ("train", "validation")
     )
-    if options.rows:
-        train = train.shuffle(seed=seed).select(range(min(options.rows, len(train))))
-    trusted = trusted.filter(lambda row: row["label"] == TRUSTED).select_columns(["prompt", "completion"])
-    start = time.perf_counter()
+    train = train.shuffle(seed=seed).select(range(min(options.rows, len(train))))
+    columns = ["prompt", "completion"]
+    trusted = trusted.select(np.flatnonzero(np.array(trusted["label"][:]) == TRUSTED)).select_columns(columns)
+    method, parameters, passes = METHODS[name]
     with tempfile.TemporaryDirectory() as output:
-        args = SFTConfig(
-            output,
-            num_train_epochs=3 if name.startswith("seal") else 1,
-            max_steps=-1 if name.startswith("seal") else 1,
-            per_device_train_batch_size=options.batch,
-            learning_rate=options.learning_rate,
-            lr_scheduler_type="constant",
-            max_length=256,
-            bf16=False,
-            use_cpu=not torch.cuda.is_available(),
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            logging_steps=10_000,
-            seed=seed,
+        trainer = SFTTrainer(
+            options.model,
+            args=SFTConfig(
+                output,
+                num_train_epochs=max(1, passes),
+                max_steps=-1 if passes else 1,
+                per_device_train_batch_size=options.batch,
+                learning_rate=options.learning_rate,
+                lr_scheduler_type="constant",
+                max_length=256,
+                bf16=False,
+                use_cpu=on_cpu(options),
+                gradient_checkpointing=False,
+                report_to="none",
+                save_strategy="no",
+                disable_tqdm=True,
+                logging_steps=10_000,
+                seed=seed,
+                model_init_kwargs={"dtype": "float32"},
+            ),
+            train_dataset=train.select_columns(columns).add_column("place", range(len(train))),
         )
-        data = train.select_columns(["prompt", "completion"]).add_column("place", range(len(train)))
-        trainer = SFTTrainer(options.model, args=args, train_dataset=data)
-        method, parameters = METHODS[name]
-        follows = {} if method == "random" else {"target": trusted}
-        callback = SelectionCallback(trainer, method, keep=1 - DROPPED, **follows, **parameters)
+        chosen = {"keep": 1 - DROPPED, **({} if name == RANDOM else {"target": trusted}), **parameters}
+        callback = SelectionCallback(trainer, method, **chosen)
         trainer.add_callback(callback)
         trainer.train()
         # The trainer leaves out rows without a trained token.
-        unsafe = np.array(train["label"])[callback.run.column("place").astype(int)] == UNSAFE
-        dropped = callback.ledger.dropped.copy()
-        scores = ~dropped if method == "random" else callback.ledger[method].copy()
+        unsafe = np.array(train["label"][:])[callback.run.column("place").astype(int)] == UNSAFE
+        if name == RANDOM:
+            scores = np.random.default_rng([seed, 9]).random(len(unsafe))
+        else:
+            scores = callback.ledger[method].astype(np.float64)
+    lowest = bottom_k(scores, keep_count(DROPPED, len(scores)))
     return {
         "method": name,
         "seed": seed,
-        "auroc": auroc(np.asarray(scores, dtype=float), unsafe),
-        "unsafe_of_dropped": float(unsafe[dropped].mean()),
+        "auroc": auroc(scores, unsafe),
+        "unsafe_of_dropped": float(unsafe[lowest].mean()),
         "unsafe_of_all": float(unsafe.mean()),
-        "seconds": time.perf_counter() - start,
     }
+
+
+def summary(rows: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]]:
+    """A row per method: mean over the seeds and half of its 95% interval."""
+    table = []
+    for name in names:
+        own = [row for row in rows if row["method"] == name]
+        if own:
+            line: dict[str, Any] = {"method": name, "seeds": [row["seed"] for row in own]}
+            for key in ("auroc", "unsafe_of_dropped", "unsafe_of_all"):
+                values = [row[key] for row in own]
+                line |= {key: statistics.mean(values), f"{key}_interval": interval(values)}
+            table.append(line)
+    return table
 
 
 def main() -> None:
@@ -102,31 +124,22 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with safety_mixture_train and _validation.parquet")
     parser.add_argument("--model", required=True)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
-    parser.add_argument("--rows", type=int, default=0, help="training rows drawn by the seed; 0 takes all")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[2, 3, 4, 5, 6])
+    parser.add_argument("--rows", type=int, default=1200, help="training rows drawn by the seed")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--learning_rate", type=float, default=5e-4)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--output", default="safety.json")
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    add_options(parser)
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        jobs = [pool.submit(measure, name, seed, options) for name in options.methods for seed in options.seeds]
-        for job in as_completed(jobs):
-            rows.append(job.result())
-            print(json.dumps(rows[-1]), flush=True)
-    print(f"\n{'method':<20}{'AUROC':>16}{'unsafe of dropped':>22}{'unsafe of all':>16}")
-    for name in options.methods:
-        own = [row for row in rows if row["method"] == name]
-        found, dropped, whole = (
-            np.array([row[key] for row in own]) for key in ("auroc", "unsafe_of_dropped", "unsafe_of_all")
-        )
+    cells = [(name, seed) for seed in options.seeds for name in options.methods]
+    rows = run_cells(measure, cells, options)
+    table = summary(rows, options.methods)
+    write_json(Path(options.output), {**circumstances(options, cells, rows), "table": table})
+    print(f"{'method':<20}{'AUROC':>16}{'unsafe of dropped':>22}{'unsafe of all':>16}")
+    for row in table:
         print(
-            f"{name:<20}{found.mean():>9.3f} ±{found.std():.3f}{dropped.mean():>14.1%} ±{dropped.std():.1%}"
-            f"{whole.mean():>14.1%}"
+            f"{row['method']:<20}{row['auroc']:>9.3f} ±{row['auroc_interval']:.3f}"
+            f"{row['unsafe_of_dropped']:>14.1%} ±{row['unsafe_of_dropped_interval']:.1%}{row['unsafe_of_all']:>14.1%}"
         )
-    with open(options.output, "w", encoding="utf-8") as file:
-        json.dump({"options": vars(options), "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":

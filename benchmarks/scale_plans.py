@@ -24,11 +24,27 @@ from dsel_trl.core.data_passes import Passes
 from dsel_trl.core.ledger import Ledger
 from dsel_trl.core.registry import create_method
 from dsel_trl.core.run import Run
+from dsel_trl.functional.bandits import draw_in_rounds
+from dsel_trl.functional.influence.adapt_inf import (
+    choose_in_clusters,
+    most_entropic,
+    similarity_in_clusters,
+    without_duplicates,
+)
 from dsel_trl.functional.kmeans import spherical_kmeans, unit_rows
 from dsel_trl.functional.pacing import unigram_rarity
 from dsel_trl.functional.ranking import top_k
+from dsel_trl.functional.target.cosine_relevance import cosine_relevance
 from dsel_trl.functional.target.gotd import target_gradient
+from dsel_trl.functional.target.jsd_relevance import jensen_shannon
 from dsel_trl.functional.target.knn_shapley import knn_shapley
+from dsel_trl.functional.target.seal import (
+    Moments,
+    adam_update,
+    selector_gradient,
+    selector_weights,
+    sparse_update,
+)
 from dsel_trl.functional.text.d4 import d4_select
 from dsel_trl.functional.text.deita import diversity_filter
 from dsel_trl.functional.text.dsir import bucket_distribution, dsir_select, hash_ngrams, log_importance_weights
@@ -37,7 +53,11 @@ from dsel_trl.functional.text.ifd import drop_misled, ifd_from_perplexities
 from dsel_trl.functional.text.perplexity import perplexity, perplexity_band
 from dsel_trl.functional.text.semdedup import max_similarity, rank_clusters
 from dsel_trl.functional.text.zip import zip_select
+from dsel_trl.methods.influence.quad import MOST_CLUSTERS
 from tests.runs import make_run
+
+# The pool of a stage that is pruned at once: the time grows with the square of its clusters.
+MOST_PRUNED = 100_000
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rt", "sta", "lem", "go", "vi", "tor")]
 
@@ -63,10 +83,52 @@ def run_dsir(texts: list[str]) -> None:
     dsir_select(weights, len(texts) // 2, rng=np.random.default_rng(0))
 
 
+def run_jsd(texts: list[str]) -> None:
+    jensen_shannon(hash_ngrams(texts, ngrams=1), bucket_distribution(hash_ngrams(texts[:1000], ngrams=1), 10_000))
+
+
 def run_semdedup(vectors: np.ndarray) -> None:
     rows = unit_rows(vectors)
     labels, centroids = spherical_kmeans(rows)
     max_similarity(rank_clusters(rows, labels, centroids), len(rows))
+
+
+def run_quad(vectors: np.ndarray) -> None:
+    """The clusters, and the order of an epoch with half of them known."""
+    labels, _ = spherical_kmeans(vectors, MOST_CLUSTERS)
+    rng, pulls = np.random.default_rng(0), np.repeat([0, 3], MOST_CLUSTERS // 2)
+    means = rng.standard_normal(MOST_CLUSTERS)
+    draw_in_rounds(
+        np.arange(len(labels)), labels, pulls, means, arms=4, draws=16, alpha=1.0, limit=len(labels) // 2, rng=rng
+    )
+
+
+def run_seal(examples: int, update: str) -> None:
+    """What ten steps of 64 examples do to the logits and weights."""
+    rng, logits = np.random.default_rng(0), np.zeros(examples)
+    moments = Moments(np.zeros(examples), np.zeros(examples), 0)
+    for _ in range(10):
+        ids, losses = rng.integers(0, examples, 64), rng.gamma(4.0, 0.5, 64)
+        if update == "sparse":
+            logits = sparse_update(logits, ids, losses, 0.1)
+        else:
+            gradient = selector_gradient(logits, ids, losses)
+            logits, moments = adam_update(logits, gradient, moments, 0.005)
+        selector_weights(logits)
+
+
+def run_adapt_inf(given: tuple[np.ndarray, dict[str, np.ndarray]]) -> None:
+    """Pseudo-skills, scorers and the choice of a tenth."""
+    features, scores = given
+    labels, _ = spherical_kmeans(features, 10)
+    chosen, _ = most_entropic(scores, labels, 10)
+    choose_in_clusters(scores, chosen, labels, len(labels) // 10, np.random.default_rng(0))
+
+
+def run_pruning(vectors: np.ndarray) -> None:
+    """What is left of a stage's pool for the next: half of it, near duplicates out first."""
+    labels, _ = spherical_kmeans(vectors, 10)
+    without_duplicates(similarity_in_clusters(vectors, labels), labels, len(labels) // 2)
 
 
 # Methods whose plan comes from columns of the ledger or the dataset alone.
@@ -158,6 +220,22 @@ def planners(examples: int) -> dict[str, tuple[Callable[[], object], Callable[..
             lambda: (vectors_of(examples), vectors_of(100), np.ones(examples)),
             lambda given: knn_shapley(given[0], given[1], lambda i: given[2], 10),
         ),
+        "quad: 256 clusters of 64 numbers, an order": (lambda: vectors_of(examples), run_quad),
+        "seal: ten steps of the logits": (lambda: None, lambda given: run_seal(examples, "sparse")),
+        "seal: ten steps of the logits, adam": (lambda: None, lambda given: run_seal(examples, "adam")),
+        "adapt_inf: 10 clusters of 64 numbers, a choice": (
+            lambda: (vectors_of(examples), dict(zip(("perplexity", "el2n"), losses(), strict=True))),
+            run_adapt_inf,
+        ),
+        f"adapt_inf: pruning of {min(examples, MOST_PRUNED):,} with 64 numbers": (
+            lambda: vectors_of(min(examples, MOST_PRUNED)),
+            run_pruning,
+        ),
+        "cosine_relevance: 1,000 targets of 64 numbers": (
+            lambda: (vectors_of(examples), vectors_of(1000)),
+            lambda pair: cosine_relevance(*pair),
+        ),
+        "jsd_relevance": (lambda: texts_of(examples), run_jsd),
         "dsir": (lambda: texts_of(examples), run_dsir),
         "curriculum: rarity": (tokens, lambda pair: unigram_rarity(*pair)),
     } | {

@@ -91,6 +91,62 @@ def recovery(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def _with_interval(row: dict[str, Any], key: str, form: str = ".3f", factor: float = 1.0) -> str:
+    """A mean and half of its 95% interval, or a dash where there is none."""
+    if row.get(key) is None:
+        return "-"
+    return f"{factor * row[key]:{form}} ± {factor * row[f'{key}_interval']:{form.lstrip('+')}}"
+
+
+def target(result: dict[str, Any]) -> str:
+    """Per target and method: the right domain's share of what was trained, and the loss on its test rows."""
+    rows = [
+        [
+            row["domain"],
+            row["method"],
+            _with_interval(row, "share", ".1f", 100) + "%",
+            _with_interval(row, "loss"),
+            _with_interval(row, "against_random", "+.3f"),
+        ]
+        for row in result["table"]
+    ]
+    head = ["target", "kept by", "right domain", "test loss", "less that of random"]
+    return markdown(head, rows)
+
+
+def safety(result: dict[str, Any]) -> str:
+    """Per method: how well its scores find the unsafe rows."""
+    rows = [
+        [
+            row["method"],
+            _with_interval(row, "auroc"),
+            _with_interval(row, "unsafe_of_dropped", ".1f", 100) + "%",
+            f"{row['unsafe_of_all']:.1%}",
+        ]
+        for row in result["table"]
+    ]
+    return markdown(["scores of", "AUROC", "unsafe among the lowest 20%", "in the mixture"], rows)
+
+
+def continual(result: dict[str, Any]) -> str:
+    """Per way of training the stream: what the model ends with, and what it has forgotten."""
+    rows = [
+        [
+            row["method"],
+            _with_interval(row, "final"),
+            _with_interval(row, "forgetting", "+.3f"),
+            _with_interval(row, "final_apart", "+.3f"),
+            _with_interval(row, "forgetting_apart", "+.3f"),
+            f"{row['tokens']:,.0f}",
+            f"{row['forwards']:,.0f} / {row['backwards']:,.0f}",
+        ]
+        for row in result["table"]
+    ]
+    head = ["trained", "final loss, all tasks", "forgetting", "final - random replay", "forgetting - random replay"]
+    table = markdown([*head, "tokens trained", "forwards / backwards added"], rows)
+    return "\n\n".join([table, " ".join(result["verdict"])])
+
+
 def gpu(result: dict[str, Any]) -> str:
     """What was measured on a GPU: a row per line of its parts."""
 

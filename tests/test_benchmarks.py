@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import flips, lds, tables
+from benchmarks import cells, continual, flips, lds, safety, tables
 from benchmarks.registry import BENCHMARKS, Benchmark
 
 ROOT = Path(__file__).parents[1]
@@ -109,3 +109,58 @@ def test_flips_are_ranked_and_cells_have_names_of_their_own(tmp_path):
     assert found["chosen"] == {"640": "in-run, norms, cosine"}
     assert all(row["seeds"] == [1, 2] for row in found["table"])
     assert "| in-run, norms, cosine | 0.800 ± 0.000 (chosen) |" in tables.flips(found)
+
+
+# ---- Cells ----
+
+
+def counted(options, name, seed):
+    """The work of a cell; which were done is in a file."""
+    with open(options.log, "a", encoding="utf-8") as log:
+        log.write(f"{name} {seed}\n")
+    if name == "bad":
+        raise ValueError("no luck")
+    return {"name": name, "value": float(seed)}
+
+
+def test_cells_are_done_once_and_a_failing_one_stops_none(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    cells.add_options(parser)
+    options = parser.parse_args(["--output", str(tmp_path / "out.json"), "--workers", "1", "--device", "cpu"])
+    options.log = str(tmp_path / "log")
+    wanted = [("a b", 0), ("bad", 0), ("c", 1)]
+    first = cells.run_cells(counted, wanted, options)
+    assert [row["name"] for row in first] == ["a b", "c"]
+    assert "('bad', 0): FAILED: ValueError: no luck" in capsys.readouterr().out
+    options.report = True
+    assert cells.run_cells(counted, wanted, options) == first
+    assert (tmp_path / "log").read_text().splitlines() == ["a b 0", "bad 0", "c 1"]
+    about = cells.circumstances(options, wanted, first)
+    assert (about["missing"], about["where"]) == (1, ["CPU"])
+    assert str(tmp_path) not in json.dumps({**about, "settings": {**about["settings"], "log": ""}})
+
+
+def test_the_forgetting_of_a_stream_is_compared_seed_by_seed():
+    def cell(method, seed, final, forgetting):
+        return {"method": method, "seed": seed, "final": final, "forgetting": forgetting, "tokens": [10, 20],
+                "steps": 4, "forwards": 5, "backwards": 6}  # fmt: skip
+
+    rows = [cell("random replay", s, 2.0 + s, 0.5) for s in range(3)]
+    rows += [cell("adapt_inf", s, 1.75 + s, 0.75 + s / 4) for s in range(3)]
+    table = continual.summary(rows)
+    own = next(row for row in table if row["method"] == "adapt_inf")
+    assert (own["final_apart"], own["final_apart_interval"]) == (-0.25, 0.0)
+    assert own["forgetting_apart"] == pytest.approx(0.5)
+    # Half of the interval: 4.30 deviations (of 1/4) over the root of three.
+    assert own["forgetting_apart_interval"] == pytest.approx(4.30 * 0.25 / 3**0.5)
+    assert continual.verdict(table) == ["adapt_inf forgets no less than random replay and ends lower."]
+    assert "| adapt_inf | 2.750 ± 2.483 | +1.000 ± 0.621 | -0.250 ± 0.000 | +0.500 ± 0.621 | 30 | 5 / 6 |" in (
+        tables.continual({"table": table, "verdict": []})
+    )
+
+
+def test_the_share_of_unsafe_rows_that_a_score_finds():
+    scores, unsafe = np.array([0.0, 1.0, 1.0, 2.0, 3.0]), np.array([True, True, False, False, False])
+    # Of six pairs five and a half are in order.
+    assert safety.auroc(scores, unsafe) == pytest.approx(5.5 / 6)
+    assert safety.auroc(-scores, unsafe) == pytest.approx(0.5 / 6)

@@ -13,8 +13,10 @@ from dsel_trl.data.demo.model import build_demo_model
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "recipes").glob("*.yaml"))
 # Recipes that are named after no method.
-OTHERS = {"quickstart", "composed", "kto"}
+OTHERS = {"quickstart", "composed", "kto", "stages"}
 ROWS = 48
+# So many that every stage of the demo corpus has some.
+HELD_OUT = 32
 
 
 def kind_of(path):
@@ -27,7 +29,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     build_demo_model(folder / "model", steps=2)
     for kind, build in (("dpo", demo_preferences), ("sft", demo_completions), ("kto", demo_judged)):
-        for split, rows in build(train_size=ROWS, test_size=8).items():
+        for split, rows in build(train_size=ROWS, test_size=HELD_OUT).items():
             (folder / kind).mkdir(exist_ok=True)
             rows.to_parquet(str(folder / kind / f"{split}.parquet"))
     return folder

@@ -38,7 +38,8 @@ class SelectionArguments:
         stages (`str`, *optional*):
             Datasets to train one after the other: in the YAML file a list of mappings with `dataset_name` (and `name`,
             `dataset_config`, `dataset_train_split`, `dataset_test_split`, `eval_dataset_name`, `max_steps`,
-            `num_train_epochs`), or `column: NAME`, a column of `dataset_name` by whose values its rows are staged.
+            `num_train_epochs`, and `max_tokens`, with which a stage ends once it has trained so many), or
+            `column: NAME`, a column of `dataset_name` by whose values its rows are staged.
         replay (`str`, *optional*, defaults to `"0"`):
             What of the earlier stages comes again: so many of their rows, drawn at random, per row of the new one, or
             `all`, of which the methods choose.

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from ..data.files import replacing
 from ..report.html import page
 from ..report.picture import draw_run
-from ..report.record import RunRecord
+from ..report.record import RunRecord, read_stream
 from . import COMMANDS
 from .run_data import row_texts, rows_of, text_values
 
@@ -46,7 +46,8 @@ def report_runs(words: Sequence[str]) -> str:
     if asked.examples < 0:
         raise ValueError(f"examples={asked.examples!r} must be 0 or more.")
     folders = [Path(folder) for folder in asked.run_dir]
-    records = _named([RunRecord.read(folder) for folder in folders])
+    streams, runs = _streams(folders)
+    records = _named([RunRecord.read(folder) for folder in runs])
     examples: list[dict[str, Any]] = []
     columns: list[dict[str, np.ndarray]] = []
     notes = []
@@ -64,8 +65,24 @@ def report_runs(words: Sequence[str]) -> str:
         columns.append({} if rows is None else _columns(record, rows, asked.by))
     file = Path(asked.output_file) if asked.output_file else folders[0] / "report.html"
     with replacing(file) as temporary:
-        temporary.write_text(page(records, examples, columns, notes), encoding="utf-8")
+        temporary.write_text(page(records, examples, columns, notes, streams), encoding="utf-8")
     return "\n".join([f"Report: {file}", *(f"Picture: {path}" for path in _pictures(file, records))])
+
+
+def _streams(folders: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], list[Path]]:
+    """Summaries of the runs with stages by name, and the folders of all runs: of those, the stages that chose."""
+    streams: dict[str, dict[str, Any]] = {}
+    runs: list[Path] = []
+    for folder in folders:
+        summary = read_stream(folder)
+        if summary is None:
+            runs.append(folder)
+            continue
+        name = folder.resolve().name
+        streams[name if name not in streams else f"{name} ({len(streams) + 1})"] = summary
+        stages = sorted(folder.glob("stage-*"), key=lambda path: int(path.name.split("-")[1]))
+        runs += [path for path in stages if (path / "selection" / "ledger.parquet").is_file()]
+    return streams, runs
 
 
 def _parser() -> argparse.ArgumentParser:

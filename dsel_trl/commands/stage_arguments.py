@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from ..core.parameters import nearest
+from ..core.parameters import check_whole, nearest
 from ..data.stages import read_replay
 from .yaml_files import read_yaml
 
 STAGE_KEYS = (
     *("name", "dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
-    *("eval_dataset_name", "max_steps", "num_train_epochs"),
+    *("eval_dataset_name", "max_steps", "num_train_epochs", "max_tokens"),
 )
 
 
@@ -35,6 +35,8 @@ def read_stages(value: Any) -> list[dict[str, Any]] | dict[str, str] | None:
                 raise ValueError(
                     f"stages: unknown key {key!r}.{nearest(key, STAGE_KEYS)} It takes {list(STAGE_KEYS)}."
                 )
+        if "max_tokens" in entry:
+            check_whole("max_tokens", entry["max_tokens"], 1)
     return list(value)
 
 

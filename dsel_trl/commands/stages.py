@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from ..core.randomness import stream
 from ..data.files import save_arrays, write_json
@@ -38,11 +39,15 @@ class Stage:
         name (`str`): what it is called; its folder has it in its name.
         max_steps (`int`, *optional*): its steps, where they are not those of the run.
         num_train_epochs (`float`, *optional*): its epochs, likewise.
+        max_tokens (`int`, *optional*):
+            Trained tokens, padding not counted, with which it ends: with the optimizer step that reaches them. Steps
+            and epochs are then its longest, and what the learning rate's schedule goes by.
     """
 
     name: str
     max_steps: int | None = None
     num_train_epochs: float | None = None
+    max_tokens: int | None = None
 
 
 @dataclass
@@ -88,7 +93,7 @@ def load_stages(arguments: Arguments) -> Stages:
                 raise ValueError(f"stages: two of them are called {name!r}: give them another `name`.")
             train_rows, judged = load_datasets(_entry_arguments(arguments, entry), evaluate=True, remedy=REMEDY)
             trains[name], evaluations[name] = train_rows, judged
-            stages.append(Stage(name, entry.get("max_steps"), entry.get("num_train_epochs")))
+            stages.append(Stage(name, *(entry.get(key) for key in ("max_steps", "num_train_epochs", "max_tokens"))))
     if len(stages) < 2:
         raise ValueError(f"stages: there is only {[stage.name for stage in stages]}: a stream has at least two.")
     return Stages(stages, Stream.of([stage.name for stage in stages], list(trains.values())), evaluations, replay)
@@ -125,7 +130,35 @@ def _training(arguments: Arguments, stage: Stage, folder: Path) -> Any:
         training.num_train_epochs = stage.num_train_epochs
         if stage.max_steps is None:
             training.max_steps = -1
+    if training.include_num_input_tokens_seen == "no":
+        training.include_num_input_tokens_seen = "non_padding"
     return training
+
+
+class _EndsByTokens(TrainerCallback):
+    """Ends a training with the step that brings it to so many tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.num_input_tokens_seen >= self.tokens:
+            control.should_training_stop = True
+
+
+def _cut_off(folder: Path, stage: Stage) -> str | None:
+    """
+    The checkpoint that a stage goes on from, if it was cut off.
+
+    One of its very end is none: the trainer would make one more step behind it, so such a stage is trained anew.
+    """
+    found = resumable(folder)
+    if found is None:
+        return None
+    state = json.loads((Path(found) / "trainer_state.json").read_text(encoding="utf-8"))
+    limits = {"global_step": state["max_steps"], "num_input_tokens_seen": stage.max_tokens}
+    ended = any(limit is not None and state[key] >= limit for key, limit in limits.items())
+    return None if ended else found
 
 
 def _judge(trainer: Any, names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -163,12 +196,20 @@ def _run_stage(arguments: Arguments, plan: Stages, index: int, model: str, folde
     job = Job(arguments, rows, {name: plan.evaluations[name] for name in seen}, model, continued=index > 0)
     trainer = build_trainer(job, training, arguments.selection)
     logger.info("Stage %d of %d, %r: %d rows.", index + 1, len(plan.stages), stage.name, len(pool))
-    train(trainer, resumable(folder) if arguments.training.resume_from_checkpoint else None)
+    if stage.max_tokens is not None:
+        trainer.add_callback(_EndsByTokens(stage.max_tokens))
+    train(trainer, _cut_off(folder, stage) if arguments.training.resume_from_checkpoint else None)
+    tokens = int(trainer.state.num_input_tokens_seen)
+    if stage.max_tokens is not None and tokens < stage.max_tokens:
+        logger.warning(
+            "Stage %r has ended after %d of %d tokens: give it more steps.", stage.name, tokens, stage.max_tokens
+        )
     result: dict[str, Any] = {
         "name": stage.name,
         "fingerprint": _fingerprint(arguments, plan, index),
         "pool": len(pool),
         "steps": int(trainer.state.global_step),
+        "tokens": tokens,
         **_judge(trainer, seen),
     }
     dropped = pool[_left(trainer)]

@@ -79,3 +79,22 @@ def factored(matrices: Tensor, size: int, seed: int) -> Tensor:
     right = signs(matrices.shape[2], side, stream_of(seed, "in"), matrices.device)
     projected: Tensor = left.T @ matrices.float() @ right
     return projected.flatten(1).div_(side)
+
+
+def projected(gradients: Tensor, size: int, seed: int, kind: str = "factored") -> Tensor:
+    """
+    Projects the gradients of one parameter, `(n, size)` float32.
+
+    Args:
+        gradients (`torch.Tensor` of shape `(n, *shape)`):
+            Those of n examples.
+        size (`int`):
+            Numbers that are left of each; with `"factored"` a square.
+        seed (`int`):
+            The same seed for all that is to be compared.
+        kind (`str`, *optional*, defaults to `"factored"`):
+            `"factored"`: matrices by [`factored`], all else by [`rademacher`]; `"rademacher"`: everything by it.
+    """
+    if kind == "factored" and gradients.dim() == 3:
+        return factored(gradients, size, seed)
+    return rademacher(gradients.flatten(1), size, seed)

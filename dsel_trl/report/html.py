@@ -1,7 +1,7 @@
 """The page of one or several runs: one file that needs nothing else, in which all text of a dataset is only text."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -23,6 +23,7 @@ def page(
     examples: Sequence[dict[str, Any]],
     columns: Sequence[dict[str, np.ndarray]],
     notes: Sequence[str] = (),
+    streams: Mapping[str, dict[str, Any]] | None = None,
 ) -> str:
     """
     The report as HTML.
@@ -37,13 +38,15 @@ def page(
             Of each run the values of some columns of its dataset by name, `(N,)` texts each.
         notes (`Sequence[str]`, *optional*):
             Lines for the top of the page.
+        streams (`Mapping[str, dict]`, *optional*):
+            Of runs with `stages`, by name, `summary.json`: the forgetting tables come first.
 
     Returns:
         `str`: the whole file.
     """
     style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     script = files(__package__).joinpath("page.js").read_text(encoding="utf-8")
-    title = " · ".join(record.title for record in records)
+    title = " · ".join([*(streams or {}), *(record.title for record in records)])
     # In a script element only `<` can end it, or begin a comment.
     data = json.dumps({"runs": [r.name for r in records], "examples": [_plain(e) for e in examples]}, allow_nan=False)
     body = [
@@ -51,6 +54,7 @@ def page(
         f"<h1>{escape(title)}</h1>",
         "".join(f"<p class='note'>{escape(note)}</p>" for note in notes),
         "</header><main>",
+        *(_stream(name, summary) for name, summary in (streams or {}).items()),
         _comparison(records) if len(records) > 1 else "",
         "<div class='runs'>",
         *(_run(record, values, len(records) > 1) for record, values in zip(records, columns, strict=True)),
@@ -300,6 +304,34 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], kind: str = "numb
     lines = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in rows)
     inside = f"<thead><tr>{names}</tr></thead><tbody>{lines}</tbody>"
     return f"<div class='scroll'><table class='{kind}'>{inside}</table></div>"
+
+
+# ---- A run with stages ----
+
+
+def _stream(name: str, summary: dict[str, Any]) -> str:
+    """What each stage has left of the ones before: a line per stage trained, a column per stage judged."""
+    stages = [stage["name"] for stage in summary["stages"]]
+    methods = " + ".join(method["name"] for method in summary["methods"] or [{"name": "no selection"}])
+    under = f"{methods}, replay {summary['replay']}, seed {summary['seed']}"
+    cards = []
+    for measure, form in (("loss", "{:.4f}"), ("accuracy", "{:.1%}")):
+        if measure not in summary:
+            continue
+        found = summary[measure]
+        rows = [
+            (stage, *("" if value is None else form.format(value) for value in values))
+            for stage, values in zip(stages, found["table"], strict=True)
+        ]
+        means = f"mean at the end {form.format(found['final_mean'])}, forgotten {form.format(found['forgetting'])}"
+        cards.append(_card(f"{measure.capitalize()} after each stage", means, _table(("after", *stages), rows)))
+    trained = [
+        (stage["name"], *(f"{stage[key]:,}" for key in ("pool", "steps", "tokens", "dropped_for_good")))
+        for stage in summary["stages"]
+    ]
+    cards.append(_card("Stages", "", _table(("stage", "pool", "steps", "tokens", "dropped for good"), trained)))
+    heading = f"<h2>{escape(name)}</h2><p class='sub'>{escape(under)}</p>"
+    return f"<section class='together'>{heading}<div class='cards'>{''.join(cards)}</div></section>"
 
 
 # ---- All of them ----

@@ -132,3 +132,12 @@ def _with_decisions(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "reason": table["dropped_by"],
     }
     return {**blank, **table}
+
+
+def read_stream(folder: Path) -> dict[str, Any] | None:
+    """`summary.json` of a run with `stages`, or `None` for another folder."""
+    file = folder / "selection" / "summary.json"
+    if not file.is_file():
+        return None
+    summary: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return summary if "stages" in summary else None

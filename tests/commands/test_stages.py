@@ -95,16 +95,35 @@ def test_each_stage_is_judged_on_all_stages_so_far(recipe, capsys):
     assert set(found) >= {"accuracy", "cost", "seed", "methods"}
     assert "loss after" in said
     assert f"{table[1, 0]:.4f}" in said
-    # What it learns last it knows better than what it has not met.
     assert all(
         Path("out", f"stage-{k + 1}-{name}", "selection", "ledger.parquet").is_file() for k, name in enumerate(NAMES)
     )
+    assert main(["report", "out", "--examples", "0"]) == 0, capsys.readouterr().err
+    text = Path("out", "report.html").read_text()
+    assert f"<td>{table[1, 0]:.4f}</td>" in text
+    assert text.count("<section class='run'>") == len(NAMES)
 
 
 def test_a_stage_starts_from_the_model_of_the_one_before(recipe, capsys):
     assert main(["sft", "--config", recipe(learning_rate=0.0, weight_decay=0.0)]) == 0, capsys.readouterr().err
     table = summary("out")["loss"]["table"]
     assert table[0][0] == table[1][0] == table[2][0]
+
+
+def test_a_stage_ends_with_the_step_that_reaches_its_tokens(recipe, tmp_path, capsys):
+    wanted = (30, 120, 10_000)
+    entries = [
+        {"dataset_name": str(tmp_path / name), "max_tokens": tokens}
+        for name, tokens in zip(NAMES, wanted, strict=True)
+    ]
+    assert main(["sft", "--config", recipe(stages=entries, max_steps=12, save_strategy="no")]) == 0
+    found = summary("out")["stages"]
+    steps, tokens = ([stage[key] for stage in found] for key in ("steps", "tokens"))
+    # A step has two rows of at most 8 and 16 words and an end.
+    for count, limit in zip(tokens[:2], wanted, strict=False):
+        assert limit <= count < limit + 2 * 25
+    assert steps[0] < steps[1] < steps[2] == 12
+    assert "'third' has ended after" in capsys.readouterr().err
 
 
 def test_the_rows_of_a_column_are_staged(recipe, tmp_path, capsys):
@@ -147,12 +166,21 @@ PRUNING = {"name": "adapt_inf", "budget": 5, "clusters": 2, "directions": 2, "su
 
 
 @pytest.mark.parametrize(
-    "selection", [[{"name": "el2n", "keep": 0.5, "refresh": 1}], [PRUNING]], ids=["live", "pruning"]
+    ("selection", "limits", "taken_away"),
+    [
+        ([{"name": "el2n", "keep": 0.5, "refresh": 1}], {}, "checkpoint-3"),
+        ([PRUNING], {}, "checkpoint-3"),
+        # The checkpoint of its end: there is nothing to go on with behind it.
+        ([{"name": "el2n", "keep": 0.5, "refresh": 1}], {}, None),
+        ([], {"max_tokens": 50, "max_steps": 9}, None),
+    ],
+    ids=["live", "pruning", "at its end", "at its last token"],
 )
 def test_a_run_that_was_cut_off_between_and_within_stages_ends_the_same(
-    recipe, tmp_path, capsys, monkeypatch, selection
+    recipe, tmp_path, capsys, monkeypatch, selection, limits, taken_away
 ):
-    path = recipe(selection=selection, replay="all")
+    entries = [{"dataset_name": str(tmp_path / name), **limits} for name in NAMES]
+    path = recipe(stages=entries, selection=selection, replay="all", save_steps=1 if "max_tokens" in limits else 2)
     assert main(["sft", "--config", path]) == 0, capsys.readouterr().err
     words = ["sft", "--config", path, "--output_dir", str(tmp_path / "cut")]
     judge, calls = stages._judge, []
@@ -169,7 +197,8 @@ def test_a_run_that_was_cut_off_between_and_within_stages_ends_the_same(
     # The first stage is done; the second has its checkpoint of step 2 and one of its end, which we take away.
     assert (tmp_path / "cut" / "stage-1-first" / "stage.json").is_file()
     second = tmp_path / "cut" / "stage-2-second"
-    (second / "checkpoint-3" / "trainer_state.json").unlink()
+    if taken_away is not None:
+        (second / taken_away / "trainer_state.json").unlink()
     assert main(words) == 2
     assert "--resume_from_checkpoint" in capsys.readouterr().err
     assert main([*words, "--resume_from_checkpoint", "true"]) == 0, capsys.readouterr().err
@@ -199,6 +228,7 @@ def test_a_finished_stage_of_another_run_is_not_taken(recipe, capsys):
         ({"stages": [{"name": "first"}]}, ["dataset_name"]),
         ({"stages": [{"dataset_name": "first"}]}, ["at least two"]),
         ({"stages": [{"dataset_name": "first"}, {"dataset_name": "first"}]}, ["called 'first'"]),
+        ({"stages": [{"dataset_name": "first", "max_tokens": 0}]}, ["max_tokens=0"]),
         ({"stages": {"col": "task"}}, ["{column: NAME}"]),
         ({"stages": {"column": "tsk"}, "dataset_name": "first"}, ["'tsk'", "difficulty"]),
         ({"replay": "some"}, ["replay='some'", "'all'"]),

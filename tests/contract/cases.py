@@ -109,6 +109,8 @@ CASES: dict[str, Case] = {
     "dsir": Case({"target_column": "difficulty", "target_above": 0.4, "keep": 0.6, "smoothing": 1.0}),
     "gotd": Case({"target": target(), "keep": 0.6, "refresh": "epoch"}),
     "inrun_shapley": Case({"target": target(), "target_refresh": 2, "keep": 0.6, "refresh": 2}),
+    "cosine_relevance": Case({"target": target(), "keep": 0.6, "over": "max"}),
+    "jsd_relevance": Case({"target": target(), "keep": 0.6}),
     "knn_shapley": Case({"target": target(), "keep": 0.6, "neighbours": 3, "refresh": 3}),
     "seal": Case({"target": target(), "upper": 0.6, "selector_learning_rate": 5.0, "keep": 0.6}, repeats=False),
     "selective_dpo": Case({"source": "online", "refresh": 2, "keep": 0.7}),
@@ -136,12 +138,19 @@ FURTHER: dict[str, Case] = {
         {"target": target(), "scale": "cosine", "layers": "norms", "keep": 0.6, "refresh": 2}
     ),
     "inrun_shapley:weight": Case({"target": target(), "precondition": "adam", "action": "weight"}),
+    "seal:value": Case(
+        {"target": target(), "upper": 0.6, "selector_learning_rate": 5.0, "value": "helper", "helper_lora": False},
+        size=EVEN,
+        repeats=False,
+        untold="while it learns it trains all examples in any order; what it learned nothing of is then left out",
+    ),
     "seal:adam": Case({"target": target(), "update": "adam", "activation": "sigmoid", "target_batch": 3}),
     "margin:weight": Case({"action": "weight"}),
     "el2n:weight": Case({"action": "weight"}),
     "greats:adam": Case(
         {"target": target(), "precondition": "adam", "scale": "mean", "layers": "last-1"}, repeats=False
     ),
+    "adapt_inf:gradients": Case({"keep": 0.6, "clusters": 3, "features": "gradients", "directions": 4, "bins": 4}),
     "adapt_inf:epoch": Case({"budget": 9, "clusters": 2, "directions": 2, "refresh": "epoch", "scorers": ["el2n"]}),
     "margin:explicit": Case({"source": "explicit", "action": "curriculum"}),
     "margin:disagreement": Case({"source": "disagreement", "action": "band", "refresh": 3}),

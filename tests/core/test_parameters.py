@@ -22,6 +22,7 @@ PAIRS = Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]})
 REWARD = "tests.contract.cases:fewest_words"
 # What a method cannot be made without.
 REQUIRED = {
+    "cosine_relevance": {"target": "demo"},
     "dsir": {"target_column": "domain"},
     "edge": {"guideline": "Answer briefly."},
     "filtered_dpo": {"reward": REWARD},
@@ -31,6 +32,7 @@ REQUIRED = {
     "inco_dpo": {"reward": REWARD},
     "inrun_shapley": {"target": "demo"},
     "jest": {"loss_column": "loss"},
+    "jsd_relevance": {"target": "demo"},
     "knn_shapley": {"target": "demo"},
     "less": {"target": "demo"},
     "quad": {"target": "demo"},
@@ -70,6 +72,7 @@ def test_what_was_renamed():
     }
     assert {name for name, old in RENAMED if old == "renew"} == {
         "audit",
+        "cosine_relevance",
         "d4",
         "data_shapley",
         "deita",
@@ -77,6 +80,7 @@ def test_what_was_renamed():
         "edge",
         "gotd",
         "ifd",
+        "jsd_relevance",
         "knn_shapley",
         "perplexity",
         "semdedup",
@@ -120,7 +124,7 @@ def test_the_words_of_the_parameters(name):
 
 # Parameters that decide which others are read, and what they may be beside the actions of a method.
 SWITCHES = {
-    "adapt_inf": {"budget": [None, 5]},
+    "adapt_inf": {"budget": [None, 5], "features": ["zero_order", "gradients"]},
     "audit": {"sources": [["texts"], ["statistics"], ["statistics", "trees"], ["statistics", "helper"]]},
     "data_shapley": {"target": [None, "demo", PAIRS], "values": [None, "values.parquet"]},
     "greats": {"target": ["demo", PAIRS]},
@@ -153,7 +157,9 @@ SWITCHES = {
         "diversity": [0.0, 1.0],
         "embedding": ["policy", "column:x"],
     },
-    "seal": {"target": ["demo", PAIRS]},
+    "seal": {"target": ["demo", PAIRS], "value": ["none", "helper"]},
+    "cosine_relevance": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"]},
+    "jsd_relevance": {"target": ["demo", PAIRS]},
     "knn_shapley": {"target": ["demo", PAIRS], "embedding": ["policy", "column:x"]},
     "margin": {"source": ["implicit", "explicit", "disagreement"], "reward": [None, REWARD]},
     "perplexity": {"model": [None, "a"]},

@@ -40,6 +40,38 @@ def record(name="run", size=40):
     return found
 
 
+def stream(**values):
+    names = [EVIL, "second"]
+    return {
+        "methods": [{"name": "adapt_inf"}],
+        "replay": "all",
+        "seed": 3,
+        "stages": [{"name": n, "pool": 10, "steps": 4, "tokens": 1234, "dropped_for_good": 2} for n in names],
+        "loss": {"table": [[1.5, None], [2.25, 0.5]], "final_mean": 1.375, "forgetting": 0.75},
+        **values,
+    }
+
+
+def test_the_forgetting_table_is_text():
+    text = page([], [], [], streams={EVIL: stream(), "plain": stream(methods=None)})
+    assert "<img" not in text
+    assert text.count("<script") == 2
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", text)
+    place = cells.index("second")
+    assert [unescape(cell) for cell in cells[place - 3 : place + 3]] == [
+        EVIL,
+        "1.5000",
+        "",
+        "second",
+        "2.2500",
+        "0.5000",
+    ]
+    assert "mean at the end 1.3750, forgotten 0.7500" in text
+    assert "adapt_inf, replay all, seed 3" in text
+    assert "no selection, replay all" in text
+    assert "1,234" in cells
+
+
 def example(**values):
     return {
         "run": 0, "id": 3, "kind": "dropped", "score": 3.0, "by": "margin", "step": 2, "weight": float("nan"),

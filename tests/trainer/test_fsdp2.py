@@ -44,6 +44,7 @@ def vectors(size):
 
 TARGET = {"target": cases.target()}
 BANDIT = {"keep": 0.8, "target_refresh": 3, "calibration": 5, "clusters": 3, "draws": 2, "arms": 1, "refresh": 2}
+SKILLS = {"keep": 0.6, "clusters": 3, "directions": 2, "bins": 4}
 # Each is run with and without sharding; `mean1` scales the accumulated gradient.
 SETTINGS = {
     "weighted": setting(["weight_column"]),
@@ -65,6 +66,9 @@ SETTINGS = {
     # A second forward with gradient in each step, and a second stage from the first weights.
     "seal-sft": setting([["seal", {"target": cases.target(), "upper": 0.6, "selector_learning_rate": 5.0}]], "sft"),
     "seal-anew": setting([["seal", {"target": cases.target(), "upper": 0.6, "anew": True}]]),
+    # Blocks that are moved along directions, and gradients by them, shard by shard: chosen when training begins.
+    "skills": setting([["adapt_inf", SKILLS]], max_steps=2),
+    "skills-gradients": setting([["adapt_inf", {**SKILLS, "features": "gradients", "directions": 4}]], max_steps=2),
     "pick": setting(["pick_longest"], per_device_train_batch_size=1, num_train_epochs=1),
 }
 HOWS = ("ddp", "fsdp2")

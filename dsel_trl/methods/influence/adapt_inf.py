@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...core.charges import Charge
 from ...core.method import Method, Run
-from ...core.parameters import Reads, check_choice, check_range, check_refresh, check_whole, without
+from ...core.parameters import Reads, check_choice, check_range, check_refresh, check_whole, when, without
 from ...core.registry import register
 from ...data.tokens import Sequences
 from ...functional.influence.adapt_inf import (
@@ -23,11 +23,13 @@ from ...functional.influence.el2n import token_el2n
 from ...functional.kmeans import BACKENDS, require_backend, spherical_kmeans
 from ...functional.ranking import keep_count
 from ...scorers.embeddings import policy_states
+from ...scorers.gradient_features import block_layers, gradient_features
 from ...scorers.zero_order import block_parameters, zero_order_features
 from ...signals.batch import Signal
 from ...signals.sequence_batch import SequenceBatch
 
 SCORERS = ("perplexity", "el2n", "entropy")
+FEATURES = ("zero_order", "gradients")
 
 
 @register("adapt_inf")
@@ -42,7 +44,8 @@ class AdaptInf(Method):
     one, examples are sampled evenly over the range of its scores without the outliers (hf.co/papers/2410.10636).
     Features are derivatives along `directions` random directions, shared by all examples, of the trainable parameters
     of one decoder `block`: forwards only. (The authors draw other directions for each example, which says nothing of
-    which examples are alike.)
+    which examples are alike.) With `features: gradients` they are random projections of the gradients themselves, by
+    the block's linear layers: one backward pass instead of `2 * directions` forwards.
     With `stages:` and `replay: all` the pool is what is left of the earlier stages and the new one's rows; at the end
     of a stage the pool is cut to `survive` examples, near duplicates first, by the model's own hidden states.
     When: datasets that come one after the other, under a fixed budget for each.
@@ -58,7 +61,12 @@ class AdaptInf(Method):
     scorers: Sequence[str] = field(
         default=SCORERS, metadata={"help": f"out of {', '.join(SCORERS)}; between equals the first"}
     )
-    directions: int = field(default=64, metadata={"help": "random directions of the features: 2 forwards each"})
+    features: str = field(
+        default="zero_order", metadata={"help": "zero_order: by forwards alone; gradients: by one backward pass"}
+    )
+    directions: int = field(
+        default=64, metadata={"help": "random directions of the features: 2 forwards each; of gradients a square"}
+    )
     eps: float | None = field(
         default=None, metadata={"help": "step along a direction; default 1e-3, with bf16 or fp16 1e-2"}
     )
@@ -75,9 +83,11 @@ class AdaptInf(Method):
     outputs = ("log_sum_sq_probs", "entropy")
     family = "reduction"
     selector = "per_cluster, sampled evenly over the scores"
-    reads: ClassVar[Reads] = {"keep": (without("budget"),)}
+    reads: ClassVar[Reads] = {"keep": (without("budget"),), "eps": (when("features", "zero_order"),)}
     charges = (
-        Charge("forwards", "2 * directions + 1", per="example and measurement"),
+        Charge("forwards", "2 * directions + 1", per="example and measurement", when="features: zero_order"),
+        Charge("forwards", per="example and measurement", when="features: gradients"),
+        Charge("gradients", per="example and measurement", when="features: gradients", reference=True),
         Charge("forwards", when="survive", at_most=True),
     )
     state = "the cluster, the scores and the choice of each example (33 bytes)"
@@ -91,7 +101,10 @@ class AdaptInf(Method):
             raise ValueError(f"scorers={self.scorers!r} must name at least one scorer, and each of them once.")
         for name in self.scorers:
             check_choice("scorers", name, SCORERS)
+        check_choice("features", self.features, FEATURES)
         check_whole("directions", self.directions, 1, 65536)
+        if self.features == "gradients" and round(self.directions**0.5) ** 2 != self.directions:
+            raise ValueError(f"directions={self.directions!r} is no square, which features='gradients' needs.")
         if self.eps is not None:
             check_range("eps", self.eps, 0, 1, open_low=True)
         check_whole("block", self.block, -(2**15), 2**15)
@@ -111,7 +124,9 @@ class AdaptInf(Method):
         if run.size == 0:
             raise ValueError(f"{self.name!r} clusters all examples before training, which a stream does not allow.")
         require_backend(self.backend)
-        if not run.sharded:
+        if self.features == "gradients":
+            block_layers(run, self.block)
+        elif not run.sharded:
             block_parameters(run.model, self.block)
         Sequences(run.rows.side("chosen"))
 
@@ -184,9 +199,7 @@ class AdaptInf(Method):
 
     def _clusters(self, run: Run, known: np.ndarray) -> np.ndarray:
         """Pseudo-skill of each example, `(N,)` int64; -1 for those of which nothing is known."""
-        half = bool(run.arguments.bf16 or run.arguments.fp16)
-        eps = self.eps if self.eps is not None else (1e-2 if half else 1e-3)
-        features = np.nan_to_num(zero_order_features(run, self.directions, eps, self.block, self.name))
+        features = np.nan_to_num(self._features(run))
 
         def labels() -> np.ndarray:
             found = np.full(run.size, -1.0)
@@ -195,6 +208,13 @@ class AdaptInf(Method):
             return found
 
         return run.passes.from_first(run.size, labels).astype(np.int64)
+
+    def _features(self, run: Run) -> np.ndarray:
+        if self.features == "gradients":
+            return gradient_features(run, self.directions, self.block, self.name)
+        half = bool(run.arguments.bf16 or run.arguments.fp16)
+        eps = self.eps if self.eps is not None else (1e-2 if half else 1e-3)
+        return zero_order_features(run, self.directions, eps, self.block, self.name)
 
     def survivors(self, run: Run) -> np.ndarray | None:
         if self.survive is None:

@@ -28,7 +28,7 @@ from ...functional.influence.less import (
     over_checkpoints,
     unit,
 )
-from ...functional.projection import factored, rademacher, stream_of
+from ...functional.projection import projected, stream_of
 from ...scorers.feature_store import DTYPES, FeatureStore
 from ...signals.batch import Signal
 from ...signals.ghost import GradientRequest
@@ -223,10 +223,7 @@ class Less(Targeted, ByScore):
         return run.stream_seed(f"{self.name}/projection")
 
     def _projected(self, run: Run, name: str, gradients: Tensor) -> Tensor:
-        seed = stream_of(self._seed(run), name)
-        if self.projection == "factored" and gradients.dim() == 3:
-            return factored(gradients, self.features, seed)
-        return rademacher(gradients.flatten(1), self.features, seed)
+        return projected(gradients, self.features, stream_of(self._seed(run), name), self.projection)
 
     def _update_features(self, run: Run, moments: dict[str, Any], name: str, gradients: Tensor) -> Tensor:
         return self._projected(run, name, adam_update(gradients, *moments[name]))

@@ -1,6 +1,7 @@
 """SEAL: examples that go with a trusted set get weight, and then stay."""
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,10 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...bases.helper_model import SETTINGS, helper_settings
+from ...bases.scored import known_scores
 from ...bases.target import Targeted
+from ...core.cache import cached
 from ...core.charges import Charge
 from ...core.method import Run, Step
-from ...core.parameters import Reads, check_choice, check_range, check_whole
+from ...core.parameters import Reads, check_choice, check_range, check_whole, when
 from ...core.registry import register
 from ...functional.ranking import keep_count, top_k
 from ...functional.target.seal import (
@@ -26,6 +30,7 @@ from ...functional.target.seal import (
 from ...signals.batch import Batch, Signal
 
 UPDATES = ("sparse", "adam", "sgd")
+VALUES = ("none", "helper")
 
 
 @register("seal")
@@ -41,6 +46,10 @@ class Seal(Targeted):
     trained, without weights and without the trusted set. With `upper: 1`, the paper's start, the first pass learns
     from the trusted set alone. `update` says how the logits move: `sparse` by the distance to the step's mean loss,
     `adam` and `sgd` as in the paper (Adam loses how large a loss is where visits are rare).
+    With `value: none` (the authors' code, Algorithm 2) the logits see the losses as they are, in which how hard an
+    example is weighs more than how it goes with the trusted set. With `value: helper` they see them less those of a
+    helper model trained on the data alone, the value function of Algorithm 1 at equal weights: what is high under the
+    trusted set although it can be learned.
     With `anew` the model then starts again from where the run began, without what the optimizer has gathered: the two
     stages of the paper in one run (the learning rate's schedule goes on; the paper's is constant).
     SFT's batch loss is TRL's mean over tokens, the trusted loss and the logits' is a mean over examples.
@@ -58,6 +67,17 @@ class Seal(Targeted):
     )
     upper: float = field(default=1.0, metadata={"help": "share of the trusted loss at the start, in [0, 1]"})
     decay: float = field(default=0.03, metadata={"help": "by how much that share falls with each pass"})
+    value: str = field(
+        default="none", metadata={"help": "none; helper: logits learn from losses less a helper model's"}
+    )
+    helper_model: str | None = field(
+        default=None, metadata={"help": "another (smaller) model with the same tokenizer; default the policy as it is"}
+    )
+    helper_lora: bool = field(default=True, metadata={"help": "helper model: LoRA (r 16) or full fine-tuning"})
+    helper_epochs: float = field(default=1.0, metadata={"help": "helper model: epochs"})
+    helper_learning_rate: float | None = field(
+        default=None, metadata={"help": "helper model: default 3e-4, or without LoRA the run's own"}
+    )
     activation: str = field(default="softmax", metadata={"help": f"one of {', '.join(ACTIVATIONS)}"})
     update: str = field(default="sparse", metadata={"help": f"one of {', '.join(UPDATES)}"})
     selector_learning_rate: float | None = field(
@@ -72,9 +92,13 @@ class Seal(Targeted):
     carry_over = True
     normalize = "none"
     refresh = "epoch"
-    reads: ClassVar[Reads] = {}
-    charges = (Charge("extra_losses", per="trusted example of the burn-in", reference=True, at_most=True),)
-    state = "8 bytes per example; with update: adam 24"
+    reads: ClassVar[Reads] = {name: (when("value", "helper"),) for name in SETTINGS}
+    charges = (
+        Charge("extra_losses", per="trusted example of the burn-in", reference=True, at_most=True),
+        Charge("helper_trainings", "helper_epochs", when="value: helper", reference=True),
+        Charge("helper_forwards", when="value: helper", reference=True),
+    )
+    state = "8 bytes per example; with update: adam 24; with value: helper 8 more"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,13 +107,15 @@ class Seal(Targeted):
         check_range("decay", self.decay, 0, 1)
         check_whole("burn_in", self.burn_in, 1)
         check_whole("target_batch", self.target_batch, 0)
+        check_choice("value", self.value, VALUES)
+        check_range("helper_epochs", self.helper_epochs, 0, 1000, open_low=True)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("update", self.update, UPDATES)
         if self.selector_learning_rate is not None:
             check_range("selector_learning_rate", self.selector_learning_rate, 0, float("inf"))
         self._logits = np.empty(0)
         self._moments = Moments(np.empty(0), np.empty(0), 0)
-        self._weights = np.empty(0)
+        self._weights, self._value = np.empty(0), np.empty(0)
         # Examples trained so far, and trusted micro-batches of the step that is going on.
         self._seen, self._micro = 0, 0
         self._planned: tuple[tuple[int, int], np.ndarray] | None = None
@@ -110,9 +136,28 @@ class Seal(Targeted):
         self._logits = np.zeros(run.size)
         self._moments = Moments(np.zeros(run.size), np.zeros(run.size), 0)
         self._weights = selector_weights(self._logits, self.activation)
+        self._value = self._values(run)
         passes = max(1, int(np.ceil(run.epochs)))
         if self.burn_in >= passes and self.keep < 1 and not run.resumed:
             run.tell("seal", f"seal: burn_in={self.burn_in} is all of {passes} epochs: nothing is left out.", 30)
+
+    def _values(self, run: Run) -> np.ndarray:
+        """What is taken off the losses that the logits learn from, `(N,)`."""
+        if self.value == "none":
+            return np.zeros(run.size)
+        name = f"{self.name}_value"
+        if not run.resumed:
+            run.ledger.write(name, None, self._helper_losses(run), 0)
+        return known_scores(run, name).astype(np.float64)
+
+    def _helper_losses(self, run: Run) -> np.ndarray:
+        helper, ids = helper_settings(self, run.stream_seed(f"{self.name}/helper")), np.arange(run.size)
+
+        def measure() -> dict[str, np.ndarray]:
+            how = {"evaluations": 1, "description": "Helper model, evaluation", **helper}
+            return {"loss": run.train_helper(ids, ids, attrgetter("loss"), **how)[-1]}
+
+        return cached(run, "value-loss", [], measure, uses=("seed",), helpers=[helper])["loss"]
 
     def begin(self, run: Run) -> None:
         # A resumed run finds the first weights where the one before has kept them.
@@ -150,7 +195,9 @@ class Seal(Targeted):
         if self._planned is None or self._planned[0] != plan:
             ids = np.arange(run.size)
             if run.plans_made >= self.burn_in and self.keep < 1:
-                ids = np.sort(top_k(self._logits, keep_count(self.keep, run.size)))
+                # The logit of an example without a value has never moved, which says nothing of it.
+                known = np.where(np.isfinite(self._value), self._logits, np.nan)
+                ids = np.sort(top_k(known, keep_count(self.keep, run.size)))
                 run.ledger.drop(~np.isin(np.arange(run.size), ids), self.name)
                 rule = f"logits from {self._logits[ids].min():.6g} up are kept, a share of {self.keep:g}"
                 run.ledger.decide(self.name, None, self._logits, run.step, rule)
@@ -200,7 +247,7 @@ class Seal(Targeted):
         self._micro = 0
         if self.learning:
             run.log({"seal/upper": self.trusted_share})
-            self._learn(step.ids, step.values["loss"])
+            self._learn(step.ids, step.values["loss"] - self._value[step.ids])
             self._weights = selector_weights(self._logits, self.activation)
             run.ledger.write(self.name, step.ids, self._logits[step.ids], run.step)
         learning = self.learning

@@ -7,10 +7,12 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from dsel_trl import SelectionCallback, create_method
+from dsel_trl.functional.target.seal import sparse_update
 from tests import tiny, weighted
 
 STEP = {"max_steps": 1, "max_grad_norm": 0.0, "learning_rate": 0.0}
 DATA = {"dpo": tiny.preferences(8), "sft": tiny.completions(8)}
+HELPER = {"helper_learning_rate": 1e-2, "helper_epochs": 4.0}
 # Of one example twice the mean over tokens is the mean over examples.
 TRUSTED = {"dpo": tiny.preferences(3, seed=5), "sft": tiny.completions(1, seed=5).select([0, 0])}
 
@@ -50,6 +52,22 @@ def test_the_whole_of_the_trusted_loss(make_trainer):
     _, alone = gradient(make_trainer, "dpo", DATA["dpo"], seal("dpo", upper=1.0))
     for name, value in alone.items():
         torch.testing.assert_close(value, trusted[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_the_logits_learn_from_what_a_model_of_the_data_does_not_have_to_pay(make_trainer, kind):
+    trainer = make_trainer(kind, dataset=DATA[kind], **{**STEP, "per_device_train_batch_size": 8})
+    tiny.stir(trainer, scale=0.05)
+    method = seal(kind, value="helper", helper_lora=False, **HELPER, selector_learning_rate=1.0)
+    callback = SelectionCallback(trainer, method)
+    trainer.add_callback(callback)
+    trainer.train()
+    loss, value, ids = callback.ledger["loss"], callback.ledger["seal_value"], np.arange(8)
+    # The helper has learned something of the data: the policy, whose rate is 0, has not.
+    assert value.mean() < loss.mean()
+    expected = sparse_update(np.zeros(8), ids, loss - value, 1.0)
+    np.testing.assert_allclose(callback.ledger["seal"], expected, atol=1e-5)
+    assert not np.allclose(expected, sparse_update(np.zeros(8), ids, loss, 1.0), atol=1e-3)
 
 
 def opposed(size=48):
