@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from .registry import BENCHMARKS, HERE, ROOT, Benchmark
+from .tables import markdown
 
 DOCUMENTS = (ROOT / "README.md", HERE / "README.md")
 # What stands for the places of a command in what is written down: no path of this machine.
-SHOWN = {"output": "OUT.json", "data": "DATA", "work": "WORK"}
+SHOWN = {"output": "OUT.json", "data": "DATA", "models": "MODELS", "packages": "PACKAGES", "work": "WORK"}
 PACKAGES = ("dsel-trl", "torch", "trl", "transformers", "accelerate", "peft", "datasets", "numpy")
 
 
@@ -45,13 +46,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def run(benchmark: Benchmark, data: Path) -> str:
-    """Runs a benchmark and writes its result; what kept it from that, if anything did."""
-    if missing := [name for name in benchmark.needs if not (data / name).is_file()]:
-        return f"{missing[0]} is not in {data} (--data)"
+def run(benchmark: Benchmark, shared: dict[str, str]) -> str:
+    """
+    Runs a benchmark and writes its result; what kept it from that, if anything did.
+
+    Args:
+        benchmark (`Benchmark`):
+            Which.
+        shared (`dict[str, str]`):
+            Folders of `data`, `models` and `packages`.
+    """
+    if missing := [name for name in benchmark.needs if not Path(_filled(name, shared)).exists()]:
+        option = missing[0][1:].split("}")[0]
+        return f"{_filled(missing[0], shared)} is not there (--{option})"
     output = HERE / "results" / f".{benchmark.name}.partial.json"
     output.parent.mkdir(exist_ok=True)
-    places = {"output": str(output), "data": str(data), "work": str(ROOT / "outputs" / "benchmarks" / benchmark.name)}
+    work = ROOT / "outputs" / "benchmarks" / benchmark.name
+    work.mkdir(parents=True, exist_ok=True)
+    places = {**shared, "output": str(output), "work": str(work)}
     command = [_filled(word, places) for word in benchmark.command]
     started = time.perf_counter()
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -105,7 +117,20 @@ def with_tables(text: str) -> str:
         record = json.loads(result_file(name).read_text(encoding="utf-8"))
         before, after = text.split(begin)[0], text.split(end)[1]
         text = f"{before}{begin}\n\n{BENCHMARKS[name].table(record['result'])}\n\n{end}{after}"
+    begin, end = (f"<!-- measured: {word} -->" for word in ("begin", "end"))
+    if begin in text:
+        text = f"{text.split(begin)[0]}{begin}\n\n{measured()}\n\n{end}{text.split(end)[1]}"
     return text
+
+
+def measured() -> str:
+    """The table of the front page: the lines of all benchmarks that have a result."""
+    rows = []
+    for name, benchmark in BENCHMARKS.items():
+        if benchmark.brief is not None and result_file(name).is_file():
+            record = json.loads(result_file(name).read_text(encoding="utf-8"))
+            rows += [[what, figure, f"`{name}`"] for what, figure in benchmark.brief(record["result"])]
+    return markdown(["what", "figure", "benchmark"], rows)
 
 
 def main() -> int:
@@ -117,6 +142,8 @@ def main() -> int:
     parser.add_argument("--tables", action="store_true", help="run nothing, only make the tables anew")
     parser.add_argument("--list", action="store_true", help="list the benchmarks")
     parser.add_argument("--data", default=str(ROOT / "shared" / "data"), help="folder of real data")
+    parser.add_argument("--models", default=str(ROOT / "shared" / "models"), help="folder of models")
+    parser.add_argument("--packages", default=str(ROOT / "shared" / "packages"), help="folder of installed packages")
     options = parser.parse_args()
     if options.list:
         for name, benchmark in BENCHMARKS.items():
@@ -131,7 +158,8 @@ def main() -> int:
             print(f"{name}: has a result")
             continue
         print(f"{name}: runs", flush=True)
-        if why := run(BENCHMARKS[name], Path(options.data)):
+        shared = {key: str(Path(getattr(options, key)).resolve()) for key in ("data", "models", "packages")}
+        if why := run(BENCHMARKS[name], shared):
             failures[name] = why
     for document in DOCUMENTS:
         document.write_text(with_tables(document.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,43 +1,33 @@
 """
-`dsel dpo` from the shell on real preference pairs with external scores: does every method run, and what comes of it.
+`dsel ablate` from the shell on real preference pairs with external scores: do methods run, and what comes of it.
 
-Each method is trained with and without LoRA for the same number of steps from the same model, and judged on held-out
-pairs (the share whose policy-minus-reference log-probability is higher for the chosen response). Prints a table and
-writes JSON.
+Each method, stock and a random choice of the same share are trained with and without LoRA for the same number of steps
+from the same model, and judged on held-out pairs. Prints both tables and writes JSON. With `--work` a run that was
+stopped goes on.
 
-    python benchmarks/real_pairs.py --train TRAIN.parquet --test TEST.parquet --model MODEL --seeds 1
+    python benchmarks/real_pairs.py --train TRAIN.parquet --test TEST.parquet --model MODEL --seeds 0,1,2,3,4
 """
 
 import argparse
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
+SCORES = {"score_chosen_column": "logit_chosen", "score_rejected_column": "logit_rejected"}
 METHODS = {
-    "alignment_potential": [{"name": "alignment_potential", "keep": 0.4}],
-    "margin": [
-        {
-            "name": "margin",
-            "source": "explicit",
-            "action": "keep_top",
-            "keep": 0.4,
-            "score_chosen_column": "logit_chosen",
-            "score_rejected_column": "logit_rejected",
-        }
-    ],
-    "selective_dpo": [{"name": "selective_dpo", "keep": 0.4}],
-    "infobatch": [{"name": "infobatch"}],
-    "random": [{"name": "random", "keep": 0.4}],
-    "stock": None,
+    "alignment_potential": {"name": "alignment_potential", "keep": 0.4},
+    "margin": {"name": "margin", "source": "explicit", "action": "keep_top", "keep": 0.4, **SCORES},
+    "selective_dpo": {"name": "selective_dpo", "keep": 0.4},
+    "infobatch": {"name": "infobatch"},
 }
+LORA = ["--use_peft", "--lora_r", "16", "--lora_alpha", "16", "--lora_target_modules", "all-linear"]
 
 
 def subset(path: str, rows: int, folder: Path) -> str:
@@ -48,9 +38,13 @@ def subset(path: str, rows: int, folder: Path) -> str:
     return str(target)
 
 
-def run(method: str, lora: bool, seed: int, options: argparse.Namespace, train: str, test: str, folder: Path) -> dict:
-    output = folder / f"{method}-{'lora' if lora else 'full'}-{seed}"
+def ablate(options: argparse.Namespace, lora: bool, train: str, test: str, folder: Path) -> list[dict[str, Any]]:
+    """The rows of one ablation."""
+    output = folder / ("lora" if lora else "full")
     arguments = {
+        "methods": json.dumps(METHODS),
+        "seeds": options.seeds,
+        "workers": options.workers,
         "model_name_or_path": options.model,
         "dataset_name": train,
         "eval_dataset_name": test,
@@ -60,30 +54,16 @@ def run(method: str, lora: bool, seed: int, options: argparse.Namespace, train: 
         "per_device_eval_batch_size": 32,
         "max_length": 256,
         "learning_rate": 1e-3 if lora else 3e-4,
-        "seed": seed,
-        "logging_steps": max(1, options.steps // 4),
-        "report_to": "none",
         "use_cpu": "true",
-        "save_strategy": "no",
         "gradient_checkpointing": "false",
     }
-    selection = METHODS[method]
-    command = [sys.executable, "-m", "dsel_trl", "dpo", "--compare", "stock" if selection is None else "selection"]
+    command = [sys.executable, "-m", "dsel_trl", "ablate", *(LORA if lora else [])]
     command += [part for key, value in arguments.items() for part in (f"--{key}", str(value))]
-    if selection is not None:
-        command += ["--selection", json.dumps(selection)]
-    if lora:
-        command += ["--use_peft", "--lora_r", "16", "--lora_alpha", "16", "--lora_target_modules", "all-linear"]
-    started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        print(done.stderr[-2000:], file=sys.stderr)
-        return {"exit": done.returncode, "accuracy": math.nan, "seconds": seconds, "kept": math.nan}
-    (row,) = json.loads((output / "comparison.json").read_text())["runs"]
-    summary = output / "selection" / "selection" / "summary.json"
-    kept = json.loads(summary.read_text())["kept_fraction"] if summary.is_file() else 1.0
-    return {"exit": 0, "accuracy": row["rewards/accuracies"], "seconds": seconds, "kept": kept}
+    done = subprocess.run(command, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    if not (output / "ablation.json").is_file():
+        raise SystemExit(done.returncode)
+    found = json.loads((output / "ablation.json").read_text(encoding="utf-8"))["rows"]
+    return [{"tuning": "LoRA" if lora else "full", **row} for row in found]
 
 
 def main() -> None:
@@ -95,40 +75,21 @@ def main() -> None:
     parser.add_argument("--test-rows", type=int, default=400)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--work", help="folder of finished trainings")
     parser.add_argument("--output", default="real_pairs.json")
     options = parser.parse_args()
-    rows = []
-    print(f"{'method':<22}{'tuning':<8}{'exit':>5}{'kept':>7}{'held-out accuracy':>22}{'seconds':>9}")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, work = Path(name), Path(options.work or name)
         (folder / "test").mkdir()
         train = subset(options.train, options.train_rows, folder)
         test = subset(options.test, options.test_rows, folder / "test")
-        for method in METHODS:
-            for lora in (False, True):
-                runs = [run(method, lora, seed, options, train, test, folder) for seed in range(options.seeds)]
-                accuracies = [result["accuracy"] for result in runs]
-                spread = statistics.stdev(accuracies) if len(runs) > 1 else 0.0
-                row = {
-                    "method": method,
-                    "lora": lora,
-                    "exit": max(result["exit"] for result in runs),
-                    "accuracy": statistics.mean(accuracies),
-                    "spread": spread,
-                    "kept": statistics.mean(result["kept"] for result in runs),
-                    "seconds": statistics.mean(result["seconds"] for result in runs),
-                }
-                rows.append(row)
-                print(
-                    f"{method:<22}{'LoRA' if lora else 'full':<8}{row['exit']:>5}{row['kept']:>7.2f}"
-                    f"{row['accuracy']:>14.1%} ± {spread:<5.1%}{row['seconds']:>9.0f}",
-                    flush=True,
-                )
-    # The standard error of one accuracy, were the pairs independent: differences below twice that say nothing.
-    print(f"standard error of an accuracy on {options.test_rows} pairs: {0.5 / math.sqrt(options.test_rows):.1%}")
-    with open(options.output, "w", encoding="utf-8") as file:
-        json.dump({"options": vars(options), "rows": rows}, file, indent=1)
+        rows = [row for lora in (False, True) for row in ablate(options, lora, train, test, work)]
+    # Of one accuracy, were the pairs independent: differences below twice that say nothing.
+    error = 0.5 / math.sqrt(options.test_rows)
+    print(f"standard error of an accuracy on {options.test_rows} pairs: {error:.1%}")
+    Path(options.output).write_text(json.dumps({"standard_error": error, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

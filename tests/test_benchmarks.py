@@ -56,19 +56,76 @@ def test_a_text_that_was_changed_by_hand_is_noticed():
 
 def test_a_run_writes_a_result_and_a_failing_one_none(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "HERE", tmp_path)
+    monkeypatch.setattr(program, "ROOT", tmp_path)
     code = "import json, sys; json.dump({'rows': {'a': {'b': 0.25}, 'n': 1200}}, open(sys.argv[1], 'w'))"
+    shared = {"data": str(tmp_path), "models": str(tmp_path), "packages": str(tmp_path)}
     good = Benchmark("good", ("-c", code, "{output}"), seeds=(3,))
     bad = Benchmark("bad", ("-c", "raise SystemExit(3)"), seeds=())
-    absent = Benchmark("absent", ("-c", code, "{output}"), seeds=(), needs=("no.parquet",))
-    assert program.run(good, tmp_path) == ""
+    absent = Benchmark("absent", ("-c", code, "{output}"), seeds=(), needs=("{data}/no.parquet",))
+    assert program.run(good, shared) == ""
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["good.json"]
     record = json.loads((tmp_path / "results" / "good.json").read_text())
     assert record["seeds"] == [3]
     assert str(tmp_path) not in record["command"]
     assert good.table(record["result"]).splitlines()[2:] == ["| a, b | 0.25 |", "| n | 1,200 |"]
-    assert program.run(bad, tmp_path) == "it ended with exit code 3"
-    assert "no.parquet" in program.run(absent, tmp_path)
+    assert program.run(bad, shared) == "it ended with exit code 3"
+    assert "no.parquet" in program.run(absent, shared)
     assert not (tmp_path / "results" / "bad.json").exists()
+
+
+RANGED = {"interval": [1.1, 1.4], "ratio": 1.25, "tokens_per_second": 2064.0, "share": 0.97}
+DIFFERENCES = {f"against_{other}{end}": 0.02 for other in ("stock", "random") for end in ("", "_low", "_high")}
+ABLATED = {"variant": "margin", "seeds": [0, 1], "mean": 0.75, "deviation": 0.01, "kept_fraction": 0.4, "steps": 12.0,
+           "flipped_dropped": 0.9, "clean_dropped": 0.1, **DIFFERENCES}  # fmt: skip
+PLANTED = {"recipe": "audit_soft", "rate": 0.4, "seeds": [2, 3], "accuracy": 0.74, "recovered": 0.91, "auroc": 0.9,
+           "recovered_interval": [0.8, 1.0], "auroc_interval": [0.88, 0.92]}  # fmt: skip
+JUDGED = {"set": "pandalm", "judge": "gpt35", "variant": "all", "pairs": 849, "auroc": 0.81,
+          "single": {"length": 0.69}, "auroc_interval": [0.77, 0.85], "judge_right": 0.815, "right_after_flips": 0.83,
+          "calibration_error_labels": 0.02, "calibration_error_truth": 0.03}  # fmt: skip
+ZIPPED = {"documents": 2000, "k1": 1000, "k2": 200, "k3": 100, "budget": 200, "plain_seconds": 81.2, "same": True,
+          "package_seconds": 5.48, "speed_ratio": 14.8}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "in_table", "in_brief"),
+    [
+        ("quickstart", {"rows": [ABLATED]}, "| 75.0% ± 1.0 | +2.0 [+2.0, +2.0] | 90.0% |", "75.0%"),
+        ("real_pairs", {"rows": [{"tuning": "LoRA", **ABLATED}], "standard_error": 0.029}, "| LoRA | 0.40 |", None),
+        (
+            "real_recipes",
+            {"rows": [{"recipe": "zip", "trainer": "sft", "exit": 0, "seconds": 31.2}]},
+            "| 0 | - |",
+            None,
+        ),
+        ("vsl", {"max_length": 8, "docs": {"token_budget": RANGED, "other": {}}}, "1.25 (1.10-1.40)", "1.25x"),
+        ("planted", {"table": [PLANTED], "chosen": {"0.4": "audit_soft"}}, "(chosen) | 40%", "91% [80%, 100%]"),
+        ("judges", {"table": [JUDGED]}, "0.810 [0.770, 0.850] | 0.690 (`length`)", "AUROC 0.810"),
+        ("zip", {"rows": [ZIPPED, {**ZIPPED, "speed_ratio": 39.7}, {}]}, "| 14.8 | yes |", "15x to 40x"),
+        ("scale", {"examples": 10**7, "rows": {"ledger MB": 340.0, "rank and plan s": 0.553}}, "340", "0.55 s"),
+        (
+            "audit_scale",
+            {"pairs": 100_000, "workers": 2, "rows": {"all": {"seconds of the wall": 330.0, "MB at the peak": 1900}}},
+            "| all, MB at the peak | 1,900 |",
+            "5.5 min, 1.9 GB",
+        ),
+    ],
+)
+def test_what_each_benchmark_shows(name, result, in_table, in_brief):
+    benchmark = BENCHMARKS[name]
+    assert in_table in benchmark.table(result)
+    if in_brief is None:
+        assert benchmark.brief is None
+        return
+    assert any(in_brief in figure for _, figure in benchmark.brief(result))
+
+
+def test_the_front_page_says_nothing_that_no_result_holds():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    own = text.split("## What was measured")[1].split("\n## ")[0]
+    before, table = own.split("<!-- measured: begin -->")
+    table, after = table.split("<!-- measured: end -->")
+    assert table.strip() == program.measured()
+    assert not re.search(r"\d+(\.\d+)?(%|x| s\b| MB)", before + after), "a figure outside of the markers"
 
 
 def test_an_unknown_name():

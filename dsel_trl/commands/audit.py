@@ -10,8 +10,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from ..data.columns import numeric_column
+from ..data.demo.model import build_demo_model
 from ..data.files import replacing, write_json
-from ..data.loading import check_rows, load_splits, take_split
+from ..data.loading import DEMO, check_rows, load_splits, take_split
 from ..data.pairs import PairTexts, PairTokens
 from ..functional.audit.pair_texts import compared_elsewhere, groups_of, relevance, repeats
 from ..functional.ranking import zscore
@@ -88,6 +89,8 @@ def _read_pairs(
 ) -> tuple[np.ndarray, list[str]]:
     """Adds what the model says; returns which pairs truncation makes equal, and remarks."""
     path = str(asked.model_name_or_path)
+    if path == DEMO:
+        path = str(build_demo_model(output / "demo_model"))
     device = asked.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = "float32" if asked.dtype == "auto" and device == "cpu" else asked.dtype
     try:

@@ -20,7 +20,8 @@ class AuditArguments:
     dataset_name: str = field(metadata={"help": "A parquet, jsonl or csv file, a folder, a hub id, or `demo`."})
     output_dir: str = field(metadata={"help": "Folder for audit.parquet, audit.html, audit.json and unfinished work."})
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Causal language model, by folder or hub id; without it the texts are judged."}
+        default=None,
+        metadata={"help": "Causal language model: a folder, a hub id or `demo`; without it texts alone count."},
     )
     dataset_split: str = field(default="train", metadata={"help": "Split to audit."})
     signals: list[str] | None = field(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.cache import cached
+from ..core.evaluation import evaluation_mode
 from ..core.parameters import check_choice
 from ..core.run import Run
 from ..data.columns import check_column
@@ -147,21 +148,17 @@ def _hidden_states(run: Run, pooling: str, layer: int = -1) -> Callable[[dict[st
     backbone, arguments = model.base_model, run.arguments
 
     def forward(inputs: dict[str, Any], ids: Tensor) -> Tensor:
-        mask, training = inputs["attention_mask"], run.model.training
-        run.model.eval()
+        mask = inputs["attention_mask"]
         dtype = torch.bfloat16 if arguments.bf16 else torch.float16
         autocast = torch.autocast(mask.device.type, dtype=dtype, enabled=bool(arguments.bf16 or arguments.fp16))
-        try:
-            with torch.no_grad(), autocast:
-                output = backbone(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=mask,
-                    use_cache=False,
-                    output_hidden_states=layer != -1,
-                )
-                states = (output[0] if layer == -1 else output.hidden_states[layer]).float()
-        finally:
-            run.model.train(training)
+        with evaluation_mode(run.model), torch.no_grad(), autocast:
+            output = backbone(
+                input_ids=inputs["input_ids"],
+                attention_mask=mask,
+                use_cache=False,
+                output_hidden_states=layer != -1,
+            )
+            states = (output[0] if layer == -1 else output.hidden_states[layer]).float()
         run.costs.ran("forwards", len(states), int(mask.sum()))
         if pooling == "mean":
             return (states * mask.unsqueeze(2)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.costs import Costs
 from ..core.data_passes import Passes
+from ..core.evaluation import evaluation_mode
 from ..data.tokens import IGNORED, padded
 from ..functional.audit.token_statistics import NAMES, response_statistics, token_values
 
@@ -84,13 +85,9 @@ class ResponseReader:
         alone = padded(
             [(self.start + answer, [IGNORED] * len(self.start) + answer) for answer in answers], 0, labels.device
         )
-        training = self.model.training
-        self.model.eval()
-        try:
+        with evaluation_mode(self.model):
             given, states = self._read(inputs, bool(self.layers))
             bare, _ = self._read(alone, False)
-        finally:
-            self.model.train(training)
         scored = labels != IGNORED
         count = scored.sum(1, keepdim=True)
         found = [response_statistics(given, bare[0], scored[:, 1:].sum(1))]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from ..core.costs import Costs
+from ..core.evaluation import evaluation_mode
 from ..data.files import replacing
 from ..signals.batch import Batch, Forward
 from ..signals.logits import read_logits
@@ -150,29 +151,23 @@ def score_rows(
     labels = labels_of(kind, inputs)
     own = NOT_FOR_THE_MODEL | set(kind.references)
     kwargs = {k: v for k, v in inputs.items() if k not in own and not k.startswith((f"{COLUMNS}.", "KL_"))}
-    training = model.training
     costs = Costs() if costs is None else costs
     size = ids.numel(), token_count(inputs)
-    if not gradient:
-        model.eval()
-    try:
-        with torch.set_grad_enabled(gradient), trainer.accelerator.autocast():
-            if kind.heads:
-                rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
-                costs.ran(f"{who}forwards", *size)
-                return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
-            if policy is None:
-                selection = getattr(trainer, "selection", None)
-                outputs = own_outputs(trainer) if selection is None else selection.tap.outputs
-                policy = (_read_with_gradient if gradient else read_tokens)(model, kwargs, labels, outputs)
-                costs.ran(f"{who}forwards", *size)
-            reading = Reading(policy=policy)
-            if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
-                reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
-                costs.ran(f"{who}reference_forwards", *size)
-    finally:
-        if not gradient:
-            model.train(training)
+    mode = contextlib.nullcontext() if gradient else evaluation_mode(model)
+    with mode, torch.set_grad_enabled(gradient), trainer.accelerator.autocast():
+        if kind.heads:
+            rewards = model(**{k: v for k, v in kwargs.items() if k != "margin"}, use_cache=False).logits
+            costs.ran(f"{who}forwards", *size)
+            return make_batch(trainer, ids.to(labels.device), inputs, Reading(policy=Forward(rewards)), **context)
+        if policy is None:
+            selection = getattr(trainer, "selection", None)
+            outputs = own_outputs(trainer) if selection is None else selection.tap.outputs
+            policy = (_read_with_gradient if gradient else read_tokens)(model, kwargs, labels, outputs)
+            costs.ran(f"{who}forwards", *size)
+        reading = Reading(policy=policy)
+        if reference and "labels" not in inputs and not set(kind.references) & set(inputs):
+            reading.without_gradient.append(Forward(_reference_token_logps(trainer, kwargs, labels)))
+            costs.ran(f"{who}reference_forwards", *size)
     return make_batch(trainer, ids.to(labels.device), inputs, reading, kl=kl, **context)
 
 

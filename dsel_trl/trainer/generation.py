@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from trl.models.utils import unwrap_model_for_generation
 
 from ..core.costs import Costs
+from ..core.evaluation import evaluation_mode
 from ..core.randomness import preserved_rng
 from ..data.responses import Prompt, templated
 
@@ -77,16 +78,15 @@ def generate(
     if temperature > 0:
         kwargs |= {"temperature": temperature, "top_p": top_p, "top_k": 0}
     results, generated, cut = [""] * len(rows), 0, 0
-    training = trainer.model.training
     accelerator = trainer.accelerator
     with (
         torch.no_grad(),
+        evaluation_mode(trainer.model),
         preserved_rng(),
         unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model,
         accelerator.autocast(),
     ):
         torch.manual_seed(seed)
-        model.eval()
         ends = _ends(model, tokenizer)
         starts = range(0, len(order), batch_size)
         for start in tqdm(starts, desc=description, disable=not accelerator.is_main_process):
@@ -109,7 +109,6 @@ def generate(
                 if ends.isdisjoint(tokens):
                     cut += 1
                     results[i] = "" if whole else results[i].rstrip(REPLACEMENT)
-    trainer.model.train(training)
     if costs is not None:
         # All processes generate the same: each response counts once.
         costs.add("prompts", len(rows), sum(map(len, encoded)))

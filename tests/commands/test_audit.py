@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dsel_trl.cli import DONE, MISTAKE, main
 from dsel_trl.data.demo.model import build_demo_model
@@ -84,6 +86,27 @@ def test_wrong_labels_are_found_and_the_data_is_left_alone(file, model, tmp_path
     # A file that exists is never written over.
     assert main(words) == MISTAKE
     assert "exists" in capsys.readouterr().err
+
+
+def test_precision_of_the_weights_and_side_of_the_padding_do_not_matter(file, model, tmp_path):
+    network, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    network = network.to(torch.bfloat16)
+    for name, dtype, side in (("halves", torch.bfloat16, "left"), ("whole", torch.float32, "right")):
+        network.to(dtype).save_pretrained(tmp_path / name)
+        tokenizer.padding_side = tokenizer.truncation_side = side
+        tokenizer.save_pretrained(tmp_path / name)
+    words = ["audit", str(file), "--device", "cpu", "--signals", "texts", "statistics", "states"]
+    found = {}
+    for name, more in (("halves", []), ("whole", []), ("rounded", ["--dtype", "bfloat16"])):
+        folder = tmp_path / ("halves" if name == "rounded" else name)
+        own = ["--model_name_or_path", str(folder), "--output_dir", str(tmp_path / f"{name}-out"), *more]
+        assert main([*words, *own]) == DONE
+        table = Dataset.from_parquet(str(tmp_path / f"{name}-out" / "audit.parquet"), keep_in_memory=True)
+        found[name] = np.nan_to_num(np.array(table["probability"], dtype=float))
+    np.testing.assert_array_equal(found["halves"], found["whole"])
+    # Forwards in bfloat16 round to three digits: the order of the pairs is much the same.
+    assert np.corrcoef(found["rounded"], found["whole"])[0, 1] > 0.98
+    assert np.abs(found["rounded"] - found["whole"]).mean() < 0.03
 
 
 def test_a_killed_pass_goes_on(file, model, tmp_path, monkeypatch, capsys):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from transformers import DataCollatorForSeq2Seq
-from trl.experimental.utils import DataCollatorForChatML
 from trl import DPOTrainer, SFTTrainer
+from trl.experimental.utils import DataCollatorForChatML
 
 from dsel_trl import SelectionCallback
 from dsel_trl.trainer.forwards import fused_head

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 RIDGES = (0.003, 0.03, 0.3, 3.0)
 # Rows that one tree is grown on: more make it slower, not better.
 TREE_ROWS = 20_000
+# Rows whose squares are summed at a time.
+BLOCK = 8192
 # Fewest rows of a leaf: wrong labels average out in it.
 LEAF = 25
 
@@ -66,7 +68,10 @@ def scaled(differences: NDArray[Any]) -> NDArray[np.float32]:
         `np.ndarray` of float32 of shape `(N, p)`; a column without any difference stays 0.
     """
     values = np.nan_to_num(np.asarray(differences, dtype=np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    size = np.sqrt(np.mean(np.square(values, dtype=np.float64), axis=0))
+    squares = np.zeros(values.shape[1])
+    for start in range(0, len(values), BLOCK):
+        squares += np.square(values[start : start + BLOCK], dtype=np.float64).sum(axis=0)
+    size = np.sqrt(squares / max(1, len(values)))
     return (values / np.where(size > 0, size, 1.0)).astype(np.float32)
 
 
@@ -146,8 +151,10 @@ def linear_opinions(
     for k in range(int(fold.max()) + 1):
         own, rest = fold == k, fold != k
         odd = np.concatenate([values, scaled(nested[:, k].T), *products], axis=1).astype(np.float64)
-        size, axes = np.linalg.eigh(odd[rest].T @ odd[rest])
-        turned = odd[rest] @ axes
+        seen = odd[rest]
+        size, axes = np.linalg.eigh(seen.T @ seen)
+        turned = seen @ axes
+        del seen
         total, squares = turned.sum(axis=0), np.square(turned)
         best, error = np.zeros(len(size)), np.inf
         for strength in ridges:

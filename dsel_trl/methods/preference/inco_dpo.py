@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...core.charges import Charge
+from ...core.evaluation import evaluation_mode
 from ...core.method import Method, Run
 from ...core.parameters import Reads, check_refresh, check_whole, given, without
 from ...core.registry import register
@@ -148,9 +149,7 @@ def _mean_logp(run: Run, prompt: Prompt, response: str) -> float:
     ids = tokenizer(text + response, add_special_tokens=False, return_tensors="pt")["input_ids"].to(run.model.device)
     labels = ids.clone()
     labels[:, :start] = -100
-    training = run.model.training
-    run.model.eval()
-    logps = label_log_probs(run.model(input_ids=ids).logits, labels)
-    run.model.train(training)
+    with evaluation_mode(run.model):
+        logps = label_log_probs(run.model(input_ids=ids).logits, labels)
     run.costs.add("forwards", 1, ids.numel())
     return float(logps.sum() / max(int((labels[:, 1:] != -100).sum()), 1))
