@@ -34,25 +34,19 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "in-run, first order": ("inrun_shapley", {}),
     "in-run, second order": ("inrun_shapley", {"taylor": 2}),
     "in-run, plain": ("inrun_shapley", {"scale": "plain"}),
-    "in-run, plain, mean": ("inrun_shapley", {"scale": "plain", "accumulate": "mean"}),
     "in-run, plain, adam": ("inrun_shapley", {"scale": "plain", "precondition": "adam"}),
     "in-run, cosine": ("inrun_shapley", {"scale": "cosine"}),
     "in-run, cosine, adam": ("inrun_shapley", {"scale": "cosine", "precondition": "adam"}),
-    "in-run, cosine, refresh 10": ("inrun_shapley", {"scale": "cosine", "target_refresh": 10}),
-    "in-run, last block, cosine": ("inrun_shapley", {"scale": "cosine", "layers": "last-1"}),
     "in-run, last block, cosine, adam": (
         "inrun_shapley",
         {"scale": "cosine", "layers": "last-1", "precondition": "adam"},
     ),
-    "in-run, norms": ("inrun_shapley", {"layers": "norms"}),
     "in-run, norms, plain": ("inrun_shapley", {"layers": "norms", "scale": "plain"}),
-    "in-run, norms, plain, adam": ("inrun_shapley", {"layers": "norms", "scale": "plain", "precondition": "adam"}),
     "in-run, norms, cosine": ("inrun_shapley", {"layers": "norms", "scale": "cosine"}),
     "in-run, norms, cosine, adam": ("inrun_shapley", {"layers": "norms", "scale": "cosine", "precondition": "adam"}),
     "GREATS": ("greats", {}),
     "GREATS, cosine": ("greats", {"scale": "cosine"}),
     "LESS": ("less", {"warm_up": 0.5}),
-    "LESS, whole run": ("less", {"warm_up": 0.95}),
 }
 # Which ones the best is chosen among.
 CANDIDATES = tuple(name for name in SETTINGS if name.startswith("in-run"))
@@ -164,8 +158,11 @@ def cells_folder(options: argparse.Namespace) -> Path:
 
 
 def cells(options: argparse.Namespace) -> list[tuple[str, int, int]]:
-    seeds = [*options.choose, *options.seeds]
-    return [(setting, size, seed) for size in options.sizes for seed in seeds for setting in options.settings]
+    first = [name for name in options.settings if name in CANDIDATES]
+    chosen = [(setting, size, seed) for size in options.sizes for seed in options.choose for setting in first]
+    return chosen + [
+        (setting, size, seed) for size in options.sizes for seed in options.seeds for setting in options.settings
+    ]
 
 
 def cell_path(options: argparse.Namespace, setting: str, size: int, seed: int) -> Path:

@@ -41,7 +41,7 @@ from dsel_trl.functional.influence.inrun_shapley import inrun_shapley
 from dsel_trl.signals.batch import Batch, Signal
 from dsel_trl.signals.ghost import Direction, ExampleGradients, GradientRequest
 
-# Characters of prompt and completion together, so that hardly anything is cut at `--max-length` tokens.
+# Characters: of a completion at least, and of prompt and completion together at most.
 SHORTEST, LONGEST = 30, 400
 LAYERS = "linear"
 # What is said of how the scores came about, in the order of the table.
@@ -60,18 +60,27 @@ OF_A_RUN = ("inrun_first", "inrun_second", "inrun_adam", "less", "cosine_after",
 
 
 def read(options: argparse.Namespace, split: str, size: int) -> Dataset:
-    """`size` rows of a split, as many of each domain as it has, in a fixed order."""
+    """`size` rows of a split that fit into `--max-length` tokens, of all domains alike while they have any."""
+    from transformers import AutoTokenizer
+
     path = str(Path(options.data) / f"sft_domains_{split}.parquet")
     rng = np.random.default_rng([options.seed, len(split)])
     by_domain: dict[str, list[dict[str, str]]] = {}
-    for row in Dataset.from_parquet(path, keep_in_memory=True).to_list():
-        if len(row["completion"]) >= SHORTEST and len(row["prompt"]) + len(row["completion"]) <= LONGEST:
+    rows = [row for row in Dataset.from_parquet(path, keep_in_memory=True).to_list() if _fits(row)]
+    tokens = AutoTokenizer.from_pretrained(options.model)([row["prompt"] + row["completion"] for row in rows])
+    for row, found in zip(rows, tokens["input_ids"], strict=True):
+        # With room for what the trainer puts around it: a row that is dropped would shift all that follow.
+        if len(found) + 4 <= options.max_length:
             one = {"prompt": row["prompt"], "completion": row["completion"]}
             by_domain.setdefault(row["domain"], []).append(one)
     drawn = [[rows[i] for i in rng.permutation(len(rows))] for _, rows in sorted(by_domain.items())]
     # The domains take turns; one that has run out is passed over.
     turns = [row for turn in zip_longest(*drawn) for row in turn if row is not None]
     return Dataset.from_list([turns[i] for i in rng.permutation(size)])
+
+
+def _fits(row: dict[str, str]) -> bool:
+    return len(row["completion"]) >= SHORTEST and len(row["prompt"]) + len(row["completion"]) <= LONGEST
 
 
 def halves(options: argparse.Namespace) -> np.ndarray:
@@ -86,7 +95,7 @@ def make_trainer(options: argparse.Namespace, folder: str, train: Dataset, seed:
     from trl import SFTConfig, SFTTrainer
 
     torch.set_num_threads(1)
-    return SFTTrainer(
+    trainer = SFTTrainer(
         options.model,
         args=SFTConfig(
             folder,
@@ -108,6 +117,9 @@ def make_trainer(options: argparse.Namespace, folder: str, train: Dataset, seed:
         train_dataset=train,
         eval_dataset=read(options, "test", options.queries),
     )
+    if (len(trainer.train_dataset), len(trainer.eval_dataset)) != (len(train), options.queries):
+        raise ValueError(f"Some rows do not fit into --max-length {options.max_length} tokens.")
+    return trainer
 
 
 def query_losses(trainer: Any) -> list[float]:

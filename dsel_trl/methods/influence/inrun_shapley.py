@@ -33,7 +33,10 @@ class InRunShapley(FollowsGradient, ByScore):
     the examples of the step take from each other (`taylor: 2`). Values are added up over the run (positive = helpful);
     `action` says what to do about them. The products are exact and come out of the ordinary backward pass.
     A weight that another method gives is taken out again; an example of weight 0 has no value in that step.
-    When: a small clean target is at hand and the training set is mixed or partly mislabelled.
+    When: a small clean target is at hand and the training set is mixed or partly mislabelled. To find flipped labels,
+    rather than to share out what a run has gained, `scale: cosine` is better: the value counts a step by its learning
+    rate. (Of 640 pairs with 30% flips, one run: AUROC 0.71 by the value, 0.76 by the cosine, 0.83 by the cosine over
+    `layers: norms`, 0.77 by backward passes of all parameters; the implicit margin alone has 0.81.)
     When not: as a judgement of one example after one visit, which is noisy; under an optimizer far from SGD, for which
     the value stands in for its own (`precondition: adam` is nearer).
     Memory: the target's gradient in float32 (that of the layers' parameters; in a checkpoint too where
