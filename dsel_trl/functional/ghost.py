@@ -17,7 +17,7 @@ from torch import Tensor
 MEMORY = 512 * 2**20
 ROUTES = ("auto", "pairs", "gradients")
 # Whether this torch multiplies bfloat16 into float32 (from 2.8 on).
-WIDENS = "dtype" in torch.ops.aten.mm.overloads()
+WIDENS = hasattr(torch.ops.aten.mm, "dtype")
 
 
 def exact(values: Tensor) -> Tensor:
