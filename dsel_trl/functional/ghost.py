@@ -16,6 +16,8 @@ from torch import Tensor
 # Bytes that a product may need beside its result.
 MEMORY = 512 * 2**20
 ROUTES = ("auto", "pairs", "gradients")
+# Whether this torch multiplies bfloat16 into float32 (from 2.8 on).
+WIDENS = hasattr(torch.ops.aten.mm, "dtype")
 
 
 def exact(values: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ def dot(part: Part, direction: Tensor) -> Tensor:
 
 def _times(values: Tensor, matrix: Tensor) -> Tensor:
     """`values @ matrix` in float32 of values in any precision."""
-    if not (values.is_cuda and values.dtype == torch.bfloat16):
+    if not (WIDENS and values.is_cuda and values.dtype == torch.bfloat16):
         return exact(values) @ matrix
     # Tensor cores multiply what is in bfloat16 and add up in float32: the matrix is rounded as the values are.
     flat = torch.mm(values.flatten(0, -2), matrix.to(values.dtype), out_dtype=torch.float32)

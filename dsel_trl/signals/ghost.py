@@ -8,7 +8,7 @@ gradient checkpointing keeps what it saves: the input comes out of the recompute
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,8 +187,11 @@ class _Meeting(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
         (source,) = ctx.saved_tensors
-        # The products are in full precision wherever the backward pass is not.
-        with torch.no_grad(), torch.autocast(grad.device.type, enabled=False):
+        device = grad.device.type
+        # The products are in full precision wherever the backward pass is not; to say so takes as long as a product of
+        # a small layer, so it is said where it is needed.
+        exactly = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with torch.no_grad(), exactly:
             ctx.recorder.meet(ctx.layer, source, grad)
         return grad, None, None, None
 
