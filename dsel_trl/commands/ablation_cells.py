@@ -11,7 +11,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -301,10 +301,11 @@ def work(spec_file: Path) -> bool:
     return True
 
 
-def _lines_of_parent() -> Iterator[str]:
+def lines_of_parent() -> "queue.SimpleQueue[str]":
     """
-    What the process that started this one sends, line by line. Once that process is gone, this one ends, in the middle
-    of a cell too: nobody would read what it finds, and another may train the cell anew.
+    What the process that started this one sends by standard input, line by line, from now on. Once that process is
+    gone, this one ends, in the middle of a cell too: nobody would read what it finds, and another may train the cell
+    anew.
     """
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -316,8 +317,7 @@ def _lines_of_parent() -> Iterator[str]:
         os._exit(1)
 
     threading.Thread(target=listen, daemon=True).start()
-    while True:
-        yield lines.get()
+    return lines
 
 
 def main() -> int:
@@ -326,14 +326,14 @@ def main() -> int:
     if sys.argv[1:]:
         # Started by hand, there may be no pipe to listen to.
         if stat.S_ISFIFO(os.fstat(0).st_mode):
-            _lines_of_parent()
+            lines_of_parent()
         return 0 if work(Path(sys.argv[1])) else 1
-    for line in _lines_of_parent():
-        work(Path(line))
+    lines = lines_of_parent()
+    while True:
+        work(Path(lines.get()))
         # Whoever has sent the line waits for one.
         sys.__stdout__.write(f"{DONE}\n")  # type: ignore[union-attr]
         sys.__stdout__.flush()  # type: ignore[union-attr]
-    return 0
 
 
 if __name__ == "__main__":

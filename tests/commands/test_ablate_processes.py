@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dsel_trl.cli import main
+from dsel_trl.commands import ablation_cells
 from dsel_trl.commands.ablate import Ablation
 from dsel_trl.commands.ablation_cells import run_cell
 from dsel_trl.commands.ablation_workers import Pool, result_of
@@ -93,6 +94,31 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_table(base, tmp_path, monke
     assert main(["ablate", "--config", base(block, output_dir=str(tmp_path / "whole"))]) == 0
     for name in ("ablation.md", "ablation.csv", "ablation.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), moment
+
+
+def test_a_launched_process_ends_with_the_one_that_launched_it(monkeypatch):
+    """As a rank of a launcher, which inherits the pipe of the ablation's process and runs one cell."""
+    reading, writing = os.pipe()
+    rank = os.fork()
+    if not rank:
+        os.close(writing)
+        os.dup2(reading, 0)
+        monkeypatch.setattr(sys, "argv", ["ablation_cells", "cell.json"])
+        monkeypatch.setattr(ablation_cells, "work", lambda spec: time.sleep(60))
+        ablation_cells.main()
+        os._exit(7)
+    os.close(reading)
+    time.sleep(0.3)
+    assert os.waitpid(rank, os.WNOHANG) == (0, 0), "it has ended by itself"
+    os.close(writing)
+    end = time.monotonic() + 20
+    while not (found := os.waitpid(rank, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.05)
+    if not found[0]:
+        os.kill(rank, 9)
+        os.waitpid(rank, 0)
+    assert found[0] == rank, "it went on alone"
+    assert os.waitstatus_to_exitcode(found[1]) == 1
 
 
 def test_a_cell_under_accelerate_launch(base, tmp_path, monkeypatch):
