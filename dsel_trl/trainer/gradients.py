@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..core.composition import Composition
@@ -70,6 +71,7 @@ class ModelGradients(SingleGradients):
 
     def parameters(self, spec: str | Sequence[str]) -> dict[str, Tensor]:
         """The parameters of the layers that `spec` means, by name."""
+        _in_shards(self.recorder.model)
         named = dict(self.recorder.model.named_parameters())
         return {name: named[name] for name in self.recorder.parameters(spec)}
 
@@ -135,6 +137,7 @@ class ModelGradients(SingleGradients):
     @contextlib.contextmanager
     def grads_put_back(self) -> Iterator[None]:
         """Begins with no `grad` and ends with what there was; sharded parameters are other objects in a forward."""
+        _in_shards(self.recorder.model)
         parameters = list(self.recorder.model.parameters())
         held = [value.grad for value in parameters]
         for value in parameters:
@@ -254,6 +257,17 @@ class ModelGradients(SingleGradients):
             bias = 1.0 - group["betas"][1] ** float(state["step"])
             found[name] = (state["exp_avg_sq"].float() / bias, float(group["eps"]))
         return found
+
+
+def _in_shards(model: torch.nn.Module) -> None:
+    """
+    Puts the shards in place where FSDP2 has left parameters whole, as it does after a forward without gradient.
+
+    Gradients lie at the shards, which are other objects.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _norm(values: Direction) -> float:

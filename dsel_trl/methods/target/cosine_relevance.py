@@ -22,6 +22,7 @@ class CosineRelevance(EmbeddedTarget):
     baseline RDS of hf.co/papers/2402.04333). The plain rule that other ways of following a target must beat.
     When: a target of one kind. When not: a target of several kinds, whose mean is none of them (`over: max`); near
     duplicates of what is wanted are all taken.
+    Plan of 100,000 vectors of 64: 0.02 s on a core.
     """
 
     keep: float | None = field(default=None, metadata={"help": "fraction to keep, in (0, 1]; default 0.5"})

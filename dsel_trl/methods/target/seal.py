@@ -55,8 +55,10 @@ class Seal(Targeted):
     SFT's batch loss is TRL's mean over tokens, the trusted loss and the logits' is a mean over examples.
     Steps: an epoch has as many as the passes of the run have on average. Lag: what is kept is chosen while the last
     batches of the burn-in are on their way.
+    Time of the logits: 1 ms a step for 100,000 examples, 18 ms for 1,000,000 (with `update: adam` 28), on one core.
     When: fine-tuning an aligned model on data that may hurt it. When not: a trusted set that is unlike all of the data
-    says nothing of it; less than a pass of burn-in leaves logits that were never moved.
+    says nothing of it; less than a pass of burn-in leaves logits that were never moved; with `value: none`, data whose
+    unwanted rows are easy: held to refusals, it ranks short empty compliance no lower than the rest.
     """
 
     target_batch: int = field(default=0, metadata={"help": "trusted examples per micro-batch; 0: as many as examples"})
