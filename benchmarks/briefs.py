@@ -90,3 +90,28 @@ def audit_scale(result: dict[str, Any]) -> Lines:
     found = result["rows"]["all"]
     what = f"audit of {result['pairs']:,} pairs beside the model's forwards, {result['workers']} cores"
     return [(what, f"{found['seconds of the wall'] / 60:.1f} min, {found['MB at the peak'] / 1000:.1f} GB")]
+
+
+def target(result: dict[str, Any]) -> Lines:
+    shares = {(row["domain"], row["method"]): row["share"] for row in result["table"]}
+    domains = list(dict.fromkeys(domain for domain, _ in shares))
+    named = ", ".join(domains)
+    return [
+        (
+            f"share of the target's domain in what is kept of a mixture ({named}): `{method}` / `random`",
+            ", ".join(f"{shares[domain, method]:.0%} / {shares[domain, 'random']:.0%}" for domain in domains),
+        )
+        for method in ("gotd", "knn_shapley")
+    ]
+
+
+def safety(result: dict[str, Any]) -> Lines:
+    rows = {row["method"]: row for row in result["table"]}
+    names = ("seal, value", "inrun_shapley", "random")
+    return [
+        (
+            "unsafe answers of a mixture found with trusted refusals, AUROC: `seal` with `value: helper` / "
+            "`inrun_shapley` / `random`",
+            " / ".join(f"{rows[name]['auroc']:.3f}" for name in names),
+        )
+    ]

@@ -16,7 +16,7 @@ from . import briefs, tables
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 # The small pretrained model beside the real data.
-MODEL = "{data}/../models/tiny128"
+MODEL = "{models}/tiny128"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 "--data",
                 "{data}",
                 "--model",
-                "{data}/../models/tiny128",
+                MODEL,
                 "--cells",
                 "{work}",
                 "--output",
@@ -125,7 +125,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             ),
             seeds=(0, 1, 2),
             table=tables.lds,
-            needs=("sft_domains_train.parquet", "sft_domains_test.parquet", "../models/tiny128/config.json"),
+            needs=("{data}/sft_domains_train.parquet", "{data}/sft_domains_test.parquet", MODEL),
         ),
         Benchmark("influence", ("benchmarks/influence.py", "--output", "{output}"), seeds=(), table=tables.influence),
         Benchmark(
@@ -133,7 +133,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             ("benchmarks/target.py", "--data", "{data}", "--model", MODEL, "--output", "{work}/target.json"),
             seeds=(0, 1, 2),
             table=tables.target,
-            needs=tuple(f"sft_domains_{split}.parquet" for split in ("train", "validation", "test")),
+            brief=briefs.target,
+            needs=(*(f"{{data}}/sft_domains_{split}.parquet" for split in ("train", "validation", "test")), MODEL),
             result="{work}/target.json",
         ),
         Benchmark(
@@ -141,7 +142,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             ("benchmarks/safety.py", "--data", "{data}", "--model", MODEL, "--output", "{work}/safety.json"),
             seeds=(2, 3, 4, 5, 6),
             table=tables.safety,
-            needs=tuple(f"safety_mixture_{split}.parquet" for split in ("train", "validation")),
+            brief=briefs.safety,
+            needs=(*(f"{{data}}/safety_mixture_{split}.parquet" for split in ("train", "validation")), MODEL),
             result="{work}/safety.json",
         ),
         Benchmark(
@@ -157,7 +159,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             ),
             seeds=(0, 1, 2),
             table=tables.continual,
-            needs=("continual_stream.parquet",),
+            needs=("{data}/continual_stream.parquet", MODEL),
             result="{work}/continual.json",
         ),
         Benchmark(
@@ -171,19 +173,19 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "vsl",
             (
-                *("benchmarks/vsl.py", "--documents", "{data}/docs_varlen.parquet", "--model", "{models}/tiny128"),
+                *("benchmarks/vsl.py", "--documents", "{data}/docs_varlen.parquet", "--model", MODEL),
                 *("--max-length", "4096", "--turns", "8", "--steps", "2", "--output", "{output}"),
             ),
             seeds=(0,),
             table=tables.throughput,
             brief=briefs.throughput,
-            needs=("{data}/docs_varlen.parquet", "{models}/tiny128"),
+            needs=("{data}/docs_varlen.parquet", MODEL),
         ),
         Benchmark(
             "vsl_pairs",
             (
                 *("benchmarks/vsl.py", "--pairs", "{data}/pref_alpacaeval_train.parquet"),
-                *("{data}/pref_hh_harmless_train.parquet", "--model", "{models}/tiny128"),
+                *("{data}/pref_hh_harmless_train.parquet", "--model", MODEL),
                 *("--max-length", "1024", "--turns", "12", "--steps", "4", "--output", "{output}"),
             ),
             seeds=(0,),
@@ -192,30 +194,30 @@ BENCHMARKS: dict[str, Benchmark] = {
             needs=(
                 "{data}/pref_alpacaeval_train.parquet",
                 "{data}/pref_hh_harmless_train.parquet",
-                "{models}/tiny128",
+                MODEL,
             ),
         ),
         Benchmark(
             "real_pairs",
             (
                 *("benchmarks/real_pairs.py", "--train", "{data}/pref_alpacaeval_short_train.parquet"),
-                *("--test", "{data}/pref_alpacaeval_short_test.parquet", "--model", "{models}/tiny128"),
+                *("--test", "{data}/pref_alpacaeval_short_test.parquet", "--model", MODEL),
                 *("--train-rows", "600", "--test-rows", "300", "--steps", "40", "--seeds", "0,1,2,3,4"),
-                *("--work", "{work}", "--output", "{output}"),
+                *("--work", "{work}", "--output", "{output}", "--variants", "default"),
             ),
             seeds=(0, 1, 2, 3, 4),
             table=tables.real_pairs,
             needs=(
                 "{data}/pref_alpacaeval_short_train.parquet",
                 "{data}/pref_alpacaeval_short_test.parquet",
-                "{models}/tiny128",
+                MODEL,
             ),
         ),
         Benchmark(
             "real_recipes",
             (
                 *("benchmarks/real_recipes.py", "--pairs", "{data}/pref_alpacaeval_short_train.parquet"),
-                *("--completions", "{data}/sft_alpacaeval_train.parquet", "--model", "{models}/tiny128"),
+                *("--completions", "{data}/sft_alpacaeval_train.parquet", "--model", MODEL),
                 *("--output", "{output}"),
             ),
             seeds=(42,),
@@ -223,7 +225,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             needs=(
                 "{data}/pref_alpacaeval_short_train.parquet",
                 "{data}/sft_alpacaeval_train.parquet",
-                "{models}/tiny128",
+                MODEL,
             ),
         ),
         Benchmark(
@@ -235,20 +237,20 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "planted",
             (
-                *("benchmarks/planted.py", "--data", "{data}", "--model", "{models}/tiny128"),
-                *("--output", "{work}/planted.json", "--workers", "2"),
+                *("benchmarks/planted.py", "--data", "{data}", "--model", MODEL),
+                *("--output", "{work}/planted.json", "--workers", "2", "--rates", "0.4", "0.2"),
             ),
             seeds=(0, 1, 2, 3, 4, 5, 6),
             table=tables.planted,
             brief=briefs.planted,
-            needs=("{data}/sft_alpaca_train.parquet", "{models}/tiny128"),
+            needs=("{data}/sft_alpaca_train.parquet", MODEL),
             result="{work}/planted.json",
         ),
         Benchmark(
             "judges",
             (
                 *("benchmarks/judges.py", "--data", "{data}", "--packages", "{packages}"),
-                *("--work", "{work}", "--output", "{output}"),
+                *("--work", "{work}", "--output", "{output}", "--variants", "default"),
             ),
             seeds=(0, 1, 2, 3, 4),
             table=tables.judges,
