@@ -203,7 +203,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 *("benchmarks/real_pairs.py", "--train", "{data}/pref_alpacaeval_short_train.parquet"),
                 *("--test", "{data}/pref_alpacaeval_short_test.parquet", "--model", MODEL),
                 *("--train-rows", "600", "--test-rows", "300", "--steps", "40", "--seeds", "0,1,2,3,4"),
-                *("--work", "{work}", "--output", "{output}", "--variants", "default"),
+                *("--work", "{work}", "--output", "{output}"),
             ),
             seeds=(0, 1, 2, 3, 4),
             table=tables.real_pairs,
