@@ -40,16 +40,32 @@ HEADS = {"135M": 49152, "1B": 32000}
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
 TARGET = 8
 INTERVALS = (1, 5, 10, 20, 50)
-# Model, trainer, what is trained, examples of a batch and tokens of a sequence.
-GRIDS = {
-    "cpu": [("6M", "sft", "full", 8, 256), ("6M", "sft", "lora", 8, 256), ("6M", "dpo", "lora", 8, 256)],
-    "cuda": [
-        ("135M", "sft", "full", 16, 1024),
-        ("135M", "sft", "lora", 16, 1024),
-        ("1B", "sft", "full", 4, 1024),
-        ("1B", "sft", "lora", 8, 1024),
-        ("1B", "dpo", "lora", 4, 1024),
+SCORES = "inrun_shapley"
+# Model, trainer, what is trained, examples of a batch, tokens of a sequence, and the method that scores.
+Cell = tuple[str, str, str, int, int, str]
+GRIDS: dict[str, list[Cell]] = {
+    "cpu": [
+        ("6M", "sft", "full", 8, 256, SCORES),
+        ("6M", "sft", "lora", 8, 256, SCORES),
+        ("6M", "dpo", "lora", 8, 256, SCORES),
+        ("6M", "sft", "full", 8, 256, "grand"),
+        ("6M", "sft", "full", 8, 256, "el2n"),
+        ("6M", "sft", "full", 8, 256, "greats"),
     ],
+    "cuda": [
+        ("135M", "sft", "full", 16, 1024, SCORES),
+        ("135M", "sft", "lora", 16, 1024, SCORES),
+        ("1B", "sft", "full", 4, 1024, SCORES),
+        ("1B", "sft", "lora", 8, 1024, SCORES),
+        ("1B", "dpo", "lora", 4, 1024, SCORES),
+    ],
+}
+# What they are measured with: `greats` has no pass of its own for candidates, all others keep every example.
+PARAMETERS: dict[str, dict[str, Any]] = {
+    SCORES: {"keep": 1.0},
+    "grand": {"keep": 1.0},
+    "el2n": {"keep": 1.0},
+    "greats": {},
 }
 
 
@@ -84,14 +100,12 @@ def rows_of(kind: str, count: int, length: int, seed: int) -> Dataset:
     return made if kind == "dpo" else made.remove_columns("rejected").rename_column("chosen", "completion")
 
 
-def build_trainer(
-    cell: tuple[str, str, str, int, int], options: argparse.Namespace, model: str, steps: int, scored: bool
-):
+def build_trainer(cell: Cell, options: argparse.Namespace, model: str, steps: int, scored: bool):
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from dsel_trl import SelectionCallback
+    from dsel_trl import SelectionCallback, get_method_card
 
-    _, kind, what, batch, length = cell
+    _, kind, what, batch, length, method = cell
     config, trainer_class = (DPOConfig, DPOTrainer) if kind == "dpo" else (SFTConfig, SFTTrainer)
     peft_config = None
     if what == "lora":
@@ -114,10 +128,13 @@ def build_trainer(
     train = rows_of(kind, batch * 8, length, 0)
     trainer = trainer_class(model, args=arguments, train_dataset=train, peft_config=peft_config)
     if scored:
-        followed = rows_of(kind, TARGET, length, 1)
-        layers = "lora" if what == "lora" else "linear"
-        how = {"target": followed, "target_refresh": options.refresh, "layers": layers, "keep": 1.0}
-        trainer.add_callback(SelectionCallback(trainer, "inrun_shapley", **how))
+        how = dict(PARAMETERS[method])
+        own = {parameter.name for parameter in get_method_card(method).parameters}
+        if "target" in own:
+            how |= {"target": rows_of(kind, TARGET, length, 1), "target_refresh": options.refresh}
+        if "layers" in own:
+            how["layers"] = "lora" if what == "lora" else "linear"
+        trainer.add_callback(SelectionCallback(trainer, method, **how))
     return trainer
 
 
@@ -146,7 +163,7 @@ def refreshes(seconds: list[float], options: argparse.Namespace) -> tuple[list[i
     return [k for k in steps if k % options.refresh], [k for k in steps if k % options.refresh == 0]
 
 
-def measure(cell: tuple[str, str, str, int, int], options: argparse.Namespace) -> dict[str, Any]:
+def measure(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     model, what = model_folder(Path(options.folder), cell[0]), cell[2]
     steps = options.warmup + options.steps
     # The control: what this measurement calls a difference where there is none. Three models of 1B are too many.
@@ -158,13 +175,14 @@ def measure(cell: tuple[str, str, str, int, int], options: argparse.Namespace) -
     median = statistics.median(stock[options.warmup :])
     between = statistics.median(ratios)
     extra = statistics.median(scored[k] / stock[k] for k in renewing) - between if renewing else float("nan")
-    size, kind, _, batch, length = cell
+    size, kind, _, batch, length, method = cell
+    trained = "LoRA r=8" if what == "lora" else "all linear layers"
     row = {
-        "what": f"{size} {kind}, {'LoRA r=8' if what == 'lora' else 'all linear layers'}, {batch} x {length} tokens",
+        "what": f"{method}: {size} {kind}, {trained}, {batch} x {length} tokens",
         "stock_seconds": median,
         "ratio": between,
         "quartiles": [quarters[0], quarters[2]],
-        "limit": LIMITS[what],
+        "limit": LIMITS[what] if method == SCORES else None,
         "control": statistics.median(again[0][k] / stock[k] for k in plain) if again else None,
         "refresh_in_steps": extra,
         "mean_ratio_at": {str(n): between + extra / n for n in sorted({*INTERVALS, options.refresh})},
@@ -174,7 +192,7 @@ def measure(cell: tuple[str, str, str, int, int], options: argparse.Namespace) -
     return row | {"stock_peak_mib": peaks[0], "peak_mib": peaks[1], "memory_ratio": peaks[1] / peaks[0]}
 
 
-def peak_memory(cell: tuple[str, str, str, int, int], options: argparse.Namespace, model: str, scored: bool) -> float:
+def peak_memory(cell: Cell, options: argparse.Namespace, model: str, scored: bool) -> float:
     """Peak memory in MiB (of the device, or resident) of a process that trains for a few steps, with one refresh."""
     command = [sys.executable, __file__, "--memory-of", json.dumps([*cell, model, scored]), "--device", options.device]
     command += ["--refresh", str(options.refresh)] + ["--checkpointing"] * options.checkpointing
@@ -186,9 +204,9 @@ def peak_memory(cell: tuple[str, str, str, int, int], options: argparse.Namespac
 # ---- Other ways to the same products ----
 
 
-def others(cell: tuple[str, str, str, int, int], options: argparse.Namespace) -> dict[str, Any]:
+def others(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds for the products of a batch's gradients with one direction: in a loop, and by `vmap` of `grad`."""
-    size, _, what, batch, length = cell
+    size, _, what, batch, length, _ = cell
     model = LlamaForCausalLM.from_pretrained(model_folder(Path(options.folder), size), attn_implementation="eager")
     model = model.to(options.device).train()
     if what == "lora":
@@ -320,7 +338,7 @@ def main() -> None:
         grid = GRIDS[options.device]
         for number in options.cells or range(len(grid)):
             row = measure(grid[number], options)
-            if grid[number][1] == "sft":
+            if grid[number][1] == "sft" and grid[number][-1] == SCORES:
                 row["others"] = others(grid[number], options)
                 for way in ("loop", "vmap"):
                     if "seconds" in row["others"][way]:

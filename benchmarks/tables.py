@@ -303,7 +303,7 @@ def influence(result: dict[str, Any]) -> str:
         [
             row["what"],
             f"{row['ratio']:.3f} ({row['quartiles'][0]:.3f}-{row['quartiles'][1]:.3f})",
-            f"{row['limit']:g}",
+            "-" if row["limit"] is None else f"{row['limit']:g}",
             "-" if row["control"] is None else f"{row['control']:.3f}",
             f"{row['refresh_in_steps']:.2f}",
             f"{row['mean_ratio_at'].get(at, float('nan')):.3f}",
