@@ -139,19 +139,48 @@ def test_dropped_pairs_never_return_and_the_last_set_stays(make_trainer, tmp_pat
 
 
 def test_filtering_starts_at_its_epoch_and_resumes(make_trainer, tmp_path):
-    config = {"num_train_epochs": 2, "max_steps": -1, "save_steps": 15, "per_device_train_batch_size": 4}
+    config = {"num_train_epochs": 4, "max_steps": -1, "save_steps": 6, "per_device_train_batch_size": 4}
     parameters = {"reward": even_is_good, "start_epoch": 1, "max_new_tokens": 4}
     config["dataset"] = marked()
     found = []
-    for resume in (None, str(tmp_path / "run" / "checkpoint-15")):
+    # In the first pass, in the second, and in the last, which goes over a border of the trainer's epochs.
+    for resume in (None, 6, 12, 18):
         trainer = make_trainer("dpo", output_dir=tmp_path / "run", save_strategy="steps", **config)
         method = create_method("filtered_dpo", **parameters)
         witness = tiny.attach(trainer, method)
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=resume and str(tmp_path / "run" / f"checkpoint-{resume}"))
         found.append(tiny.Trace.of(trainer, witness))
-    assert {i for ids in found[0].ids[:10] for i in ids} == set(range(40))
+    assert sorted(i for ids in found[0].ids[:10] for i in ids) == list(range(40))
     assert {i for ids in found[0].ids[10:] for i in ids} == set(range(0, 40, 2))
-    found[1].assert_ends_as(found[0])
+    for resumed in found[1:]:
+        resumed.assert_ends_as(found[0])
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(3, 20), (4, 25), (3.5, 23)])
+def test_an_epoch_is_one_pass_over_what_is_left(make_trainer, tmp_path, epochs, steps):
+    """Forty pairs, of which twenty stay from the second pass on: the trainer alone would make 10 steps per epoch."""
+    config = {"max_steps": -1, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1000}
+    trainer = make_trainer("dpo", dataset=marked(), num_train_epochs=epochs, output_dir=tmp_path / "run", **config)
+    witness = tiny.attach(trainer, "filtered_dpo", reward=even_is_good, start_epoch=1, max_new_tokens=4)
+    trainer.train()
+    assert trainer.state.global_step == steps
+    assert (tmp_path / "run" / f"checkpoint-{steps}").is_dir(), "the last step is not saved"
+    ids = [i for step in witness.ids for i in step]
+    assert sorted(ids[:40]) == list(range(40))
+    for start in range(40, len(ids) - 19, 20):
+        assert sorted(ids[start : start + 20]) == list(range(0, 40, 2))
+    # Nothing is sampled for a pass of which nothing is trained.
+    assert trainer.selection.costs.counts["generated_responses"] == 40 + 20 * (int(np.ceil(epochs)) - 2)
+
+
+def test_steps_that_are_asked_for_are_made(make_trainer):
+    trainer = make_trainer("dpo", dataset=marked(), max_steps=12, per_device_train_batch_size=4)
+    witness = tiny.attach(trainer, "filtered_dpo", reward=even_is_good, max_new_tokens=4)
+    trainer.train()
+    ids = [i for step in witness.ids for i in step]
+    assert trainer.state.global_step == 12
+    assert sorted(ids[:20]) == sorted(ids[20:40]) == list(range(0, 40, 2))
+    assert trainer.selection.costs.counts["generated_responses"] == 40 + 20 + 20
 
 
 def counted(callback):
@@ -175,8 +204,8 @@ def test_a_plan_that_is_asked_for_twice_is_sampled_for_once(make_trainer, monkey
     (method,), run, seeds = callback.methods.methods, callback.run, counted(callback)
     method.max_new_tokens = 4
     masks = []
-    for epoch in (0, 0, 1, 1):
-        run.epoch = epoch
+    run.arguments.num_train_epochs, run.arguments.max_steps = 2, -1
+    for run.passes_begun in (1, 1, 2, 2, 3):
         masks += [callback.methods.kept(run).copy(), method.select(run).copy()]
     assert len(seeds) == len(set(seeds)) == 2
     for mask in masks:
