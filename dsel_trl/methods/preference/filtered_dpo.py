@@ -80,7 +80,7 @@ class FilteredDpo(Method):
 
     def units(self, run: Run) -> dict[str, float]:
         known = super().units(run)
-        passes = max(int(np.ceil(run.arguments.num_train_epochs)) - self.start_epoch, 0)
+        passes = max(float(np.ceil(run.arguments.num_train_epochs)) - self.start_epoch, 0.0)
         if run.arguments.max_steps > 0:
             # The pairs of a pass are sampled for before they are trained: of the first all, of the next no more than
             # the one before has trained. One more may be fetched ahead.
