@@ -86,6 +86,21 @@ def test_sources_share_the_budget(make_trainer):
     assert (kept[:30].sum(), kept[30:].sum()) == (8, 8)
 
 
+@pytest.mark.parametrize(("parameters", "rate"), [({}, 2e-5), ({"helper_lora": True}, 3e-4)], ids=["whole", "lora"])
+def test_s2l_trains_its_helper_as_the_authors_do(make_trainer, monkeypatch, parameters, rate):
+    seen = []
+
+    def look(trainer, helper, train_ids):
+        adapter = any("lora" in name for name, _ in helper.model.named_parameters())
+        seen.append((adapter, helper.args.num_train_epochs, helper.args.learning_rate))
+
+    monkeypatch.setattr("dsel_trl.trainer.helper_run._count", look)
+    trainer = make_trainer("dpo", max_steps=1, learning_rate=1e-6)
+    SelectionCallback(trainer, "s2l", clusters=4, checkpoints=2, **parameters)
+    trainer.train()
+    assert seen == [(bool(parameters), 3.0, rate)]
+
+
 def test_s2l_resumes_without_another_helper(make_trainer, tmp_path):
     config = {"max_steps": 5}
     parameters = {"checkpoints": 2, "clusters": 4, "helper_lora": False, "keep": 0.8}
