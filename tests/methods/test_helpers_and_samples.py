@@ -188,6 +188,29 @@ def test_an_epoch_is_one_pass_over_what_is_left(make_trainer, tmp_path, epochs, 
     assert trainer.selection.costs.counts["generated_responses"] == 40 + 20 * (int(np.ceil(epochs)) - 2)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "curriculum", "by": "column", "column": "difficulty", "pacing": "none"},
+        {"name": "margin", "source": "implicit", "keep": 1.0, "refresh": 3},
+        {"name": "token_budget", "tokens": 160},
+    ],
+    ids=lambda other: other["name"],
+)
+def test_beside_other_methods_an_epoch_is_a_pass_as_well(make_trainer, other):
+    trainer = make_trainer("dpo", dataset=marked(), num_train_epochs=3, max_steps=-1, per_device_train_batch_size=4)
+    first = create_method("filtered_dpo", reward=even_is_good, start_epoch=1, max_new_tokens=4)
+    witness = tiny.Witness()
+    trainer.add_callback(SelectionCallback(trainer, [first, create_method(**other), witness]))
+    trainer.train()
+    ids = [i for step in witness.ids for i in step]
+    assert sorted(ids[:40]) == list(range(40))
+    assert sorted(ids[40:60]) == sorted(ids[60:80]) == list(range(0, 40, 2))
+    # Beside what the last step is filled up with.
+    assert len(ids) - 80 < len(witness.ids[-1])
+    assert trainer.state.global_step < trainer.state.max_steps
+
+
 def test_steps_that_are_asked_for_are_made(make_trainer):
     trainer = make_trainer("dpo", dataset=marked(), max_steps=12, per_device_train_batch_size=4)
     witness = tiny.attach(trainer, "filtered_dpo", reward=even_is_good, max_new_tokens=4)
