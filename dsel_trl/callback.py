@@ -322,6 +322,11 @@ class SelectionCallback(TrainerCallback):
                 method.observe(self.run, step)
         self.metrics_window.step(step, self.serving.served)
         self.serving.step_done()
+        if self.serving.through:
+            # As the trainer does at its own last step.
+            control.should_training_stop = True
+            control.should_save |= args.save_strategy == "steps"
+            control.should_evaluate |= args.eval_strategy == "steps" and args.eval_delay <= state.global_step
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not args.should_save:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dsel_trl import get_method, list_methods
 from dsel_trl.cli import DONE, main
@@ -47,6 +48,12 @@ def test_a_recipe_trains(path, demo, tmp_path, capsys):
     ledgers = list((tmp_path / "run").rglob("selection/ledger.parquet"))
     assert ledgers
     assert all(path.with_name("selection.png").stat().st_size for path in ledgers)
+
+
+def test_the_recipe_of_wpo_weighs_as_the_paper_does():
+    (block,) = yaml.safe_load((ROOT / "recipes" / "wpo.yaml").read_text())["selection"]
+    method = get_method(block.pop("name"))(**block)
+    assert (method.normalize, method.cap) == ("none", 1.0)
 
 
 def test_each_method_has_a_recipe_of_its_name():

@@ -39,6 +39,10 @@ class GoalArguments:
 
     score_chosen: str = field(default="score_chosen", metadata={"help": "Column with the score of `chosen`."})
     score_rejected: str = field(default="score_rejected", metadata={"help": "Column with the score of `rejected`."})
+    attributes: list[str] | None = field(
+        default=None,
+        metadata={"help": "Instead, several scores as one goal: words NAME=CHOSEN_COLUMN,REJECTED_COLUMN."},
+    )
     template: str = field(default=reward_augmented.GOAL_TEMPLATE, metadata={"help": "Goal text with one slot {g}."})
     system_role: bool = field(default=True, metadata={"help": "Whether the chat template knows system messages."})
     half: bool = field(default=False, metadata={"help": "Augments half of the pairs: as many rows as before."})
@@ -114,7 +118,11 @@ def build_file(words: Sequence[str]) -> str:
 
 
 def _goals(dataset: Dataset, seed: int, how: GoalArguments) -> Dataset:
-    return reward_augmented.build(dataset, seed=seed, **vars(how))
+    settings = vars(how)
+    if how.attributes is not None:
+        words = [word.partition("=") for word in how.attributes]
+        settings = settings | {"attributes": {name: columns.split(",") for name, _, columns in words}}
+    return reward_augmented.build(dataset, seed=seed, **settings)
 
 
 def _guided(dataset: Dataset, seed: int, how: GuidelineArguments) -> Dataset:

@@ -59,7 +59,11 @@ class Composition:
 
     @property
     def carry_over(self) -> bool:
-        return any(method.carry_over for method in self.using("plan"))
+        return any(method.carry_over for method in self.using("plan", "select"))
+
+    @property
+    def epochs_are_passes(self) -> bool:
+        return any(method.epochs_are_passes for method in self.methods)
 
     def due(self, run: Run) -> bool:
         """Whether a new plan is due after the step that was just done."""

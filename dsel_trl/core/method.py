@@ -48,6 +48,8 @@ class Method:
             `"batch"` is for factors that undo the loss's mean over a batch: they are not written down as weights.
         packed_rows (`bool`): whether a packed row can stand for an example.
         carry_over (`bool`): whether an unfinished plan continues in the next epoch.
+        epochs_are_passes (`bool`): whether training ends after as many passes over what is kept as there are epochs,
+            however short the passes become; it needs `carry_over`.
         couples (`bool`): whether what it does to an example depends on the others of its micro-batch.
         own_loss (`bool`): whether it trains another loss than the trainer's; two such methods cannot go together.
         reads (`Reads`): conditions under which parameters are read ([`~dsel_trl.core.parameters.when`]); one that is
@@ -64,6 +66,7 @@ class Method:
     trainers: ClassVar[tuple[str, ...]] = ("dpo", "sft")
     packed_rows: ClassVar[bool] = False
     carry_over: ClassVar[bool] = False
+    epochs_are_passes: ClassVar[bool] = False
     couples: ClassVar[bool] = False
     outputs: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""

@@ -133,7 +133,9 @@ class Run:
         plans_made (`int`):
             Plans made so far; with `seed` and `epoch` it keys the draws of a plan.
         served (`np.ndarray`):
-            Ids handed out so far in this epoch (where batches are planned: in this pass).
+            Ids handed out so far in this epoch (where batches are planned, or plans carried over: in this pass).
+        passes_begun (`int`):
+            Number of passes begun before the plan that is being made, its own one included: 1 = the first.
         resumed (`bool`):
             Whether this run continues a checkpoint: what `setup` once computed is in the ledger already.
         world (`int`):
@@ -173,6 +175,7 @@ class Run:
     max_steps: int = 0
     plans_made: int = 0
     served: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    passes_begun: int = 1
     resumed: bool = False
     decision: Decision | None = None
     shared: Path | None = None

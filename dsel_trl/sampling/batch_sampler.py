@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from .pass_ends import PassEnds, joined
+
 
 class BatchPlanSampler:
     """
@@ -39,6 +41,7 @@ class BatchPlanSampler:
         self.plan, self.length, self.rank, self.world, self.accumulation = plan, length, rank, world, accumulation
         self.plans_made = 0
         self.due = False
+        self.passes = PassEnds()
         self._queue: list[np.ndarray] = []
         self._history: list[np.ndarray] = []
         self._served: list[np.ndarray] = []
@@ -50,7 +53,7 @@ class BatchPlanSampler:
     @property
     def history(self) -> np.ndarray:
         """Ids handed out in this epoch to all ranks, in order."""
-        return _joined(self._history)
+        return joined(self._history)
 
     def __iter__(self) -> Iterator[list[int]]:
         if self._replay:
@@ -65,17 +68,17 @@ class BatchPlanSampler:
     def _draw(self) -> list[np.ndarray]:
         whole_step = len(self._history) // self.world % self.accumulation == 0
         if not self._queue or (self.due and whole_step):
-            if not self._queue:
+            anew, waiting = not self._queue, sum(map(len, self._queue))
+            if anew:
                 self._served = []
-            batches = [
-                np.asarray(batch, dtype=np.int64) for batch in self.plan(_joined(self._served), self.plans_made)
-            ]
+            batches = [np.asarray(batch, dtype=np.int64) for batch in self.plan(joined(self._served), self.plans_made)]
             self.plans_made += 1
             self.due = False
             if not batches:
                 raise ValueError("The plan is empty: no example is left to train on.")
             if len(batches) % self.world:
                 raise ValueError(f"A plan of {len(batches)} batches does not go evenly over {self.world} processes.")
+            self.passes.planned(sum(map(len, batches)), waiting, anew)
             self._queue = batches[::-1]
         group = [self._queue.pop() for _ in range(self.world)]
         self._history += group
@@ -84,10 +87,10 @@ class BatchPlanSampler:
 
     def state_dict(self, mid_epoch: bool) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """State after a step; between epochs the finished history is left out, for it must not be replayed."""
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {"passes": self.passes.array}
         history = self._history if mid_epoch else []
         for name, batches in (("history", history), ("queue", self._queue[::-1]), ("served", self._served)):
-            arrays[name] = _joined(batches)
+            arrays[name] = joined(batches)
             arrays[f"{name}_sizes"] = np.array([len(batch) for batch in batches], dtype=np.int64)
         values = {"plans_made": self.plans_made, "due": self.due, "length": self.length, "mid_epoch": mid_epoch}
         return arrays, values
@@ -104,12 +107,9 @@ class BatchPlanSampler:
 
         self.plans_made, self.due = int(values["plans_made"]), bool(values["due"])
         self._queue, self._served = batches("queue")[::-1], batches("served")
+        self.passes = PassEnds(arrays["passes"])
         self._replay = bool(values["mid_epoch"]) and replay
         self._history = batches("history") if self._replay else []
-
-
-def _joined(batches: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(batches) if batches else np.empty(0, dtype=np.int64)
 
 
 def over_ranks(micro_steps: Sequence[np.ndarray], ranks: int) -> list[np.ndarray]:

@@ -64,6 +64,15 @@ class Serving:
         """Examples handed out in this epoch, prefetched ones included."""
         return 0 if self.sampler is None else len(self.sampler.history)
 
+    @property
+    def through(self) -> bool:
+        """Whether as many passes as there are epochs are trained, where a method takes the one for the other."""
+        arguments = self.trainer.args
+        if not self.methods.epochs_are_passes or self.sampler is None or arguments.max_steps > 0:
+            return False
+        trained = int(self.run.ledger.visits.sum(dtype=np.int64))
+        return trained >= self.sampler.passes.after(arguments.num_train_epochs)
+
     def make_sampler(self) -> PlanSampler | BatchPlanSampler | None:
         """A sampler of the methods' plans, or `None` where no method plans."""
         if not self.methods.plans:
@@ -95,13 +104,14 @@ class Serving:
                 batches = self.methods.plan_batches(self.run)[0]
             planned, wanted = sum(map(len, batches)), self.methods.epoch_size(self.run)
             self._length = -(-len(batches) * min(wanted, planned) // (planned * self.run.world))
-        return BatchPlanSampler(
-            self._plan_batches,
+        sampler = BatchPlanSampler(
+            lambda served, made: self._plan_batches(served, made, sampler),
             self._length,
             self.trainer.accelerator.process_index,
             self.run.world,
             self.trainer.args.gradient_accumulation_steps,
         )
+        return sampler
 
     def _id_sampler(self) -> PlanSampler:
         if self._length is None:
@@ -113,17 +123,27 @@ class Serving:
                 f"{self.batch_examples}, and dataloader_drop_last=True drops it: an epoch has no step. Set it to "
                 "False, keep more, or use a smaller batch."
             )
-        return PlanSampler(self._plan, self._length, self.batch_examples, self.methods.carry_over)
+        sampler = PlanSampler(
+            lambda served, made: self._plan(served, made, sampler),
+            self._length,
+            self.batch_examples,
+            self.methods.carry_over,
+        )
+        return sampler
 
-    def _plan(self, served: np.ndarray, plans_made: int) -> np.ndarray:
+    def _asked(self, served: np.ndarray, plans_made: int, sampler: PlanSampler | BatchPlanSampler) -> None:
         self.run.served, self.run.plans_made = served, plans_made
+        self.run.passes_begun = sampler.passes.begun + (not len(served))
+
+    def _plan(self, served: np.ndarray, plans_made: int, sampler: PlanSampler) -> np.ndarray:
+        self._asked(served, plans_made, sampler)
         with self.run.costs.clock():
             ids, kept = self.methods.plan(self.run)
         self._planned(kept)
         return ids
 
-    def _plan_batches(self, served: np.ndarray, plans_made: int) -> list[np.ndarray]:
-        self.run.served, self.run.plans_made = served, plans_made
+    def _plan_batches(self, served: np.ndarray, plans_made: int, sampler: BatchPlanSampler) -> list[np.ndarray]:
+        self._asked(served, plans_made, sampler)
         with self.run.costs.clock():
             batches, kept = self.methods.plan_batches(self.run)
         self._planned(kept)

@@ -235,6 +235,21 @@ def result(seed, metric, **values):
             "cost": {"forward_tokens": 30}, "simplicity_penalty": 0.0, "flexibility_penalty": 0, **values}  # fmt: skip
 
 
+def test_selections_are_compared_by_the_measures_of_the_survey():
+    dear = {"simplicity_penalty": 2.0, "flexibility_penalty": 1}
+    rows = [
+        Row("stock", None, [result(0, 0.5, selected_fraction=1.0)], []),
+        Row("m", None, [result(0, 0.6), result(1, 0.7)], []),
+        Row("dear", None, [result(0, 0.4, **dear)], []),
+    ]
+    stock, good, dear = summary_of(rows)
+    assert (stock["improvement_ratio"], stock["selected_fraction"]) == (1.0, 1.0)
+    assert (good["improvement_ratio"], good["selected_fraction"]) == (pytest.approx(1.3), 0.5)
+    assert dear["improvement_ratio"] == pytest.approx(0.8)
+    assert good["efficiency_rank"] < dear["efficiency_rank"]
+    assert good["feasibility_rank"] < dear["feasibility_rank"]
+
+
 def test_differences_are_those_of_the_same_seed(tmp_path):
     rows = [
         Row("stock", None, [result(0, 0.5), result(1, 0.7), result(2, 0.1)], []),

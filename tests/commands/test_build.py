@@ -71,6 +71,19 @@ def length(prompts, responses):
     return [float(len(response)) for response in responses]
 
 
+def test_several_scores_are_one_goal(tmp_path, capsys):
+    target = tmp_path / "goals.parquet"
+    words = ["build", "reward-augmented", "--dataset_name", str(pairs(tmp_path)), "--output_file", str(target)]
+    words += ["--attributes", "quality=score_chosen,score_rejected", "rank=score_chosen,score_rejected"]
+    assert main(words) == DONE, capsys.readouterr().err
+    built = Dataset.from_parquet(str(target), keep_in_memory=True)
+    assert len(built)
+    for row in built:
+        value = f"{row['score_chosen']:g}"
+        assert row["goal"] == {"quality": row["score_chosen"], "rank": row["score_chosen"]}
+        assert f"quality {value}, rank {value}" in str(row["prompt"])
+
+
 def test_an_unknown_kind_or_key_is_named(tmp_path, capsys):
     assert main(["build", "goals"]) == MISTAKE
     assert "reward-augmented" in capsys.readouterr().err

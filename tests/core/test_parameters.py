@@ -179,7 +179,11 @@ SWITCHES = {
     },
     "selective_dpo": {"source": ["cross_fit", "online", "column", "table"], "table": [None, "difficulty.csv"]},
     "semdedup": {"eps": [None, 0.1], "embedding": ["policy", "column:x"]},
-    "reward_augmented": {"reward": [None, REWARD], "implicit": [False, True]},
+    "reward_augmented": {
+        "reward": [None, REWARD],
+        "implicit": [False, True],
+        "attributes": [None, {"a": ["x", "y"]}],
+    },
     "uni_dpo": {"reward": [None, REWARD]},
     "zip": {"form": ["offline", "online"]},
 }

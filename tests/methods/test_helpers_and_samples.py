@@ -86,6 +86,21 @@ def test_sources_share_the_budget(make_trainer):
     assert (kept[:30].sum(), kept[30:].sum()) == (8, 8)
 
 
+@pytest.mark.parametrize(("parameters", "rate"), [({}, 2e-5), ({"helper_lora": True}, 3e-4)], ids=["whole", "lora"])
+def test_s2l_trains_its_helper_as_the_authors_do(make_trainer, monkeypatch, parameters, rate):
+    seen = []
+
+    def look(trainer, helper, train_ids):
+        adapter = any("lora" in name for name, _ in helper.model.named_parameters())
+        seen.append((adapter, helper.args.num_train_epochs, helper.args.learning_rate))
+
+    monkeypatch.setattr("dsel_trl.trainer.helper_run._count", look)
+    trainer = make_trainer("dpo", max_steps=1, learning_rate=1e-6)
+    SelectionCallback(trainer, "s2l", clusters=4, checkpoints=2, **parameters)
+    trainer.train()
+    assert seen == [(bool(parameters), 3.0, rate)]
+
+
 def test_s2l_resumes_without_another_helper(make_trainer, tmp_path):
     config = {"max_steps": 5}
     parameters = {"checkpoints": 2, "clusters": 4, "helper_lora": False, "keep": 0.8}
@@ -139,19 +154,71 @@ def test_dropped_pairs_never_return_and_the_last_set_stays(make_trainer, tmp_pat
 
 
 def test_filtering_starts_at_its_epoch_and_resumes(make_trainer, tmp_path):
-    config = {"num_train_epochs": 2, "max_steps": -1, "save_steps": 15, "per_device_train_batch_size": 4}
+    config = {"num_train_epochs": 4, "max_steps": -1, "save_steps": 6, "per_device_train_batch_size": 4}
     parameters = {"reward": even_is_good, "start_epoch": 1, "max_new_tokens": 4}
     config["dataset"] = marked()
     found = []
-    for resume in (None, str(tmp_path / "run" / "checkpoint-15")):
+    # In the first pass, in the second, and in the last, which goes over a border of the trainer's epochs.
+    for resume in (None, 6, 12, 18):
         trainer = make_trainer("dpo", output_dir=tmp_path / "run", save_strategy="steps", **config)
         method = create_method("filtered_dpo", **parameters)
         witness = tiny.attach(trainer, method)
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=resume and str(tmp_path / "run" / f"checkpoint-{resume}"))
         found.append(tiny.Trace.of(trainer, witness))
-    assert {i for ids in found[0].ids[:10] for i in ids} == set(range(40))
+    assert sorted(i for ids in found[0].ids[:10] for i in ids) == list(range(40))
     assert {i for ids in found[0].ids[10:] for i in ids} == set(range(0, 40, 2))
-    found[1].assert_ends_as(found[0])
+    for resumed in found[1:]:
+        resumed.assert_ends_as(found[0])
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(3, 20), (4, 25), (3.5, 23)])
+def test_an_epoch_is_one_pass_over_what_is_left(make_trainer, tmp_path, epochs, steps):
+    """Forty pairs, of which twenty stay from the second pass on: the trainer alone would make 10 steps per epoch."""
+    config = {"max_steps": -1, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1000}
+    trainer = make_trainer("dpo", dataset=marked(), num_train_epochs=epochs, output_dir=tmp_path / "run", **config)
+    witness = tiny.attach(trainer, "filtered_dpo", reward=even_is_good, start_epoch=1, max_new_tokens=4)
+    trainer.train()
+    assert trainer.state.global_step == steps
+    assert (tmp_path / "run" / f"checkpoint-{steps}").is_dir(), "the last step is not saved"
+    ids = [i for step in witness.ids for i in step]
+    assert sorted(ids[:40]) == list(range(40))
+    for start in range(40, len(ids) - 19, 20):
+        assert sorted(ids[start : start + 20]) == list(range(0, 40, 2))
+    # Nothing is sampled for a pass of which nothing is trained.
+    assert trainer.selection.costs.counts["generated_responses"] == 40 + 20 * (int(np.ceil(epochs)) - 2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "curriculum", "by": "column", "column": "difficulty", "pacing": "none"},
+        {"name": "margin", "source": "implicit", "keep": 1.0, "refresh": 3},
+        {"name": "token_budget", "tokens": 160},
+    ],
+    ids=lambda other: other["name"],
+)
+def test_beside_other_methods_an_epoch_is_a_pass_as_well(make_trainer, other):
+    trainer = make_trainer("dpo", dataset=marked(), num_train_epochs=3, max_steps=-1, per_device_train_batch_size=4)
+    first = create_method("filtered_dpo", reward=even_is_good, start_epoch=1, max_new_tokens=4)
+    witness = tiny.Witness()
+    trainer.add_callback(SelectionCallback(trainer, [first, create_method(**other), witness]))
+    trainer.train()
+    ids = [i for step in witness.ids for i in step]
+    assert sorted(ids[:40]) == list(range(40))
+    assert sorted(ids[40:60]) == sorted(ids[60:80]) == list(range(0, 40, 2))
+    # Beside what the last step is filled up with.
+    assert len(ids) - 80 < len(witness.ids[-1])
+    assert trainer.state.global_step < trainer.state.max_steps
+
+
+def test_steps_that_are_asked_for_are_made(make_trainer):
+    trainer = make_trainer("dpo", dataset=marked(), max_steps=12, per_device_train_batch_size=4)
+    witness = tiny.attach(trainer, "filtered_dpo", reward=even_is_good, max_new_tokens=4)
+    trainer.train()
+    ids = [i for step in witness.ids for i in step]
+    assert trainer.state.global_step == 12
+    assert sorted(ids[:20]) == sorted(ids[20:40]) == list(range(0, 40, 2))
+    assert trainer.selection.costs.counts["generated_responses"] == 40 + 20 + 20
 
 
 def counted(callback):
@@ -175,8 +242,8 @@ def test_a_plan_that_is_asked_for_twice_is_sampled_for_once(make_trainer, monkey
     (method,), run, seeds = callback.methods.methods, callback.run, counted(callback)
     method.max_new_tokens = 4
     masks = []
-    for epoch in (0, 0, 1, 1):
-        run.epoch = epoch
+    run.arguments.num_train_epochs, run.arguments.max_steps = 2, -1
+    for run.passes_begun in (1, 1, 2, 2, 3):
         masks += [callback.methods.kept(run).copy(), method.select(run).copy()]
     assert len(seeds) == len(set(seeds)) == 2
     for mask in masks:

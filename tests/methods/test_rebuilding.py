@@ -178,6 +178,67 @@ def test_a_policy_that_has_learned_scores_its_pairs_itself(make_trainer):
         untrained.train()
 
 
+ATTRIBUTES = {"w5": ["help_chosen", "help_rejected"], "w6": ["words_chosen", "words_rejected"]}
+
+
+def rated(size=40, seed=0):
+    data, rng = tiny.preferences(size, seed=seed), np.random.default_rng(seed)
+    for name in (name for sides in ATTRIBUTES.values() for name in sides):
+        data = data.add_column(name, rng.integers(1, 5, size=size))
+    return data
+
+
+def test_several_scores_are_one_goal(make_trainer):
+    data, evaluation = rated(), {"eval_dataset": rated(6, seed=7), "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer("dpo", dataset=data, max_steps=1, **evaluation)
+    SelectionCallback(trainer, "reward_augmented", template="w1 {g}", attributes=ATTRIBUTES)
+    trainer.train()
+    built = trainer.train_dataset
+    chosen, rejected = (np.array([data[sides[i]] for sides in ATTRIBUTES.values()]).T for i in (0, 1))
+    different = (chosen != rejected).any(axis=1)
+    good = np.flatnonzero((chosen.mean(axis=1) >= rejected.mean(axis=1)) & different)
+    assert 5 < len(good) < 35
+    assert len(built) == 2 * len(good)
+    for number, i in enumerate(good.tolist()):
+        row, first, second = data[i], built[number], built[number + len(good)]
+        assert first["prompt"] == f"w1 w5 {chosen[i, 0]}, w6 {chosen[i, 1]}\n\n{row['prompt']}"
+        assert second["prompt"] == f"w1 w5 {rejected[i, 0]}, w6 {rejected[i, 1]}\n\n{row['prompt']}"
+        assert first["chosen"] == second["rejected"] == row["chosen"] + "<eos>"
+        assert second["goal"] == {"w5": rejected[i, 0], "w6": rejected[i, 1]}
+        assert (second["help_chosen"], second["help_rejected"]) == (row["help_rejected"], row["help_chosen"])
+    best = {name: max(goal[name] for goal in built["goal"]) for name in ATTRIBUTES}
+    wanted = f"w1 w5 {best['w5']:g}, w6 {best['w6']:g}\n\n"
+    assert all(prompt.startswith(wanted) for prompt in trainer.eval_dataset["prompt"])
+
+
+def test_what_is_wished_of_attributes_is_said_by_their_names(make_trainer):
+    trainer = make_trainer("dpo", dataset=rated(), max_steps=1, eval_dataset=rated(6, seed=7))
+    SelectionCallback(trainer, "reward_augmented", attributes=ATTRIBUTES, best={"w5": 4, "w6": 1})
+    trainer.train()
+    assert all("w5 4, w6 1." in prompt for prompt in trainer.eval_dataset["prompt"])
+    for wrong in (
+        {"attributes": ATTRIBUTES, "best": 4.0},
+        {"attributes": ATTRIBUTES, "best": {"w5": 4.0}},
+        {"best": {"w5": 4.0}},
+    ):
+        with pytest.raises(ValueError, match="best="):
+            create_method("reward_augmented", **wrong)
+    for wrong in ({}, {"w5": ["help_chosen"]}, {"w5": "help_chosen"}):
+        with pytest.raises(ValueError, match="attributes"):
+            create_method("reward_augmented", attributes=wrong)
+    with pytest.raises(ValueError, match="'no_such'"):
+        SelectionCallback(make_trainer("dpo"), "reward_augmented", attributes={"w5": ["score_chosen", "no_such"]})
+
+
+def test_goals_of_a_stream_are_those_of_its_rows():
+    from dsel_trl.data.build.reward_augmented import build
+
+    rows = build(rated(), attributes=ATTRIBUTES)
+    stream = list(build(rated().to_iterable_dataset(), attributes=ATTRIBUTES))
+    assert stream[::2] == list(rows)[: len(rows) // 2]
+    assert stream[1::2] == list(rows)[len(rows) // 2 :]
+
+
 def test_a_goal_that_would_be_cut_off_is_refused(make_trainer):
     for mode, refused in (("keep_start", False), ("keep_end", True)):
         trainer = make_trainer("dpo", max_steps=1, max_length=16, truncation_mode=mode)

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..ranking import Ids, rank_order
 
 Messages = list[dict[str, Any]]
+Goal = float | Mapping[str, float]
+"""A score to ask for, or those of several attributes by name."""
 
 
 def format_score(score: float) -> str:
@@ -23,22 +25,28 @@ def format_score(score: float) -> str:
     return str(int(score)) if float(score).is_integer() else str(float(score))
 
 
-def goal_text(score: float, template: str) -> str:
+def goal_text(score: Goal, template: str) -> str:
     """
     The sentence that requests a quality.
 
     Args:
-        score (`float`):
-            The requested score.
+        score (`float` or mapping from `str` to `float`):
+            The requested score, or those of several attributes, which become `helpfulness 4, verbosity 2`.
         template (`str`):
             Text with one slot `{g}`.
 
     Raises:
-        `ValueError`: if the template has no slot `{g}` or the score is not finite.
+        `ValueError`: if the template has no slot `{g}`, a score is not finite, or there is none.
     """
+    if isinstance(score, Mapping):
+        if not score:
+            raise ValueError("a goal of several attributes needs at least one, but has none")
+        shown = ", ".join(f"{name} {format_score(value)}" for name, value in score.items())
+    else:
+        shown = format_score(score)
     if "{g}" not in template:
         raise ValueError(f"the goal template needs the slot {{g}}, but is {template!r}")
-    return template.replace("{g}", format_score(score))
+    return template.replace("{g}", shown)
 
 
 def add_goal(
@@ -84,8 +92,8 @@ def add_goal(
 
 def goal_rows(
     row: Mapping[str, Any],
-    chosen_score: float,
-    rejected_score: float,
+    chosen_score: Goal,
+    rejected_score: Goal,
     template: str,
     system_role: bool = True,
     existing_system: str = "merge",
@@ -98,8 +106,8 @@ def goal_rows(
         row (mapping from `str`):
             Holds `chosen` and `rejected`. A `prompt` carries the goal where there is one; else both sides are whole
             conversations and each carries it. What else the row holds is kept.
-        chosen_score (`float`), rejected_score (`float`):
-            Absolute scores of the two answers.
+        chosen_score, rejected_score (`float` or mapping from `str` to `float`):
+            Absolute scores of the two answers, or of their attributes by name.
         template (`str`):
             See [`goal_text`].
         system_role (`bool`, *optional*, defaults to `True`), existing_system (`str`, *optional*, defaults to
@@ -138,10 +146,12 @@ def augmentable(
     The pairs to augment: those whose scores agree with their order.
 
     Args:
-        chosen_scores (array-like of shape `(n,)`), rejected_scores (array-like of shape `(n,)`):
-            Absolute scores. A pair with a missing or infinite score is left out.
+        chosen_scores, rejected_scores (array-like of shape `(n,)` or `(n, k)`):
+            Absolute scores, or those of k attributes, whose mean says the order. A pair with a missing or infinite
+            score is left out.
         keep_equal (`bool`, *optional*, defaults to `False`):
-            Whether to keep pairs of equal scores, as the reference does. Their two rows contradict each other.
+            Whether to keep pairs of equal scores, as the reference does. Their two rows contradict each other. With
+            attributes a pair of one mean is equal only where every attribute is: else its rows ask for two things.
         half (`bool`, *optional*, defaults to `False`):
             Draws half of the pairs (rounded up), so that the augmented set is as large as the original.
         rng (`np.random.Generator`, *optional*):
@@ -154,8 +164,12 @@ def augmentable(
         `ValueError`: if `half` is asked for without `rng`.
     """
     high, low = np.asarray(chosen_scores, dtype=np.float64), np.asarray(rejected_scores, dtype=np.float64)
-    agrees = np.isfinite(high) & np.isfinite(low) & ((high >= low) if keep_equal else (high > low))
-    ids = np.flatnonzero(agrees)
+    high, low = (side.reshape(len(side), -1) for side in (high, low))
+    known = (np.isfinite(high) & np.isfinite(low)).all(axis=1)
+    with np.errstate(invalid="ignore"):
+        margin = np.where(known, high.sum(axis=1) - low.sum(axis=1), np.nan)
+    told_apart = keep_equal | (high != low).any(axis=1)
+    ids = np.flatnonzero((margin > 0) | ((margin == 0) & told_apart))
     if not half:
         return ids
     if rng is None:

@@ -24,9 +24,12 @@ class FilteredDpo(Method):
 
     What: before each epoch (from `start_epoch` on) one response to each remaining prompt is sampled from the policy
     and scored, and the pair stays while `reward(sample) - reward(chosen) < threshold` (hf.co/papers/2404.13846). A
-    reward that gives nothing drops the pair; if all would be dropped, the last set stays. The length of an epoch is
-    that of the first: with fewer pairs left an epoch serves them more than once, where the paper's epochs become
-    shorter. Their number of steps is kept so that the learning rate's schedule is (fewer epochs are as many passes).
+    reward that gives nothing drops the pair; if all would be dropped, the last set stays. As in the paper an epoch is
+    one pass over what is left, and no pair comes twice in it: training ends after `num_train_epochs` passes, before
+    the steps that the trainer had planned (`max_steps`, where it is set, is kept, with a filter before each pass). The
+    learning rate's schedule is over the planned steps, those of the first pass times the epochs: it ends before it has
+    run down. A choice of ours: the trainer counts its own epochs on, so a pass begins inside of them, up to the
+    batches that are fetched ahead before the last pass is trained, and batches at a border hold pairs of both passes.
     When: chosen responses of mixed quality, several epochs, a reward worth trusting.
     When not: it costs one generation per remaining pair and epoch. The samples are as short as `max_new_tokens`, which
     a reward may hold against them or for them.
@@ -39,7 +42,7 @@ class FilteredDpo(Method):
         default=None, metadata={"help": "instead: folder or hub id of a sequence-classification model"}
     )
     threshold: float = field(default=0.0, metadata={"help": "advantage of the sample from which a pair is dropped"})
-    start_epoch: int = field(default=0, metadata={"help": "epoch before which filtering begins"})
+    start_epoch: int = field(default=0, metadata={"help": "epoch (pass) before which filtering begins"})
     max_new_tokens: int = field(default=64, metadata={"help": "cap on the tokens of a sample"})
     temperature: float = field(default=1.0, metadata={"help": "of the samples"})
     top_p: float = field(default=1.0, metadata={"help": "share of the probability mass to sample from"})
@@ -54,11 +57,13 @@ class FilteredDpo(Method):
     criterion = "external_discrete"
     selector = "threshold"
     charges = (
-        Charge("generated_responses", per="example and epoch", at_most=True),
-        Charge("rewards", per="example and epoch", at_most=True),
+        Charge("generated_responses", per="example and pass", at_most=True),
+        Charge("rewards", per="example and pass", at_most=True),
         Charge("rewards"),
     )
     state = "one byte per example, and two reward columns"
+    carry_over = True
+    epochs_are_passes = True
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (self.reward_model is None):
@@ -71,19 +76,29 @@ class FilteredDpo(Method):
         check_range("top_p", self.top_p, 0, 1, open_low=True)
         check_whole("generation_batch_size", self.generation_batch_size, 1, 2**20)
         self._left: np.ndarray | None = None
-        self._filtered = -1
+        self._filtered = 0
 
     def units(self, run: Run) -> dict[str, float]:
-        epochs = max(int(np.ceil(run.epochs)) - self.start_epoch, 0)
-        return {**super().units(run), "example and epoch": run.size * epochs}
+        known = super().units(run)
+        passes = max(float(np.ceil(run.arguments.num_train_epochs)) - self.start_epoch, 0.0)
+        if run.arguments.max_steps > 0:
+            # The pairs of a pass are sampled for before they are trained: of the first all, of the next no more than
+            # the one before has trained. One more may be fetched ahead.
+            passes = 2 + known["candidate"] / max(run.size, 1)
+        return {**known, "example and pass": run.size * passes}
+
+    def _wanted(self, run: Run) -> bool:
+        """Whether the pass that begins is one to be trained, not one that is fetched ahead behind the last."""
+        last = np.inf if run.arguments.max_steps > 0 else np.ceil(run.arguments.num_train_epochs)
+        return bool(self.start_epoch < run.passes_begun <= last)
 
     def select(self, run: Run) -> np.ndarray:
         if self._left is None:
             self._left = np.ones(run.size, dtype=bool)
-        # Once an epoch, however often its plan is asked for: what is generated is dear.
-        if run.epoch > self._filtered and run.epoch >= self.start_epoch:
+        # Once a pass, however often its plan is asked for: what is generated is dear.
+        if run.passes_begun > self._filtered and self._wanted(run):
             self._filter(run)
-            self._filtered = run.epoch
+            self._filtered = run.passes_begun
         if f"{self.name}_sample" in run.ledger:
             advantage = run.ledger[f"{self.name}_chosen"] - run.ledger[f"{self.name}_sample"]
             run.decide(advantage, "reward of the chosen response less that of a sample")
@@ -99,7 +114,7 @@ class FilteredDpo(Method):
             temperature=self.temperature,
             top_p=self.top_p,
             batch_size=self.generation_batch_size,
-            seed=run.stream_seed("filtered_dpo/samples", run.epoch),
+            seed=run.stream_seed("filtered_dpo/samples", run.passes_begun),
             description="Sampling responses",
         )
         generated = self._rewards(run, prompts, [texts[0] for texts in samples])

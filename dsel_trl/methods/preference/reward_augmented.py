@@ -13,7 +13,7 @@ from ...core.charges import Charge
 from ...core.method import Run
 from ...core.parameters import Reads, without
 from ...core.registry import register
-from ...data.build.reward_augmented import GOAL_TEMPLATE, build, condition, knows_system_role
+from ...data.build.reward_augmented import GOAL_TEMPLATE, build, condition, knows_system_role, score_columns
 from ...data.columns import list_lengths
 from ...functional.preference.reward_augmented import goal_text
 from ...functional.preference.reward_augmented import implicit_scores as ranked_scores
@@ -32,12 +32,15 @@ class RewardAugmented(ExplicitMargin):
     system message where the chat template knows one, else the beginning of the user's message or of the plain prompt.
     Scores come from columns, from a reward, or, with `implicit`, from the policy itself where it has been trained by
     DPO (`log policy - log reference`, measured before training); those of a reward or of the policy are put on the
-    scale 1 to 10 by rank. One score is asked for; the paper's form with several attributes is not built. Pairs whose
-    scores contradict their order, or are equal, are left out. `half` augments a random half, so that the number of
-    steps stays. Ids are rows of the new dataset. Evaluation data is conditioned on `best` (default: the highest score
-    seen); at inference the prompt must ask for it as well
+    scale 1 to 10 by rank. Pairs whose scores contradict their order, or are equal, are left out. `half` augments a
+    random half, so that the number of steps stays. Ids are rows of the new dataset. Evaluation data is conditioned on
+    `best` (default: the highest score seen); at inference the prompt must ask for it as well
     ([`~dsel_trl.data.build.reward_augmented.condition`]). Prompts that lose their goal by `truncation_mode: keep_end`
     are refused.
+    `attributes` asks for several scores at once (`Requested quality (1-10): helpfulness 4, verbosity 2.`). The paper
+    has such goals, of five attributes; the wording is ours, and so is the order: a pair is left out where the mean of
+    its attributes contradicts its labels, or where all of them are equal. `best` is by attribute then, and its default
+    the highest of each, which no response may have at once: say what you want of attributes such as verbosity.
     When: judged pairs whose rejected responses are not all bad. When not: prompts must ask for a quality ever after.
     As files, and for streams: `dsel build reward-augmented`.
     """
@@ -51,7 +54,13 @@ class RewardAugmented(ExplicitMargin):
     )
     half: bool = field(default=False, metadata={"help": "augment a random half of the pairs only"})
     keep_equal: bool = field(default=False, metadata={"help": "keep pairs of equal scores (contradictory)"})
-    best: float | None = field(default=None, metadata={"help": "score that evaluation asks for; null = the highest"})
+    attributes: dict[str, list[str]] | None = field(
+        default=None,
+        metadata={"help": "instead of one score: names of several, each with its chosen and its rejected column"},
+    )
+    best: float | dict[str, float] | None = field(
+        default=None, metadata={"help": "score that evaluation asks for, or one by attribute; null = the highest"}
+    )
 
     signals = (Signal.EXPLICIT_MARGIN, Signal.TEXT)
     trainers = ("dpo",)
@@ -59,7 +68,10 @@ class RewardAugmented(ExplicitMargin):
     family = "raw"
     criterion = "external_discrete"
     selector = "builds the dataset"
-    reads: ClassVar[Reads] = score_reads(without("implicit"))
+    reads: ClassVar[Reads] = {
+        **score_reads(without("implicit"), without("attributes")),
+        "implicit": (without("attributes"),),
+    }
     charges = (Charge("forwards", when="implicit", reference=True), *ExplicitMargin.charges)
     cost = "twice the rows and steps (half: as many as before)"
     state = "the dataset, on disk"
@@ -67,6 +79,19 @@ class RewardAugmented(ExplicitMargin):
     def __post_init__(self) -> None:
         goal_text(1.0, self.template)
         self.check_reward()
+        score_columns("", "", self.attributes)
+        if self.best is not None:
+            named = set(self.best) if isinstance(self.best, dict) else None
+            if named != (None if self.attributes is None else set(self.attributes)):
+                wanted = "one number" if self.attributes is None else f"a number for each of {[*self.attributes]}"
+                raise ValueError(f"best={self.best!r} is not {wanted}.")
+            goal_text(self.best, self.template)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        if self.attributes is None:
+            return super().columns
+        return tuple(dict.fromkeys(name for sides in self.attributes.values() for name in sides))
 
     @property
     def explicit(self) -> bool:
@@ -102,6 +127,7 @@ class RewardAugmented(ExplicitMargin):
             dataset,
             score_chosen=names[0],
             score_rejected=names[1],
+            attributes=self.attributes,
             template=self.template,
             system_role=self._system_role(run),
             half=self.half,
@@ -121,7 +147,14 @@ class RewardAugmented(ExplicitMargin):
         return {"chosen": values[:, 0], "rejected": values[:, 1]}
 
     def rebuild_evaluation(self, run: Run, dataset: Any) -> Any:
-        best = self.best if self.best is not None else float(max(run.values("goal")))
+        best: Any = self.best
+        if best is None:
+            goals = run.values("goal")
+            best = (
+                float(max(goals))
+                if self.attributes is None
+                else {name: float(max(goal[name] for goal in goals)) for name in self.attributes}
+            )
         return condition(dataset, best, template=self.template, system_role=self._system_role(run))
 
 

@@ -31,6 +31,22 @@ def test_template_needs_a_slot():
         goal_text(9.0, "Quality")
 
 
+def test_several_attributes_are_one_goal():
+    assert goal_text({"helpfulness": 4.0, "verbosity": 2.5}, TEMPLATE) == "Quality: helpfulness 4, verbosity 2.5."
+    with pytest.raises(ValueError, match="at least one"):
+        goal_text({}, TEMPLATE)
+    with pytest.raises(ValueError, match="nan"):
+        goal_text({"helpfulness": math.nan}, TEMPLATE)
+
+
+def test_the_mean_of_the_attributes_says_the_order():
+    high = [[4, 1], [1, 1], [4, 2], [3, 3], [5, math.nan], [math.inf, 1]]
+    low = [[1, 3], [4, 1], [2, 4], [3, 3], [1, 1], [math.inf, 1]]
+    # The third pair has one mean on both sides, but asks for two things.
+    assert augmentable(high, low).tolist() == [0, 2]
+    assert augmentable(high, low, keep_equal=True).tolist() == [0, 2, 3]
+
+
 def test_goal_goes_into_a_system_message():
     assert add_goal([USER, GOOD], "G") == [{"role": "system", "content": "G"}, USER, GOOD]
     merged = add_goal([SYSTEM, USER], "G")

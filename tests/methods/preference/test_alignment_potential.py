@@ -132,6 +132,26 @@ def test_self_play_adds_pairs_and_keeps_a_share_of_them(make_trainer, evolve):
     assert built["difficulty"][:40] == tiny.preferences()["difficulty"][:]
 
 
+@pytest.mark.parametrize("unfinished", ["drop", "keep"])
+def test_self_play_trains_no_response_that_the_cap_has_cut_off(make_trainer, unfinished):
+    trainer = make_trainer("dpo", max_steps=1, max_length=128)
+    # Any of some words ends a response here, many of them before the cap.
+    ends = list(range(1, 80))
+    trainer.model.generation_config.eos_token_id = ends
+    tiny.attach(
+        trainer, "alignment_potential", self_play=2, max_new_tokens=6, reward=words, keep=0.5, unfinished=unfinished
+    )
+    trainer.train()
+    assert 0 < trainer.selection.costs.counts["cut_responses"] < 80
+    whole = []
+    for row in trainer.train_dataset:
+        for side in ("chosen", "rejected") if row["self_play"] else ():
+            tokens = trainer._tokenizer(row[side].removesuffix("<eos>"))["input_ids"]
+            whole.append(len(tokens) < 6 or tokens[-1] in ends)
+    assert len(whole) > 5
+    assert all(whole) == (unfinished == "drop")
+
+
 def ledger_margin(trainer):
     chosen, rejected = (trainer.selection.ledger[f"alignment_potential_reward_{s}"] for s in ("chosen", "rejected"))
     return chosen.astype(np.float64) - rejected
