@@ -211,6 +211,7 @@ OTHER = {
     "pacing_over": "run",
     "quality_template": "{instruction} {output}?",
     "ratio": 0.3,
+    "scale": "plain",
     "refresh": 3,
     "reward": REWARD,
     "start": 0.2,
