@@ -71,6 +71,11 @@ class Finished:
     trace: tiny.Trace
     decisions: Decisions
     saved: dict[int, int]
+    # What it had cost when it ended: later checks may ask its method again.
+    costs: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.costs = dict(self.trainer.selection.costs.counts) if hasattr(self.trainer, "selection") else {}
 
     @property
     def output_dir(self) -> Path:

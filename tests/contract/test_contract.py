@@ -110,15 +110,16 @@ def test_what_was_left_out_has_the_number_that_decided(bench, name):
 
 @pytest.mark.parametrize(("name", "kind"), EVERYWHERE)
 def test_the_card_says_what_the_run_adds(bench, name, kind):
-    selection = bench.whole(name, kind).trainer.selection
+    finished = bench.whole(name, kind)
+    selection = finished.trainer.selection
     method, run = selection.methods.methods[0], selection.run
     candidates = selection.metrics_window.candidates
     expected = method.expected_cost(run, candidate=candidates)
-    counted = {what: selection.costs.counts[what] for what in WORK if what != "prompts"}
+    counted = {what: finished.costs.get(what, 0) for what in WORK if what != "prompts"}
     for what, count in counted.items():
         least, most = expected.get(what, (0.0, 0.0))
         assert least <= count <= most, f"{what}: the card says {least:g} to {most:g}, the run counted {count}"
-        assert (selection.costs.counts[WORK[what]] > 0) == (count > 0 and what != "rewards"), WORK[what]
+        assert (finished.costs.get(WORK[what], 0) > 0) == (count > 0 and what != "rewards"), WORK[what]
     if candidates:
         trained = selection.metrics_window.trained
         # The last candidates of an epoch are too few for a whole batch.

@@ -220,7 +220,7 @@ class Less(Targeted, ByScore):
         return run.passes.total(whole).cpu() if run.world > 1 else whole
 
     def _seed(self, run: Run) -> int:
-        return run.stream_seed(f"{self.name}/projection")
+        return run.stream_seed("less/projection")
 
     def _projected(self, run: Run, name: str, gradients: Tensor) -> Tensor:
         return projected(gradients, self.features, stream_of(self._seed(run), name), self.projection)

@@ -280,15 +280,17 @@ class SelectiveDpo(Method):
     def _scores(self, run: Run) -> np.ndarray:
         known, second = known_scores(run, self.name), self._second(run)
         tell_ties(run, self.name, known, None if second is None else "the loss")
-        filled = with_unseen(
-            untied(known, tie_rng(run, self.name), second), run.plan_rng("selective_dpo/unseen"), run.ledger.visits > 0
-        )
+        filled = self._filled(run, untied(known, tie_rng(run, self.name), second))
         return untied(filled, tie_rng(run, self.name))
+
+    def _filled(self, run: Run, scores: np.ndarray) -> np.ndarray:
+        """Scores with a drawn one for each pair that no scoring has met."""
+        return with_unseen(scores, run.plan_rng("selective_dpo/unseen"), run.ledger.visits > 0)
 
     def select(self, run: Run) -> np.ndarray:
         scores = self._scores(run)
         known = known_scores(run, self.name)
-        drawn = with_unseen(known, run.plan_rng("selective_dpo/unseen"), run.ledger.visits > 0)
+        drawn = self._filled(run, known)
         # What was trained on before it was scored can be held out no more.
         late = "; a pair trained on before it was scored has none" if self.source == "online" else ""
         run.decide(np.where(np.isnan(known), drawn, known), f"keep={self.keep:g}{stand_ins(known)}{late}")
