@@ -239,6 +239,8 @@ BENCHMARKS: dict[str, Benchmark] = {
             (
                 *("benchmarks/planted.py", "--data", "{data}", "--model", MODEL),
                 *("--output", "{work}/planted.json", "--workers", "2", "--rates", "0.4", "0.2"),
+                *("--recipes", "audit_soft", "stock", "audit_flip", "audit_keep_60", "audit_keep_40", "audit_weight"),
+                *("robust_dpo", "random_60"),
             ),
             seeds=(0, 1, 2, 3, 4, 5, 6),
             table=tables.planted,
