@@ -238,7 +238,6 @@ def main() -> None:
             rows.append(row)
             print(line_of(row), flush=True)
     found = {
-        "command": " ".join(sys.argv),
         "versions": {name: version(name) for name in ("torch", "transformers", "scikit-learn")},
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "table": rows,

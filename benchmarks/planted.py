@@ -19,7 +19,6 @@ import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -275,7 +274,6 @@ def main() -> None:
             for line in pool.imap_unordered(run_cell, tasks):
                 print(line, flush=True)
     found = report(options) | {
-        "command": " ".join(sys.argv),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "scikit-learn")},
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.device}",
         "seeds": {"reported": options.seeds, "chosen_on": options.choose},
