@@ -156,6 +156,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                 MODEL,
                 "--output",
                 "{work}/continual.json",
+                *("--methods", "adapt_inf", "sequential", "random replay"),
             ),
             seeds=(0, 1, 2),
             table=tables.continual,
