@@ -143,10 +143,16 @@ def verdict(table: list[dict[str, Any]]) -> list[str]:
     if "adapt_inf" not in found:
         return []
     own, lines = found["adapt_inf"], []
+
+    def below(other: str, key: str) -> bool:
+        """Whether it is so beyond the intervals; seed by seed where the table has that."""
+        if other == REPLAY:
+            return own[f"{key}_apart"] + own[f"{key}_apart_interval"] < 0
+        return own[key] + own[f"{key}_interval"] < found[other][key] - found[other][f"{key}_interval"]
+
     for other in ("sequential", REPLAY):
         if other in found:
-            less = own["forgetting"] < found[other]["forgetting"]
-            lower = own["final"] < found[other]["final"]
+            less, lower = below(other, "forgetting"), below(other, "final")
             lines.append(
                 f"adapt_inf forgets {'less' if less else 'no less'} than {other} and ends "
                 f"{'lower' if lower else 'no lower'}."
