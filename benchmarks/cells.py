@@ -104,3 +104,12 @@ def interval(values: Sequence[float]) -> float:
     if len(values) < 2:
         return float("nan")
     return T95.get(len(values) - 1, 1.96) * statistics.stdev(values) / len(values) ** 0.5
+
+
+def averages(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> dict[str, float]:
+    """Of each key the mean over some rows, and as `<key>_interval` half of its 95% interval."""
+    found: dict[str, float] = {}
+    for key in keys:
+        values = [row[key] for row in rows]
+        found |= {key: statistics.mean(values), f"{key}_interval": interval(values)}
+    return found

@@ -22,7 +22,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from benchmarks.cells import add_options, circumstances, interval, on_cpu, run_cells
+from benchmarks.cells import add_options, averages, circumstances, interval, on_cpu, run_cells
 from dsel_trl.data.files import replacing, write_json
 
 # What of the earlier stages comes again, and the methods.
@@ -124,9 +124,8 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not own:
             continue
         line: dict[str, Any] = {"method": method, "seeds": [row["seed"] for row in own]}
+        line |= averages(own, ("final", "forgetting"))
         for key in ("final", "forgetting"):
-            values = [row[key] for row in own]
-            line |= {key: statistics.mean(values), f"{key}_interval": interval(values)}
             pairs = [(row, by_cell.get((REPLAY, row["seed"]))) for row in own]
             apart = [one[key] - other[key] for one, other in pairs if other is not None]
             if apart and method != REPLAY:

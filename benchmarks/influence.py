@@ -23,16 +23,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
 from gpu import SIZES, VOCABULARY, pairs, tokenizer
-from overhead import Turns, own_peak
+from overhead import Turns, in_turns, own_peak
 from transformers import LlamaConfig, LlamaForCausalLM
 
 LIMITS = {"full": 1.40, "lora": 1.08}
@@ -138,25 +137,6 @@ def build_trainer(cell: Cell, options: argparse.Namespace, model: str, steps: in
     return trainer
 
 
-def time_steps(makers: list[Callable[[], Any]]) -> list[list[float]]:
-    """Step times of each trainer, one step in turn."""
-    gates = [threading.Semaphore(0) for _ in makers]
-    trainers, turns = [], []
-    for index, make in enumerate(makers):
-        trainer = make()
-        turn = TimedTurns(gates[index], gates[(index + 1) % len(gates)])
-        trainer.add_callback(turn)
-        trainers.append(trainer)
-        turns.append(turn)
-    threads = [threading.Thread(target=trainer.train) for trainer in trainers]
-    for thread in threads:
-        thread.start()
-    gates[0].release()
-    for thread in threads:
-        thread.join()
-    return [turn.seconds for turn in turns]
-
-
 def refreshes(seconds: list[float], options: argparse.Namespace) -> tuple[list[int], list[int]]:
     """Steps between two refreshes and those with one, the warm-up left out."""
     steps = range(options.warmup, len(seconds))
@@ -168,7 +148,9 @@ def measure(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     steps = options.warmup + options.steps
     # The control: what this measurement calls a difference where there is none. Three models of 1B are too many.
     wanted = [False, True] if cell[0] == "1B" else [False, True, False]
-    stock, scored, *again = time_steps([lambda w=w: build_trainer(cell, options, model, steps, w) for w in wanted])
+    stock, scored, *again = in_turns(
+        [partial(build_trainer, cell, options, model, steps, scored) for scored in wanted], TimedTurns
+    )
     plain, renewing = refreshes(scored, options)
     ratios = [scored[k] / stock[k] for k in plain]
     quarters = statistics.quantiles(ratios, n=4)

@@ -16,6 +16,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,13 +128,13 @@ class Turns(TrainerCallback):
         self.following.release()
 
 
-def time_steps(model: str, pairs: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Step times of each variant, interleaved; the order of the turns rotates by construction of the ring."""
-    gates = [threading.Semaphore(0) for _ in VARIANTS]
+def in_turns(makers: Sequence[Callable[[], Any]], turn_class: type[Turns] = Turns) -> list[list[float]]:
+    """Step times of each trainer, one step in turn."""
+    gates = [threading.Semaphore(0) for _ in makers]
     trainers, turns = [], []
-    for index, variant in enumerate(VARIANTS):
-        trainer = build_trainer(variant, model, pairs + warmup)
-        turn = Turns(gates[index], gates[(index + 1) % len(gates)])
+    for index, make in enumerate(makers):
+        trainer = make()
+        turn = turn_class(gates[index], gates[(index + 1) % len(gates)])
         trainer.add_callback(turn)
         trainers.append(trainer)
         turns.append(turn)
@@ -141,7 +144,13 @@ def time_steps(model: str, pairs: int, warmup: int = 3) -> dict[str, list[float]
     gates[0].release()
     for thread in threads:
         thread.join()
-    return {variant: turn.seconds[warmup:] for variant, turn in zip(VARIANTS, turns, strict=True)}
+    return [turn.seconds for turn in turns]
+
+
+def time_steps(model: str, pairs: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Step times of each variant, interleaved; the order of the turns rotates by construction of the ring."""
+    found = in_turns([partial(build_trainer, variant, model, pairs + warmup) for variant in VARIANTS])
+    return {variant: seconds[warmup:] for variant, seconds in zip(VARIANTS, found, strict=True)}
 
 
 def own_peak() -> int:

@@ -11,7 +11,6 @@ finished ones are skipped.
 """
 
 import argparse
-import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from benchmarks.cells import add_options, circumstances, interval, on_cpu, run_cells
+from benchmarks.cells import add_options, averages, circumstances, on_cpu, run_cells
 from dsel_trl.data.files import write_json
+from dsel_trl.functional.audit.label_noise import area_under_curve
 from dsel_trl.functional.ranking import bottom_k, keep_count
 
 UNSAFE, TRUSTED = "unsafe_stub", "safe_refusal"
@@ -42,10 +42,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
 
 def auroc(scores: np.ndarray, low: np.ndarray) -> float:
     """Probability that a row of `low` has a lower score than another row; equal ones count half."""
-    _, codes, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[codes]
-    rest = int((~low).sum())
-    return float((ranks[~low].sum() - rest * (rest + 1) / 2) / (rest * int(low.sum())))
+    return area_under_curve(-scores, low)
 
 
 def measure(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
@@ -112,10 +109,7 @@ def summary(rows: list[dict[str, Any]], names: list[str]) -> list[dict[str, Any]
         own = [row for row in rows if row["method"] == name]
         if own:
             line: dict[str, Any] = {"method": name, "seeds": [row["seed"] for row in own]}
-            for key in ("auroc", "unsafe_of_dropped", "unsafe_of_all"):
-                values = [row[key] for row in own]
-                line |= {key: statistics.mean(values), f"{key}_interval": interval(values)}
-            table.append(line)
+            table.append(line | averages(own, ("auroc", "unsafe_of_dropped", "unsafe_of_all")))
     return table
 
 

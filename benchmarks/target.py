@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from benchmarks.cells import add_options, circumstances, interval, on_cpu, run_cells
+from benchmarks.cells import add_options, averages, circumstances, interval, on_cpu, run_cells
 from dsel_trl.data.files import write_json
 
 KEEP = 0.2
@@ -115,9 +115,7 @@ def summary(rows: list[dict[str, Any]], options: argparse.Namespace) -> list[dic
             if not own:
                 continue
             line: dict[str, Any] = {"domain": domain, "method": name, "seeds": [row["seed"] for row in own]}
-            for key in ("share", "mixed", "loss", "before"):
-                values = [row[key] for row in own]
-                line |= {key: statistics.mean(values), f"{key}_interval": interval(values)}
+            line |= averages(own, ("share", "mixed", "loss", "before"))
             pairs = [(row, by_cell.get((RANDOM, domain, row["seed"]))) for row in own]
             apart = [row["loss"] - other["loss"] for row, other in pairs if other is not None]
             if apart and name != RANDOM:

@@ -162,7 +162,8 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
         [`LabelAudit`].
 
     Raises:
-        `ValueError`: for fewer than 20 pairs, one prompt only, or a signal that was not measured.
+        `ValueError`: for fewer than 20 pairs, one prompt only, a signal that was not measured, or signals that are the
+            same for both responses of every pair.
         `ImportError`: for `trees` without scikit-learn.
     """
     size = len(features)
@@ -171,6 +172,11 @@ def audit_labels(features: PairFeatures, settings: AuditSettings) -> LabelAudit:
     folds = min(settings.folds, int(features.groups.max()) + 1)
     fold = group_folds(features.groups, folds, stream(settings.seed, "audit/folds"))
     differences, shared = _inputs(features, settings.signals)
+    if "states" not in settings.signals and not np.nan_to_num(differences).any():
+        raise ValueError(
+            f"signals={list(settings.signals)} tell no two responses apart: nothing can be learned from them here. "
+            "`comparisons` needs responses that are compared with a third one; add `texts`, `statistics` or `states`."
+        )
     opinions: dict[str, np.ndarray] = {}
     nested = []
     if "states" in settings.signals:

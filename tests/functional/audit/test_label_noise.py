@@ -14,6 +14,7 @@ from dsel_trl.functional.audit.label_noise import (
     reliability,
     wrong_probability,
 )
+from dsel_trl.scorers.label_audit import AuditSettings, PairFeatures, audit_labels
 
 
 def labelled(size, rate, seed=0):
@@ -81,3 +82,11 @@ def test_a_share_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"0\.5"):
         fit_noise_model(np.ones(3), 0.5)
     assert NoiseModel(1.0, 0.2).rate == 0.2
+
+
+def test_signals_that_tell_no_responses_apart_are_an_error():
+    size = 40
+    zeros = np.zeros((size, 5), dtype=np.float32)
+    features = PairFeatures(np.arange(size), zeros, zeros[:, :2], np.zeros(size, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"signals=\['comparisons'\] tell no two responses apart"):
+        audit_labels(features, AuditSettings(signals=("comparisons",)))
