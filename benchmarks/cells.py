@@ -42,6 +42,23 @@ def on_cpu(options: argparse.Namespace) -> bool:
     return options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available())
 
 
+def training(options: argparse.Namespace, folder: str, seed: int, **own: Any) -> dict[str, Any]:
+    """Arguments of a trainer in float32 that keeps and says nothing, and `own` ones."""
+    return {
+        "output_dir": folder,
+        "seed": seed,
+        "bf16": False,
+        "use_cpu": on_cpu(options),
+        "gradient_checkpointing": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "model_init_kwargs": {"dtype": "float32"},
+        **own,
+    }
+
+
 def cell_path(options: argparse.Namespace, cell: Cell) -> Path:
     """The file of a finished cell."""
     name = "-".join(str(part) for part in cell)
@@ -49,8 +66,10 @@ def cell_path(options: argparse.Namespace, cell: Cell) -> Path:
 
 
 def _one(work: Work, options: argparse.Namespace, cell: Cell) -> str:
+    import datasets
     import torch
 
+    datasets.disable_progress_bars()
     torch.set_num_threads(options.threads)
     started = time.perf_counter()
     try:
@@ -79,7 +98,8 @@ def run_cells(work: Work, cells: Sequence[Cell], options: argparse.Namespace) ->
     left = [cell for cell in cells if not cell_path(options, cell).is_file()]
     if left and not options.report:
         cell_path(options, left[0]).parent.mkdir(parents=True, exist_ok=True)
-        os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
+        quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        os.environ |= {"OMP_NUM_THREADS": str(options.threads), **quiet}
         # Spawned: a process that has used a GPU or threads cannot be forked.
         with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=8) as pool:
             for line in pool.imap_unordered(partial(_one, work, options), left):

@@ -13,17 +13,16 @@ very run. The settings of in-run Shapley are compared on the seeds of `--choose`
 """
 
 import argparse
-import json
-import multiprocessing
-import os
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from benchmarks.cells import add_options, circumstances, run_cells, training
+from dsel_trl.data.files import write_json
 
 BATCH, TARGET = 32, 64
 # Pairs and optimizer steps.
@@ -95,7 +94,6 @@ def run(options: argparse.Namespace, setting: str, size: int, seed: int) -> dict
     from dsel_trl import SelectionCallback, create_method
     from dsel_trl.data.demo.corpus import demo_preferences
 
-    torch.set_num_threads(1)
     data = demo_preferences(seed, train_size=size, test_size=512)
     truth = np.array(data["train"]["truth_flipped"], dtype=bool)
     followed = data["test"].select(range(TARGET)).select_columns(["prompt", "chosen", "rejected"])
@@ -104,19 +102,11 @@ def run(options: argparse.Namespace, setting: str, size: int, seed: int) -> dict
     name, parameters = SETTINGS[setting] or ("inrun_shapley", {"scale": "plain"})
     with tempfile.TemporaryDirectory() as folder:
         args = DPOConfig(
-            folder,
+            **training(options, folder, seed),
             max_steps=options.steps or STEPS[size],
             per_device_train_batch_size=BATCH,
             learning_rate=options.rate,
             warmup_steps=10,
-            seed=seed,
-            bf16=False,
-            use_cpu=options.device == "cpu",
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
         )
         collated: dict[str, torch.Tensor] = {}
         if setting == BRUTE:
@@ -141,7 +131,8 @@ def run(options: argparse.Namespace, setting: str, size: int, seed: int) -> dict
             found["engine_apart"] = float(np.abs(ledger[name][seen] - linear[seen]).max() / np.abs(linear[seen]).max())
         # What the run says of each pair anyway, at its last visit.
         found["auroc_margin"] = auroc(-ledger["implicit_margin"], truth)
-        return found | {"seconds": result.metrics["train_runtime"], "pairs": int(np.isfinite(values).sum())}
+        found |= {"train_seconds": result.metrics["train_runtime"], "pairs": int(np.isfinite(values).sum())}
+        return {"setting": setting, "size": size, "seed": seed, **found}
 
 
 # ---- Cells ----
@@ -150,11 +141,7 @@ def run(options: argparse.Namespace, setting: str, size: int, seed: int) -> dict
 def model_folder(options: argparse.Namespace) -> Path:
     from dsel_trl.data.demo.model import build_demo_model
 
-    return Path(build_demo_model(cells_folder(options) / "model"))
-
-
-def cells_folder(options: argparse.Namespace) -> Path:
-    return Path(options.cells or Path(options.output).with_suffix(""))
+    return Path(build_demo_model(Path(options.output).with_suffix("") / "model"))
 
 
 def cells(options: argparse.Namespace) -> list[tuple[str, int, int]]:
@@ -165,49 +152,25 @@ def cells(options: argparse.Namespace) -> list[tuple[str, int, int]]:
     ]
 
 
-def cell_path(options: argparse.Namespace, setting: str, size: int, seed: int) -> Path:
-    return cells_folder(options) / f"{setting.replace(', ', '-').replace(' ', '_')}-{size}-{seed}.json"
-
-
-def run_cell(task: tuple[argparse.Namespace, str, int, int]) -> str:
-    import datasets
-
-    datasets.disable_progress_bars()
-    options, setting, size, seed = task
-    path, started = cell_path(options, setting, size, seed), time.perf_counter()
-    try:
-        found = run(options, setting, size, seed)
-    except Exception as error:
-        return f"{setting}, {size} pairs, seed {seed}: FAILED: {type(error).__name__}: {error}"
-    found["all_seconds"] = time.perf_counter() - started
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(temporary, path)
-    return f"{setting}, {size} pairs, seed {seed}: {found['auroc']:.3f}, {found['all_seconds']:.0f} s"
-
-
-def report(options: argparse.Namespace) -> dict[str, Any]:
-    done = {}
-    for cell in cells(options):
-        path = cell_path(options, *cell)
-        if path.is_file():
-            done[cell] = json.loads(path.read_text(encoding="utf-8"))
-    found: dict[str, Any] = {"table": [], "chosen": {}, "missing": len(cells(options)) - len(done)}
+def report(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the reported seeds, and for each size the setting that was chosen on the others."""
+    done = {(row["setting"], row["size"], row["seed"]): row for row in rows}
+    found: dict[str, Any] = {"table": [], "chosen": {}}
     for size in options.sizes:
         tried = {}
         for setting in options.settings:
             first = [done[setting, size, s]["auroc"] for s in options.choose if (setting, size, s) in done]
             if setting in CANDIDATES and len(first) == len(options.choose) and first:
                 tried[setting] = float(np.mean(first))
-            rows = {s: done[setting, size, s] for s in options.seeds if (setting, size, s) in done}
-            if not rows:
+            reported = {s: done[setting, size, s] for s in options.seeds if (setting, size, s) in done}
+            if not reported:
                 continue
             row: dict[str, Any] = {"setting": setting, "size": size, "steps": options.steps or STEPS[size]}
-            row |= {"seeds": list(rows), "aurocs": [one["auroc"] for one in rows.values()]}
-            for key in ("auroc", "auroc_linear", "engine_apart", "auroc_margin", "seconds"):
-                if all(key in one for one in rows.values()):
-                    row[key] = float(np.mean([one[key] for one in rows.values()]))
-            row["deviation"] = float(np.std(row["aurocs"], ddof=1)) if len(rows) > 1 else None
+            row |= {"seeds": list(reported), "aurocs": [one["auroc"] for one in reported.values()]}
+            for key in ("auroc", "auroc_linear", "engine_apart", "auroc_margin", "train_seconds"):
+                if all(key in one for one in reported.values()):
+                    row[key] = float(np.mean([one[key] for one in reported.values()]))
+            row["deviation"] = float(np.std(row["aurocs"], ddof=1)) if len(reported) > 1 else None
             row["chosen_on"] = tried.get(setting)
             found["table"].append(row)
         if tried:
@@ -224,32 +187,17 @@ def main() -> None:
     parser.add_argument("--choose", type=int, nargs="*", default=[0, 1], help="on which the best setting is chosen")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--brute", action="store_true", help="only the brute force, beside the engine in the same run")
-    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
-    # Models this small are no faster on a GPU.
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", default="flips.json")
-    parser.add_argument("--cells", help="where finished cells lie (default: the folder of the output's name)")
-    parser.add_argument("--report", action="store_true", help="only put the finished cells together")
+    add_options(parser)
     options = parser.parse_args()
     if options.brute:
         options.settings = [BRUTE]
-    tasks = [(options, *cell) for cell in cells(options) if not cell_path(options, *cell).is_file()]
-    if tasks and not options.report:
-        os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        model_folder(options)
-        # Spawned: a process that has used a GPU or threads cannot be forked.
-        with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=16) as pool:
-            for line in pool.imap_unordered(run_cell, tasks):
-                print(line, flush=True)
-    found = report(options) | {
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
-        "settings": {name: list(value) if value else None for name, value in SETTINGS.items()},
-        "rate": options.rate,
-        "seeds": {"reported": options.seeds, "chosen_on": options.choose},
-    }
-    temporary = Path(options.output).with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(options.output)
+    model_folder(options)
+    wanted = cells(options)
+    rows = run_cells(run, wanted, options)
+    found = report(options, rows) | circumstances(options, wanted, rows)
+    found["versions"] = {name: version(name) for name in ("torch", "transformers", "trl")}
+    found["methods"] = {name: list(value) if value else None for name, value in SETTINGS.items()}
+    write_json(Path(options.output), found)
     for row in found["table"]:
         each = " ".join(f"{value:.3f}" for value in row["aurocs"])
         print(f"{row['size']:>5} {row['setting']:<36}{row['auroc']:.3f} ({each})  margin {row['auroc_margin']:.3f}")

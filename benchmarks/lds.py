@@ -15,14 +15,8 @@ DATA holds sft_domains_{train,test}.parquet. The interval is a bootstrap over qu
 """
 
 import argparse
-import json
-import multiprocessing
-import os
-import platform
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import zip_longest
@@ -31,10 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from scipy.stats import rankdata
 
+from benchmarks.cells import add_options, circumstances, run_cells, training
 from dsel_trl.core.method import Method, Run, Step
+from dsel_trl.data.files import write_json
 from dsel_trl.data.rows import Rows
 from dsel_trl.functional.adam import adam_direction
 from dsel_trl.functional.influence.inrun_shapley import inrun_shapley
@@ -94,25 +90,15 @@ def halves(options: argparse.Namespace) -> np.ndarray:
 def make_trainer(options: argparse.Namespace, folder: str, train: Dataset, seed: int, epochs: int) -> Any:
     from trl import SFTConfig, SFTTrainer
 
-    torch.set_num_threads(1)
     trainer = SFTTrainer(
         options.model,
         args=SFTConfig(
-            folder,
+            **training(options, folder, seed),
             learning_rate=options.rate,
             per_device_train_batch_size=options.batch,
             num_train_epochs=epochs,
-            seed=seed,
             data_seed=seed,
-            bf16=False,
-            use_cpu=options.device == "cpu",
             max_length=options.max_length,
-            gradient_checkpointing=False,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            model_init_kwargs={"dtype": "float32"},
         ),
         train_dataset=train,
         eval_dataset=read(options, "test", options.queries),
@@ -259,29 +245,13 @@ def cells(options: argparse.Namespace) -> list[tuple[str, int, int]]:
     return scores + [("half", k, seed) for seed in range(options.repeats) for k in range(options.halves)]
 
 
-def cell_path(options: argparse.Namespace, kind: str, number: int, seed: int) -> Path:
-    folder = Path(options.cells or Path(options.output).with_suffix(""))
-    return folder / f"{kind}-{number}-{seed}.{'json' if kind == 'half' else 'npz'}"
-
-
-def run_cell(task: tuple[argparse.Namespace, str, int, int]) -> str:
-    options, kind, number, seed = task
-    path, started = cell_path(options, kind, number, seed), time.perf_counter()
-    disable_progress_bars()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    try:
-        if kind == "half":
-            found = half_cell(options, number, 100 + seed) | {"seconds": time.perf_counter() - started}
-            temporary.write_text(json.dumps(found), encoding="utf-8")
-        else:
-            scores = inrun_cell(options, seed) if kind == "inrun" else less_cell(options, seed)
-            with open(temporary, "wb") as file:
-                np.savez(file, **scores, seconds=time.perf_counter() - started)
-    except Exception as error:
-        return f"{kind} {number} {seed}: FAILED: {type(error).__name__}: {error}"
-    os.replace(temporary, path)
-    return f"{kind} {number} {seed}: {time.perf_counter() - started:.0f} s"
+def work(options: argparse.Namespace, kind: str, number: int, seed: int) -> dict[str, Any]:
+    if kind == "half":
+        found = half_cell(options, number, 100 + seed)
+    else:
+        scores = inrun_cell(options, seed) if kind == "inrun" else less_cell(options, seed)
+        found = {"scores": {name: values.tolist() for name, values in scores.items()}}
+    return {"kind": kind, "number": number, **found}
 
 
 # ---- What came of it ----
@@ -343,29 +313,20 @@ def lds(scores: list[np.ndarray], chosen: np.ndarray, gains: np.ndarray, draws: 
     return {"lds": float(np.mean(values)), "interval": interval, "runs": values}
 
 
-def report(options: argparse.Namespace) -> dict[str, Any]:
-    wanted = cells(options)
+def report(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
     losses: dict[int, list[list[float]]] = {}
     scores: dict[str, list[np.ndarray]] = {name: [values] for name, values in of_texts(options).items()}
     seconds: dict[str, list[float]] = {}
-    missing, before = 0, None
-    for kind, number, seed in wanted:
-        path = cell_path(options, kind, number, seed)
-        if not path.is_file():
-            missing += 1
-        elif kind == "half":
-            cell = json.loads(path.read_text(encoding="utf-8"))
-            losses.setdefault(number, []).append(cell["losses"])
-            before = cell["before"] or before
-            seconds.setdefault(kind, []).append(cell["seconds"])
-        else:
-            with np.load(path) as cell:
-                for name in cell.files:
-                    if name != "seconds":
-                        scores.setdefault(name, []).append(cell[name])
-                seconds.setdefault(kind, []).append(float(cell["seconds"]))
-    found: dict[str, Any] = {"missing": missing, "table": [], "retrainings": sum(map(len, losses.values()))}
-    found["seconds"] = {kind: float(np.mean(values)) for kind, values in seconds.items()}
+    before = None
+    for row in rows:
+        seconds.setdefault(row["kind"], []).append(row["seconds"])
+        if row["kind"] == "half":
+            losses.setdefault(row["number"], []).append(row["losses"])
+            before = row["before"] or before
+        for name, values in row.get("scores", {}).items():
+            scores.setdefault(name, []).append(np.array(values))
+    found: dict[str, Any] = {"table": [], "retrainings": sum(map(len, losses.values()))}
+    found["seconds_each"] = {kind: float(np.mean(values)) for kind, values in seconds.items()}
     if not losses:
         return found
     numbers = sorted(losses)
@@ -388,19 +349,13 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def waiting(options: argparse.Namespace) -> Iterator[tuple[argparse.Namespace, str, int, int]]:
-    return ((options, *cell) for cell in cells(options) if not cell_path(options, *cell).is_file())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--output", required=True, help="JSON file")
-    parser.add_argument("--cells", help="where finished cells lie (default: the folder of the output's name)")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--queries", type=int, default=32)
-    parser.add_argument("--halves", type=int, default=64)
+    parser.add_argument("--halves", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=2, help="retrainings of each half, with seeds of their own")
     parser.add_argument("--runs", type=int, default=3, help="runs on all rows, of which each gives scores")
     parser.add_argument("--epochs", type=int, default=2)
@@ -409,31 +364,18 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0, help="of rows, queries and halves")
     parser.add_argument("--draws", type=int, default=1000, help="of the bootstrap")
-    parser.add_argument("--workers", type=int, default=max(1, len(os.sched_getaffinity(0)) - 2))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--report", action="store_true", help="only put the finished cells together")
+    add_options(parser)
     options = parser.parse_args()
-    tasks = [] if options.report else list(waiting(options))
-    if tasks:
-        os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        # Spawned: a process that has used a GPU or threads cannot be forked.
-        with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=16) as pool:
-            for line in pool.imap_unordered(run_cell, tasks):
-                print(line, flush=True)
-    settings = ("rows", "queries", "halves", "repeats", "runs", "epochs", "batch", "rate", "max_length", "seed")
-    found = report(options) | {
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.device}",
-        "settings": {name: getattr(options, name) for name in settings},
-    }
-    temporary = Path(options.output).with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(options.output)
+    wanted = cells(options)
+    rows = run_cells(work, wanted, options)
+    found = report(options, rows) | circumstances(options, wanted, rows)
+    found["versions"] = {name: version(name) for name in ("torch", "transformers", "trl")}
+    write_json(Path(options.output), found)
     for row in found["table"]:
         low, high = row["interval"]
         together = f"   runs together {row['together']['lds']:+.3f}" if "together" in row else ""
         print(f"{row['method']:<34}{row['lds']:+.3f} [{low:+.3f}, {high:+.3f}]{together}")
-    print({key: found.get(key) for key in ("between_seeds", "loss_before", "loss_after", "seconds", "missing")})
+    print({key: found.get(key) for key in ("between_seeds", "loss_before", "loss_after", "seconds_each", "missing")})
 
 
 if __name__ == "__main__":

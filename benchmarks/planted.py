@@ -14,19 +14,17 @@ those of `--seeds`.
 """
 
 import argparse
-import json
-import multiprocessing
-import os
-import platform
 import statistics
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
+
+from benchmarks.cells import add_options, cell_path, circumstances, run_cells, training
+from dsel_trl.data.files import write_json
 
 SHORTEST, LONGEST = 40, 300
 PAIRS = 1400
@@ -94,12 +92,10 @@ def sets(options: argparse.Namespace, seed: int, rate: float) -> tuple[Dataset, 
 
 def train_cell(options: argparse.Namespace, recipe: str, rate: float, seed: int) -> dict[str, Any]:
     """Held-out accuracy of one training, and for an audit how well it found the flips."""
-    import torch
     from trl import DPOConfig, DPOTrainer
 
     from dsel_trl import SelectionCallback, create_method, get_method_card
 
-    torch.set_num_threads(options.threads)
     train, test, trusted = sets(options, seed, rate)
     train = train.add_column("place", range(len(train)))
     steps = options.pairs // 8
@@ -107,22 +103,13 @@ def train_cell(options: argparse.Namespace, recipe: str, rate: float, seed: int)
         trainer = DPOTrainer(
             options.model,
             args=DPOConfig(
-                folder,
+                **training(options, folder, seed),
                 beta=0.1,
                 learning_rate=3e-4,
                 per_device_train_batch_size=8,
                 per_device_eval_batch_size=32,
                 max_steps=steps,
-                seed=seed,
-                bf16=False,
-                use_cpu=options.device == "cpu",
                 max_length=256,
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                model_init_kwargs={"dtype": "float32"},
             ),
             train_dataset=train,
             eval_dataset=test,
@@ -137,7 +124,7 @@ def train_cell(options: argparse.Namespace, recipe: str, rate: float, seed: int)
                 methods.append(create_method(entry["name"], **parameters))
             callback = SelectionCallback(trainer, methods)
             # All recipes of an audit use the same one.
-            callback.shared = cell_path(options, "audit", rate, seed).with_suffix("")
+            callback.shared = cell_path(options, ("audit", rate, seed)).with_suffix("")
             trainer.add_callback(callback)
         trainer.train()
         found = {"accuracy": trainer.evaluate()["eval_rewards/accuracies"], "steps": trainer.state.global_step}
@@ -146,7 +133,7 @@ def train_cell(options: argparse.Namespace, recipe: str, rate: float, seed: int)
             places = callback.run.column("place").astype(int)
             flipped = np.array(train["truth_flipped"], dtype=bool)[places]
             found |= graded(1.0 - np.asarray(callback.ledger["audit"], dtype=float), flipped)
-    return found
+    return {"recipe": recipe, "rate": rate, "seed": seed, **found}
 
 
 def graded(wrong: np.ndarray, flipped: np.ndarray) -> dict[str, float]:
@@ -170,25 +157,6 @@ def cells(options: argparse.Namespace) -> list[tuple[str, float, int]]:
     return wanted
 
 
-def cell_path(options: argparse.Namespace, recipe: str, rate: float, seed: int) -> Path:
-    return Path(options.output).with_suffix("") / f"{recipe}-{rate:g}-{seed}.json"
-
-
-def run_cell(task: tuple[argparse.Namespace, str, float, int]) -> str:
-    options, recipe, rate, seed = task
-    path, started = cell_path(options, recipe, rate, seed), time.perf_counter()
-    try:
-        found = train_cell(options, recipe, rate, seed)
-    except Exception as error:
-        return f"{recipe} {rate} {seed}: FAILED: {type(error).__name__}: {error}"
-    found |= {"recipe": recipe, "rate": rate, "seed": seed, "seconds": time.perf_counter() - started}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(temporary, path)
-    return f"{recipe} {rate} {seed}: {found['accuracy']:.3f} {found.get('auroc', float('nan')):.3f}"
-
-
 def interval(values: list[float], draws: int = 10_000) -> tuple[float, float]:
     """Bootstrap interval of the mean, 95%."""
     rng = np.random.default_rng(0)
@@ -196,14 +164,10 @@ def interval(values: list[float], draws: int = 10_000) -> tuple[float, float]:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-def report(options: argparse.Namespace) -> dict[str, Any]:
+def report(options: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Means over the reported seeds, the recovered share of what the flips cost, and the recipe that was chosen."""
-    done = {}
-    for recipe, rate, seed in cells(options):
-        path = cell_path(options, recipe, rate, seed)
-        if path.is_file():
-            done[recipe, rate, seed] = json.loads(path.read_text(encoding="utf-8"))
-    found: dict[str, Any] = {"table": [], "chosen": {}, "missing": len(cells(options)) - len(done)}
+    done = {(row["recipe"], row["rate"], row["seed"]): row for row in rows}
+    found: dict[str, Any] = {"table": [], "chosen": {}}
 
     def of(recipe: str, rate: float, seeds: list[int], key: str) -> list[float]:
         return [done[recipe, rate, s][key] for s in seeds if key in done.get((recipe, rate, s), {})]
@@ -253,32 +217,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--output", required=True, help="JSON file; finished cells lie in the folder of its name")
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6], help="reported")
     parser.add_argument("--choose", type=int, nargs="*", default=[0, 1], help="on which the recipe is chosen")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--pairs", type=int, default=PAIRS)
     parser.add_argument("--test-pairs", type=int, default=900)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--report", action="store_true", help="only put the finished cells together")
+    add_options(parser)
     options = parser.parse_args()
-    open_cells = [cell for cell in cells(options) if not cell_path(options, *cell).is_file()]
-    if not options.report and open_cells:
-        os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TOKENIZERS_PARALLELISM": "false"}
-        tasks = [(options, *cell) for cell in open_cells]
-        # Spawned: a process that has used a GPU or threads cannot be forked.
-        with multiprocessing.get_context("spawn").Pool(options.workers, maxtasksperchild=8) as pool:
-            for line in pool.imap_unordered(run_cell, tasks):
-                print(line, flush=True)
-    found = report(options) | {
-        "versions": {name: version(name) for name in ("torch", "transformers", "trl", "scikit-learn")},
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.device}",
-        "seeds": {"reported": options.seeds, "chosen_on": options.choose},
-    }
-    Path(options.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    wanted = cells(options)
+    rows = run_cells(train_cell, wanted, options)
+    found = report(options, rows) | circumstances(options, wanted, rows)
+    found["versions"] = {name: version(name) for name in ("torch", "transformers", "trl", "scikit-learn")}
+    write_json(Path(options.output), found)
     print(f"{'recipe':<16}{'flips':>7}{'accuracy':>10}{'recovered':>22}{'AUROC':>8}{'right':>8}")
     for row in found["table"]:
         low, high = row.get("recovered_interval", (float("nan"),) * 2)

@@ -8,40 +8,30 @@ choice of as many pairs of the same corpora. Methods are not tuned; they differ 
 score columns, or the model alone), and not all of them are meant for label noise. Two tables:
 
 - `settings`: one setting per method, at which a run of 48 steps of the demo model learns (float32, a rate of 1e-3);
-- `defaults`: every method and TRL at their defaults (bf16, a rate of 1e-6, helpers with LoRA), over 2,048 pairs for 8
-  epochs: 2,048 steps for a method that keeps all pairs; the table says how many each row took.
+- `defaults`: every method and TRL at their defaults (bf16, a rate of 1e-6, helpers with LoRA), over 1,024 pairs for 8
+  epochs: 1,024 steps for a method that keeps all pairs; the table says how many each row took.
 
-A cell is one table, row and seed. Each is a file of its own in the folder `OUTPUT.cells`, and one that is there is not
-run again: a run that was stopped goes on, and several machines may share the work by `--only`. `--workers` cells run
-at once, each a process with one thread, on the GPU where there is one, or dealt out over several.
+A cell is one table, row and seed, a process with one thread, on the GPU where there is one.
 
     python benchmarks/recovery.py --tables settings defaults --seeds 3 --workers 8 --output recovery.json
 """
 
 import argparse
-import json
-import multiprocessing
-import os
 import tempfile
-import time
-import traceback
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import datasets
 import numpy as np
 import torch
-import transformers
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from benchmarks.cells import add_options, circumstances, run_cells, training
 from dsel_trl import Method, SelectionCallback, create_method
 from dsel_trl.data.demo.corpus import demo_preferences
 from dsel_trl.data.demo.model import build_demo_model
+from dsel_trl.data.files import write_json
 
 KEEP = 0.7
 HELPER = {"helper_lora": False}
@@ -121,18 +111,21 @@ DEFAULTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
 }
 TABLES = {"settings": RUNS, "defaults": DEFAULTS}
 # Pairs, epochs, and what the trainer is given beside its defaults.
-SIZES = {"settings": (384, 2), "defaults": (2048, 8)}
+SIZES = {"settings": (384, 2), "defaults": (1024, 8)}
 TRAINER: dict[str, dict[str, Any]] = {
-    "settings": {"per_device_train_batch_size": 16, "learning_rate": 1e-3, "beta": 0.3, "bf16": False},
-    "defaults": {},
+    "settings": {"per_device_train_batch_size": 16, "learning_rate": 1e-3, "beta": 0.3},
+    # Without gradient checkpointing, which changes the time alone.
+    "defaults": {"bf16": True},
 }
 # Methods that do not plan, but pick their examples out of larger batches: what they never took counts as dropped.
 PICKING = ("rho_loss", "select_k_of_b", "jest")
 LOWEST = 0.3
-
-
-# Methods that make other rows of the pairs: they neither leave a pair out nor weigh it.
-REBUILDING = ("inco_dpo", "reward_augmented")
+# What is said of methods that choose and of those that weigh, and by what they are judged.
+COLUMNS = {
+    "drops": ("dropped", "flipped_among_dropped", "flipped_among_kept"),
+    "weighs": ("weight_flipped", "weight_clean", "flipped_among_lowest"),
+}
+JUDGED = {"drops": "flipped_among_dropped", "weighs": "flipped_among_lowest"}
 
 
 class MeanWeight(Method):
@@ -166,8 +159,9 @@ def judge(rows: datasets.Dataset) -> Any:
     return reward
 
 
-def run(table: str, name: str, seed: int, model: Path, pairs: int, epochs: int) -> dict[str, float]:
+def run(options: argparse.Namespace, table: str, name: str, size: str, seed: int) -> dict[str, Any]:
     """One cell: a training with one method; what became of the flipped pairs."""
+    pairs, epochs = map(int, size.split("x"))
     rows = demo_preferences(seed, train_size=pairs, test_size=8)["train"]
     flipped = np.array(rows["truth_flipped"])
     rows = rows.remove_columns([column for column in rows.column_names if column.startswith("truth_")])
@@ -175,25 +169,16 @@ def run(table: str, name: str, seed: int, model: Path, pairs: int, epochs: int) 
     if method_name == "filtered_dpo":
         parameters = {**parameters, "reward": judge(rows)}
     with tempfile.TemporaryDirectory() as folder:
-        args = DPOConfig(
-            folder,
-            **TRAINER[table],
-            num_train_epochs=epochs,
-            max_length=128,
-            use_cpu=not torch.cuda.is_available(),
-            seed=seed,
-            report_to="none",
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-        )
+        how = training(options, folder, seed, num_train_epochs=epochs, max_length=128)
+        args = DPOConfig(**{**how, **TRAINER[table]})
         torch.manual_seed(seed)
-        trainer = DPOTrainer(str(model), args=args, train_dataset=rows)
+        trainer = DPOTrainer(str(model_folder(options)), args=args, train_dataset=rows)
         trainer.remove_callback(PrinterCallback)
         weights = MeanWeight()
         callback = SelectionCallback(trainer, [create_method(method_name, **parameters), weights])
         trainer.train()
-    found = {"steps": float(trainer.state.global_step), "flipped": float(flipped.mean()), "pairs": float(len(rows))}
+    found = {"table": table, "name": name, "seed": seed, "steps": float(trainer.state.global_step)}
+    found |= {"flipped": float(flipped.mean()), "pairs": float(len(rows))}
     if kind == "drops":
         dropped = callback.ledger.visits == 0 if method_name in PICKING else callback.ledger.dropped
         return found | {
@@ -212,22 +197,9 @@ def run(table: str, name: str, seed: int, model: Path, pairs: int, epochs: int) 
     }
 
 
-def cell(job: dict[str, Any]) -> dict[str, Any]:
-    """Runs one cell in this process and keeps it in its file; gives what the file says."""
-    if job["gpu"] is not None:
-        # Before anything asks for a GPU: the trainer takes all that it sees.
-        os.environ["CUDA_VISIBLE_DEVICES"] = job["gpu"]
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    start, file = time.monotonic(), Path(job["file"])
-    result = run(job["table"], job["name"], job["seed"], Path(job["model"]), job["pairs"], job["epochs"])
-    settings = {key: job[key] for key in ("table", "name", "seed", "pairs", "epochs")}
-    written = {**settings, "seconds": round(time.monotonic() - start, 1), "result": result}
-    temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(written, indent=1), encoding="utf-8")
-    temporary.replace(file)
-    return written
+def model_folder(options: argparse.Namespace) -> Path:
+    """The demo model, built once."""
+    return Path(build_demo_model(Path(options.output).with_suffix("") / "model"))
 
 
 def verdict(cells: list[dict[str, float]], key: str) -> str:
@@ -247,100 +219,55 @@ def verdict(cells: list[dict[str, float]], key: str) -> str:
     return "no better than random" if better < 2 else "not clearly better" if better < 3 else "better"
 
 
-def markdown(table: str, found: dict[str, list[dict[str, float]]]) -> str:
-    """The results of one table in Markdown, best rows first: mean over the seeds, and half of their spread."""
-
-    def number(cells: list[dict[str, float]], key: str) -> str:
-        values = [c[key] for c in cells if np.isfinite(c[key])]
-        return f"{np.mean(values):.3f} ± {np.ptp(values) / 2:.3f}" if values else "-"
-
-    heads = {
-        "drops": ("dropped", "flipped_among_dropped", "flipped_among_kept"),
-        "weighs": ("weight_flipped", "weight_clean", "flipped_among_lowest"),
-    }
-    judged = {"drops": "flipped_among_dropped", "weighs": "flipped_among_lowest"}
-    lines = []
-    for kind, keys in heads.items():
-        names = [name for name in found if TABLES[table][name][2] == kind]
-        names.sort(key=lambda name: -np.nan_to_num(np.mean([c[judged[kind]] for c in found[name]])))
-        lines += [f"| method | uses | steps | {' | '.join(k.replace('_', ' ') for k in keys)} | against chance |"]
-        lines += ["|" + "---|" * (len(keys) + 4)]
-        for name in names:
-            cells = found[name]
-            values = " | ".join(number(cells, key) for key in keys)
-            steps = f"{np.mean([c['steps'] for c in cells]):.0f}"
-            lines.append(
-                f"| `{name}` | {TABLES[table][name][3]} | {steps} | {values} | {verdict(cells, judged[kind])} |"
-            )
-        lines.append("")
-    return "\n".join([*lines, f"Neither drop nor weigh, but rebuild the pairs: {', '.join(REBUILDING)}."])
-
-
-def jobs_of(options: argparse.Namespace, model: Path) -> list[dict[str, Any]]:
-    """The cells that were asked for, each with the file that keeps it."""
-    folder = Path(f"{options.output}.cells")
-    jobs = []
-    for table in options.tables:
-        pairs, epochs = (
-            given or own for given, own in zip((options.pairs, options.epochs), SIZES[table], strict=True)
-        )
-        for name in options.only or TABLES[table]:
-            if name not in TABLES[table]:
+def summary(table: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per method, best first, those that choose before those that weigh: mean over seeds, half of the spread."""
+    found = []
+    for kind, keys in COLUMNS.items():
+        judged = JUDGED[kind]
+        lines = []
+        for name in [name for name in TABLES[table] if TABLES[table][name][2] == kind]:
+            cells = [row for row in rows if (row["table"], row["name"]) == (table, name)]
+            if not cells:
                 continue
-            for seed in range(options.seeds):
-                stem = f"{table}-{name.replace(': ', '-').replace(' ', '_')}-{pairs}x{epochs}-{seed}.json"
-                job = {"table": table, "name": name, "seed": seed, "pairs": pairs, "epochs": epochs}
-                jobs.append({**job, "model": str(model), "file": str(folder / stem)})
-    folder.mkdir(parents=True, exist_ok=True)
-    return jobs
+            line = {"name": name, "kind": kind, "uses": TABLES[table][name][3], "seeds": [c["seed"] for c in cells]}
+            line |= {"steps": float(np.mean([c["steps"] for c in cells])), "verdict": verdict(cells, judged)}
+            for key in keys:
+                values = [c[key] for c in cells if np.isfinite(c[key])]
+                line[key] = [float(np.mean(values)), float(np.ptp(values) / 2)] if values else None
+            lines.append(line)
+        found += sorted(lines, key=lambda line: -(line[judged] or [0.0])[0])
+    return found
 
 
-def work(jobs: list[dict[str, Any]], workers: int) -> list[str]:
-    """Runs the cells that have no file yet; gives what failed."""
-    missing, failed = [job for job in jobs if not Path(job["file"]).is_file()], []
-    gpus = torch.cuda.device_count()
-    for number, job in enumerate(missing):
-        job["gpu"] = str(number % gpus) if gpus > 1 else None
-    # A process that has used a GPU cannot be forked.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(cell, job): job for job in missing}
-        for number, future in enumerate(as_completed(waiting), 1):
-            job = waiting[future]
-            label = f"[{number}/{len(missing)}] {job['table']} {job['name']} seed {job['seed']}"
-            try:
-                done = future.result()
-                print(f"{label}: {done['seconds']:.0f} s {done['result']}", flush=True)
-            except Exception:
-                failed.append(label)
-                print(f"{label} FAILED\n{traceback.format_exc()}", flush=True)
-    return failed
+def cells(options: argparse.Namespace) -> list[tuple[str, str, str, int]]:
+    found = []
+    for table in options.tables:
+        pairs, epochs = options.size or SIZES[table]
+        names = [name for name in TABLES[table] if not options.only or name in options.only]
+        found += [(table, name, f"{pairs}x{epochs}", seed) for seed in range(options.seeds) for name in names]
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tables", nargs="*", choices=list(TABLES), default=["settings"])
+    parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=["settings"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pairs", type=int, default=None, help="default 384, and 2048 at the defaults")
-    parser.add_argument("--epochs", type=int, default=None, help="default 2, and 8 at the defaults")
+    parser.add_argument("--size", type=int, nargs=2, help="pairs and epochs; default 384 2, at the defaults 1024 8")
     parser.add_argument("--only", nargs="*", default=None, help="rows of the tables; default all")
-    parser.add_argument("--workers", type=int, default=1, help="cells at once")
-    parser.add_argument("--model", default=str(Path(tempfile.gettempdir()) / "dsel_demo_model"))
-    parser.add_argument("--output", default="recovery.json")
+    add_options(parser)
     options = parser.parse_args()
-    jobs = jobs_of(options, build_demo_model(options.model))
-    failed = work(jobs, options.workers)
-    cells = [json.loads(Path(job["file"]).read_text()) for job in jobs if Path(job["file"]).is_file()]
-    Path(options.output).write_text(json.dumps({"cells": cells, "failed": failed}, indent=1), encoding="utf-8")
-    for table in options.tables:
-        found: dict[str, list[dict[str, float]]] = {}
-        for one in cells:
-            if one["table"] == table:
-                found.setdefault(one["name"], []).append(one["result"])
-        if found:
-            print(f"\n{table}: {options.seeds} seeds; mean and half of the spread.\n\n{markdown(table, found)}")
-    if failed:
-        raise SystemExit(f"{len(failed)} cells failed: {failed}")
+    model_folder(options)
+    wanted = cells(options)
+    rows = run_cells(run, wanted, options)
+    tables = {table: summary(table, rows) for table in options.tables}
+    write_json(Path(options.output), {**circumstances(options, wanted, rows), "tables": tables})
+    for table, found in tables.items():
+        print(f"\n{table}: {options.seeds} seeds; mean and half of the spread.")
+        for row in found:
+            values = "  ".join(
+                f"{key} {row[key][0]:.3f} ± {row[key][1]:.3f}" for key in COLUMNS[row["kind"]] if row[key]
+            )
+            print(f"{row['name']:<28}{row['steps']:>6.0f} steps  {values}  {row['verdict']}")
 
 
 if __name__ == "__main__":

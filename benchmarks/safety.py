@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from benchmarks.cells import add_options, averages, circumstances, on_cpu, run_cells
+from benchmarks.cells import add_options, averages, circumstances, run_cells, training
 from dsel_trl.data.files import write_json
 from dsel_trl.functional.audit.label_noise import area_under_curve
 from dsel_trl.functional.ranking import bottom_k, keep_count
@@ -63,22 +63,13 @@ def measure(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]
         trainer = SFTTrainer(
             options.model,
             args=SFTConfig(
-                output,
+                **training(options, output, seed),
                 num_train_epochs=max(1, passes),
                 max_steps=-1 if passes else 1,
                 per_device_train_batch_size=options.batch,
                 learning_rate=options.learning_rate,
                 lr_scheduler_type="constant",
                 max_length=256,
-                bf16=False,
-                use_cpu=on_cpu(options),
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                logging_steps=10_000,
-                seed=seed,
-                model_init_kwargs={"dtype": "float32"},
             ),
             train_dataset=train.select_columns(columns).add_column("place", range(len(train))),
         )

@@ -175,25 +175,33 @@ def judges(result: dict[str, Any]) -> str:
 
 
 def recovery(result: dict[str, Any]) -> str:
-    """What became of flipped pairs: the methods that choose, and those that weigh."""
+    """What became of flipped pairs, table by table: the methods that choose, and those that weigh."""
 
-    def cell(value: list[float]) -> str:
-        return f"{value[0]:.3f} ± {value[1] / 2:.3f}"
+    def cell(value: list[float] | None) -> str:
+        return "-" if value is None else f"{value[0]:.3f} ± {value[1]:.3f}"
 
-    found = result["summary"]
-    chosen = ("dropped", "flipped_among_dropped", "flipped_among_kept")
-    weighed = ("weight_flipped", "weight_clean", "flipped_among_lowest")
+    heads = {
+        "drops": ["dropped", "flipped among the dropped", "flipped among the kept"],
+        "weighs": ["mean weight of flipped pairs", "of clean pairs", "flipped among the lowest-weighted 30%"],
+    }
+    keys = {
+        "drops": ("dropped", "flipped_among_dropped", "flipped_among_kept"),
+        "weighs": ("weight_flipped", "weight_clean", "flipped_among_lowest"),
+    }
     parts = []
-    for keys, head in (
-        (chosen, ["chooses", "dropped", "flipped among the dropped", "flipped among the kept"]),
-        (
-            weighed,
-            ["weighs", "mean weight of flipped pairs", "of clean pairs", "flipped among the lowest-weighted 30%"],
-        ),
-    ):
-        rows = [[f"`{name}`", *(cell(row[key]) for key in keys)] for name, row in found.items() if keys[0] in row]
-        if rows:
-            parts.append(markdown(head, rows))
+    for table, found in result["tables"].items():
+        for kind, head in heads.items():
+            rows = [
+                [
+                    *(f"`{row['name']}`", row["uses"], f"{row['steps']:,.0f}"),
+                    *(cell(row[key]) for key in keys[kind]),
+                    row["verdict"],
+                ]
+                for row in found
+                if row["kind"] == kind
+            ]
+            if rows:
+                parts.append(markdown([f"{table}: {kind}", "uses", "steps", *head, "against chance"], rows))
     return "\n\n".join(parts)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from benchmarks.cells import add_options, averages, circumstances, interval, on_cpu, run_cells
+from benchmarks.cells import add_options, averages, circumstances, interval, run_cells, training
 from dsel_trl.data.files import write_json
 
 KEEP = 0.2
@@ -63,21 +63,12 @@ def measure(options: argparse.Namespace, name: str, domain: str, seed: int) -> d
         trainer = SFTTrainer(
             options.model,
             args=SFTConfig(
-                output,
+                **training(options, output, seed),
                 max_steps=options.steps,
                 per_device_train_batch_size=options.batch,
                 per_device_eval_batch_size=32,
                 learning_rate=options.learning_rate,
                 max_length=256,
-                seed=seed,
-                bf16=False,
-                use_cpu=on_cpu(options),
-                gradient_checkpointing=False,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                logging_steps=10_000,
-                model_init_kwargs={"dtype": "float32"},
             ),
             train_dataset=train.select_columns(columns).add_column("place", range(len(train))),
             eval_dataset=test,

@@ -82,6 +82,8 @@ PLANTED = {"recipe": "audit_soft", "rate": 0.4, "seeds": [2, 3], "accuracy": 0.7
 JUDGED = {"set": "pandalm", "judge": "gpt35", "variant": "all", "pairs": 849, "auroc": 0.81,
           "single": {"length": 0.69}, "auroc_interval": [0.77, 0.85], "judge_right": 0.815, "right_after_flips": 0.83,
           "calibration_error_labels": 0.02, "calibration_error_truth": 0.03}  # fmt: skip
+RECOVERED = {"name": "margin", "kind": "drops", "uses": "model", "steps": 1024.0, "verdict": "no better than random",
+             "dropped": [0.5, 0.0], "flipped_among_dropped": [0.31, 0.02], "flipped_among_kept": None}  # fmt: skip
 ZIPPED = {"documents": 2000, "k1": 1000, "k2": 200, "k3": 100, "budget": 200, "plain_seconds": 81.2, "same": True,
           "package_seconds": 5.48, "speed_ratio": 14.8}  # fmt: skip
 
@@ -100,6 +102,7 @@ ZIPPED = {"documents": 2000, "k1": 1000, "k2": 200, "k3": 100, "budget": 200, "p
         ("vsl", {"max_length": 8, "docs": {"token_budget": RANGED, "other": {}}}, "1.25 (1.10-1.40)", "1.25x"),
         ("planted", {"table": [PLANTED], "chosen": {"0.4": "audit_soft"}}, "(chosen) | 40%", "91% [80%, 100%]"),
         ("judges", {"table": [JUDGED]}, "0.810 [0.770, 0.850] | 0.690 (`length`)", "AUROC 0.810"),
+        ("recovery", {"tables": {"defaults": [RECOVERED]}}, "| 1,024 | 0.500 ± 0.000 | 0.310 ± 0.020 | - |", None),
         ("zip", {"rows": [ZIPPED, {**ZIPPED, "speed_ratio": 39.7}, {}]}, "| 14.8 | yes |", "15x to 40x"),
         ("scale", {"examples": 10**7, "rows": {"ledger MB": 340.0, "rank and plan s": 0.553}}, "340", "0.55 s"),
         (
@@ -153,16 +156,15 @@ def test_bm25_prefers_rare_words_and_short_texts():
 
 
 def test_flips_are_ranked_and_cells_have_names_of_their_own(tmp_path):
-    options = argparse.Namespace(cells=str(tmp_path), output="", settings=list(flips.SETTINGS), sizes=[640])
+    options = argparse.Namespace(output=str(tmp_path / "a.json"), settings=list(flips.SETTINGS), sizes=[640])
     options.choose, options.seeds, options.steps = [0], [1, 2], 0
-    cells = flips.cells(options)
-    paths = [flips.cell_path(options, *cell) for cell in cells]
-    assert len(set(paths)) == len(cells)
-    for cell, path in zip(cells, paths, strict=True):
-        best = "norms, cosine" in cell[0]
-        path.write_text(json.dumps({"auroc": 0.7 + 0.1 * best, "auroc_margin": 0.5, "seconds": 1.0}))
-    found = flips.report(options)
-    assert found["missing"] == 0
+    wanted = flips.cells(options)
+    assert len({cells.cell_path(options, cell) for cell in wanted}) == len(wanted)
+    rows = [
+        {"setting": setting, "size": size, "seed": seed, "auroc": 0.7 + 0.1 * ("norms, cosine" in setting)}
+        for setting, size, seed in wanted
+    ]
+    found = flips.report(options, rows)
     assert found["chosen"] == {"640": "in-run, norms, cosine"}
     assert all(row["seeds"] == [1, 2] for row in found["table"])
     assert "| in-run, norms, cosine | 0.800 ± 0.000 (chosen) |" in tables.flips(found)
