@@ -92,6 +92,35 @@ def audit_scale(result: dict[str, Any]) -> Lines:
     return [(what, f"{found['seconds of the wall'] / 60:.1f} min, {found['MB at the peak'] / 1000:.1f} GB")]
 
 
+def influence(result: dict[str, Any]) -> Lines:
+    """What scores of each example in the ordinary step cost."""
+    at = str(result["refresh"])
+    return [
+        (
+            f"step time with in-run scores / stock ({row['what'].split(': ')[1]}): between two gradients of the "
+            f"target / with one every {at} steps",
+            f"{row['ratio']:.2f} / {row['mean_ratio_at'][at]:.2f}",
+        )
+        for row in result["rows"]
+        if row["what"].startswith("inrun_shapley")
+    ]
+
+
+def lds(result: dict[str, Any]) -> Lines:
+    """Whether scores foretell retraining."""
+    of = {row["method"]: row for row in result["table"]}
+    lines = []
+    for name in ("in-run Shapley, first order", "LESS"):
+        (low, high), words = of[name]["interval"], of["BM25"]["lds"]
+        lines.append(
+            (
+                f"scores foretell the losses of {result['halves']} retrainings (LDS): {name} / BM25",
+                f"{of[name]['lds']:.2f} [{low:.2f}, {high:.2f}] / {words:.2f}",
+            )
+        )
+    return lines
+
+
 def target(result: dict[str, Any]) -> Lines:
     shares = {(row["domain"], row["method"]): row["share"] for row in result["table"]}
     domains = list(dict.fromkeys(domain for domain, _ in shares))

@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-ROWS, TARGET, BATCH, LENGTH, STEPS, WARMUP = 32, 8, 8, 128, 8, 2
+ROWS, TARGET, BATCH, LENGTH, STEPS, WARMUP = 32, 8, 8, 128, 32, 4
 
 
 def texts(rows: int, seed: int) -> Dataset:

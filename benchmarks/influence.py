@@ -34,6 +34,8 @@ from gpu import SIZES, VOCABULARY, pairs, tokenizer
 from overhead import Turns, in_turns, own_peak
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dsel_trl.data.files import write_json
+
 LIMITS = {"full": 1.40, "lora": 1.08}
 HEADS = {"135M": 49152, "1B": 32000}
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
@@ -143,6 +145,13 @@ def refreshes(seconds: list[float], options: argparse.Namespace) -> tuple[list[i
     return [k for k in steps if k % options.refresh], [k for k in steps if k % options.refresh == 0]
 
 
+def label(cell: Cell) -> str:
+    """What a row says of itself."""
+    size, kind, what, batch, length, method = cell
+    trained = "LoRA r=8" if what == "lora" else "all linear layers"
+    return f"{method}: {size} {kind}, {trained}, {batch} x {length} tokens"
+
+
 def measure(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     model, what = model_folder(Path(options.folder), cell[0]), cell[2]
     steps = options.warmup + options.steps
@@ -157,14 +166,12 @@ def measure(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     median = statistics.median(stock[options.warmup :])
     between = statistics.median(ratios)
     extra = statistics.median(scored[k] / stock[k] for k in renewing) - between if renewing else float("nan")
-    size, kind, _, batch, length, method = cell
-    trained = "LoRA r=8" if what == "lora" else "all linear layers"
     row = {
-        "what": f"{method}: {size} {kind}, {trained}, {batch} x {length} tokens",
+        "what": label(cell),
         "stock_seconds": median,
         "ratio": between,
         "quartiles": [quarters[0], quarters[2]],
-        "limit": LIMITS[what] if method == SCORES else None,
+        "limit": LIMITS[what] if cell[-1] == SCORES else None,
         "control": statistics.median(again[0][k] / stock[k] for k in plain) if again else None,
         "refresh_in_steps": extra,
         "mean_ratio_at": {str(n): between + extra / n for n in sorted({*INTERVALS, options.refresh})},
@@ -286,7 +293,7 @@ def rival(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=45, help="timed steps of each trainer")
+    parser.add_argument("--steps", type=int, default=40, help="timed steps of each trainer")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--refresh", type=int, default=20, help="steps for which one gradient of the target serves")
     parser.add_argument("--threads", type=int, default=1)
@@ -314,11 +321,19 @@ def main() -> None:
             "threads": options.threads,
             "target": TARGET,
             "refresh": options.refresh,
+            "steps": options.steps,
             "checkpointing": options.checkpointing,
-            "rows": [],
         }
+        output = Path(options.output)
+        before = json.loads(output.read_text(encoding="utf-8")) if output.is_file() else {}
+        same = all(before.get(key) == value for key, value in result.items())
+        # What was measured with the same settings stands: a run that was stopped goes on.
+        result = {**result, "rows": [], **(before if same else {})}
+        done = {row["what"] for row in result["rows"]}
         grid = GRIDS[options.device]
-        for number in options.cells or range(len(grid)):
+        for number in range(len(grid)) if options.cells is None else options.cells:
+            if label(grid[number]) in done:
+                continue
             row = measure(grid[number], options)
             if grid[number][1] == "sft" and grid[number][-1] == SCORES:
                 row["others"] = others(grid[number], options)
@@ -327,17 +342,11 @@ def main() -> None:
                         row["others"][way]["in_steps"] = row["others"][way]["seconds"] / row["stock_seconds"]
             result["rows"].append(row)
             print(json.dumps(row), flush=True)
-            write(result, Path(options.output))
+            write_json(output, result)
         if options.dattri:
             result["dattri"] = rival(options)
             print(json.dumps(result["dattri"]))
-            write(result, Path(options.output))
-
-
-def write(result: dict[str, Any], output: Path) -> None:
-    temporary = output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(output)
+            write_json(output, result)
 
 
 if __name__ == "__main__":

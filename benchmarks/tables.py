@@ -322,4 +322,20 @@ def influence(result: dict[str, Any]) -> str:
         for row in result["rows"]
     ]
     head = ["what", "step / stock (25%-75%)", "limit", "stock / stock", "a refresh, in steps", f"mean at {at}"]
-    return markdown([*head, "peak memory / stock", "loop, in steps", "vmap, in steps"], rows)
+    table = markdown([*head, "peak memory / stock", "loop, in steps", "vmap, in steps"], rows)
+    if "dattri" not in result:
+        return table
+    rival = result["dattri"]
+    if "error" in rival:
+        return f"{table}\n\n{markdown(['beside it'], [[rival['error']]])}"
+    sides = [
+        [who, f"{rival[who]['stock_seconds']:.2f}", f"{rival[who]['ratio']:.2f}", f"{rival['rank_correlation']:.4f}"]
+        for who in ("dsel_trl", "dattri-llm")
+    ]
+    head = [
+        "the same batches, target renewed in every step",
+        "stock step, seconds",
+        "step / stock",
+        "rank correlation",
+    ]
+    return f"{table}\n\n{markdown(head, sides)}"

@@ -84,6 +84,12 @@ JUDGED = {"set": "pandalm", "judge": "gpt35", "variant": "all", "pairs": 849, "a
           "calibration_error_labels": 0.02, "calibration_error_truth": 0.03}  # fmt: skip
 RECOVERED = {"name": "margin", "kind": "drops", "uses": "model", "steps": 1024.0, "verdict": "no better than random",
              "dropped": [0.5, 0.0], "flipped_among_dropped": [0.31, 0.02], "flipped_among_kept": None}  # fmt: skip
+MEASURED = {"what": "inrun_shapley: 6M sft, LoRA r=8, 8 x 256 tokens", "ratio": 1.051, "quartiles": [1.015, 1.104],
+            "limit": 1.08, "control": 0.98, "refresh_in_steps": 0.99, "mean_ratio_at": {"20": 1.1},
+            "memory_ratio": 1.01, "others": {"loop": {"in_steps": 0.85}, "vmap": {"error": "no"}}}  # fmt: skip
+RIVAL = {"rank_correlation": 1.0, "dsel_trl": {"stock_seconds": 0.2, "ratio": 1.13},
+         "dattri-llm": {"stock_seconds": 0.2, "ratio": 1.34}}  # fmt: skip
+FORETOLD = [{"method": name, "lds": 0.3, "interval": [0.2, 0.4]} for name in lds.METHODS]
 ZIPPED = {"documents": 2000, "k1": 1000, "k2": 200, "k3": 100, "budget": 200, "plain_seconds": 81.2, "same": True,
           "package_seconds": 5.48, "speed_ratio": 14.8}  # fmt: skip
 
@@ -103,6 +109,14 @@ ZIPPED = {"documents": 2000, "k1": 1000, "k2": 200, "k3": 100, "budget": 200, "p
         ("planted", {"table": [PLANTED], "chosen": {"0.4": "audit_soft"}}, "(chosen) | 40%", "91% [80%, 100%]"),
         ("judges", {"table": [JUDGED]}, "0.810 [0.770, 0.850] | 0.690 (`length`)", "AUROC 0.810"),
         ("recovery", {"tables": {"defaults": [RECOVERED]}}, "| 1,024 | 0.500 ± 0.000 | 0.310 ± 0.020 | - |", None),
+        (
+            "lds",
+            {"halves": 48, "table": FORETOLD},
+            "| BM25 | +0.300 [+0.200, +0.400] |",
+            "0.30 [0.20, 0.40] / 0.30",
+        ),
+        ("influence", {"refresh": 20, "rows": [MEASURED]}, "| 0.85 | fails |", "1.05 / 1.10"),
+        ("influence", {"refresh": 20, "rows": [MEASURED], "dattri": RIVAL}, "| dattri-llm | 0.20 | 1.34 |", "1.05"),
         ("zip", {"rows": [ZIPPED, {**ZIPPED, "speed_ratio": 39.7}, {}]}, "| 14.8 | yes |", "15x to 40x"),
         ("scale", {"examples": 10**7, "rows": {"ledger MB": 340.0, "rank and plan s": 0.553}}, "340", "0.55 s"),
         (
