@@ -92,6 +92,17 @@ def audit_scale(result: dict[str, Any]) -> Lines:
     return [(what, f"{found['seconds of the wall'] / 60:.1f} min, {found['MB at the peak'] / 1000:.1f} GB")]
 
 
+def recovery(result: dict[str, Any]) -> Lines:
+    """What methods do to flipped labels where nothing is set."""
+    of = {row["name"]: row for row in result["tables"].get("defaults", [])}
+    named = ("margin: explicit", "selective_dpo", "margin", "random")
+    if not set(named) <= set(of):
+        return []
+    figures = [f"{of[name]['flipped_among_dropped'][0]:.0%}" for name in named]
+    what = "flipped pairs among the dropped half, everything at its default (TRL's bf16 and 1e-6 too)"
+    return [(f"{what}: {' / '.join(f'`{name}`' for name in named)}", " / ".join(figures))]
+
+
 def influence(result: dict[str, Any]) -> Lines:
     """What scores of each example in the ordinary step cost."""
     at = str(result["refresh"])

@@ -106,6 +106,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             ),
             seeds=(0, 1, 2),
             table=tables.recovery,
+            brief=briefs.recovery,
             result="{work}/recovery.json",
         ),
         Benchmark(

@@ -82,8 +82,11 @@ PLANTED = {"recipe": "audit_soft", "rate": 0.4, "seeds": [2, 3], "accuracy": 0.7
 JUDGED = {"set": "pandalm", "judge": "gpt35", "variant": "all", "pairs": 849, "auroc": 0.81,
           "single": {"length": 0.69}, "auroc_interval": [0.77, 0.85], "judge_right": 0.815, "right_after_flips": 0.83,
           "calibration_error_labels": 0.02, "calibration_error_truth": 0.03}  # fmt: skip
-RECOVERED = {"name": "margin", "kind": "drops", "uses": "model", "steps": 1024.0, "verdict": "no better than random",
-             "dropped": [0.5, 0.0], "flipped_among_dropped": [0.31, 0.02], "flipped_among_kept": None}  # fmt: skip
+RECOVERED = [
+    {"name": name, "kind": "drops", "uses": "model", "steps": 1024.0, "verdict": "no better than random",
+     "dropped": [0.5, 0.0], "flipped_among_dropped": [0.31, 0.02], "flipped_among_kept": None}
+    for name in ("margin", "margin: explicit", "selective_dpo", "random")
+]  # fmt: skip
 MEASURED = {"what": "inrun_shapley: 6M sft, LoRA r=8, 8 x 256 tokens", "ratio": 1.051, "quartiles": [1.015, 1.104],
             "limit": 1.08, "control": 0.98, "refresh_in_steps": 0.99, "mean_ratio_at": {"20": 1.1},
             "memory_ratio": 1.01, "others": {"loop": {"in_steps": 0.85}, "vmap": {"error": "no"}}}  # fmt: skip
@@ -108,7 +111,12 @@ ZIPPED = {"documents": 2000, "k1": 1000, "k2": 200, "k3": 100, "budget": 200, "p
         ("vsl", {"max_length": 8, "docs": {"token_budget": RANGED, "other": {}}}, "1.25 (1.10-1.40)", "1.25x"),
         ("planted", {"table": [PLANTED], "chosen": {"0.4": "audit_soft"}}, "(chosen) | 40%", "91% [80%, 100%]"),
         ("judges", {"table": [JUDGED]}, "0.810 [0.770, 0.850] | 0.690 (`length`)", "AUROC 0.810"),
-        ("recovery", {"tables": {"defaults": [RECOVERED]}}, "| 1,024 | 0.500 ± 0.000 | 0.310 ± 0.020 | - |", None),
+        (
+            "recovery",
+            {"tables": {"defaults": RECOVERED}},
+            "| 1,024 | 0.500 ± 0.000 | 0.310 ± 0.020 | - |",
+            "31% / 31%",
+        ),
         (
             "lds",
             {"halves": 48, "table": FORETOLD},

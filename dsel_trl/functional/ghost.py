@@ -16,8 +16,8 @@ from torch import Tensor
 # Bytes that a product may need beside its result.
 MEMORY = 512 * 2**20
 ROUTES = ("auto", "pairs", "gradients")
-# Whether this torch multiplies bfloat16 into float32 (from 2.8 on).
-WIDENS = hasattr(torch.ops.aten.mm, "dtype")
+# Whether this torch multiplies bfloat16 into float32: from 2.8 on, with CUDA; a build for ROCm has the name alone.
+WIDENS = torch.version.cuda is not None and hasattr(torch.ops.aten.mm, "dtype")
 
 
 def exact(values: Tensor) -> Tensor:
