@@ -288,6 +288,11 @@ class SelectionCallback(TrainerCallback):
     # ---- Trainer events ----
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state is not self.trainer.state:
+            raise ValueError(
+                "This selection was made for another trainer than the one it was added to, which it cannot act on: "
+                "make it anew, trainer.add_callback(SelectionCallback(trainer, ...)) with one and the same trainer."
+            )
         self.run.max_steps, self.run.epochs = state.max_steps, state.num_train_epochs
         self.run.step = state.global_step
         self.run.epoch = int(state.epoch or 0)

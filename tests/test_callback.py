@@ -47,6 +47,14 @@ def test_training_works_without_adding_the_callback(make_trainer):
 # ---- What the ledger hears ----
 
 
+def test_a_callback_of_another_trainer_is_refused_before_the_first_step(make_trainer):
+    callback, other = SelectionCallback(make_trainer("sft"), "uniform"), make_trainer("sft")
+    other.add_callback(callback)
+    with pytest.raises(ValueError, match="made for another trainer than the one it was added to"):
+        other.train()
+    assert other.state.global_step == 0
+
+
 def test_every_trained_example_is_in_the_ledger(make_trainer):
     trainer = make_trainer("dpo", dataset=tiny.preferences(9), num_train_epochs=2)
     witness = tiny.attach(trainer, "uniform")

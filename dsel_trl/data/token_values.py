@@ -45,7 +45,7 @@ def token_values(rows: Rows, name: str, per: str) -> TokenValues:
     numbers, of which the first is for the tokens of the prompt and the second for those of the completion.
 
     Where truncation has shortened a row, its list is shortened at the same end; two parts remain two. A null in the
-    place of a list or of a number is 0, and so is what is no finite number.
+    place of a list or of a number is 0.
 
     Args:
         rows ([`~dsel_trl.data.rows.Rows`]):
@@ -56,8 +56,8 @@ def token_values(rows: Rows, name: str, per: str) -> TokenValues:
             `"turn"`, `"part"` or `"token"`.
 
     Raises:
-        `ValueError`: if the column holds no lists of numbers, a list has not one number for each turn or token, or
-            prompts are not trained on.
+        `ValueError`: if the column holds no lists of numbers, one of them is infinite, a list has not one number for
+            each turn or token, or prompts are not trained on.
     """
     if not is_list_column(rows.dataset, name):
         raise ValueError(
@@ -69,10 +69,14 @@ def token_values(rows: Rows, name: str, per: str) -> TokenValues:
     kind = numbers.type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise ValueError(f"Column {name!r} holds lists of {kind}, but lists of numbers are needed.")
-    values = np.nan_to_num(
-        pc.cast(numbers, pa.float32()).to_numpy(zero_copy_only=False), nan=0.0, posinf=0.0, neginf=0.0
-    )
+    values = pc.cast(numbers, pa.float32()).to_numpy(zero_copy_only=False)
     given = list_lengths(rows.dataset, name).astype(np.int64)
+    if len(infinite := np.flatnonzero(np.isinf(values))):
+        row = rows.positions[np.searchsorted(np.cumsum(given), infinite[0], side="right")]
+        raise ValueError(
+            f"Column {name!r} holds {values[infinite[0]]} in the list of row {row}, but a weight is a finite number."
+        )
+    values = np.nan_to_num(values)
     null = column.is_null().to_numpy(zero_copy_only=False)
     totals = rows.lengths.astype(np.int64)
     trained, starts = _trained(rows, totals)

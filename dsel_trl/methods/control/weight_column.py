@@ -1,5 +1,6 @@
 """Weights from the dataset: of examples, of turns, of parts or of tokens."""
 
+import logging
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,8 +23,8 @@ class WeightColumn(Method):
 
     What: the gradient of each pair or conversation is multiplied by its value; 0 drops it. With `normalize: mean1` the
     weights are divided by their mean over the optimizer step, so that the learning rate keeps its meaning. A missing
-    value (NaN, null) counts as 0; in a stream, whose values are known only as they come, it is an error, and so is a
-    first step of zeros. For SFT the column may hold lists: `per: turn` takes one weight for each assistant turn that
+    value (NaN, null) counts as 0, which is said once; in a stream, whose values are known only as they come, it is an
+    error, and so is a first step of zeros. For SFT the column may hold lists: `per: turn` takes one weight for each assistant turn that
     is trained (each run of trained tokens), `per: token` one for each trained token, the end token included; a list is
     cut where its row was truncated, and one that does not fit its row is an error. `per: part` takes two weights, of
     the prompt and of the completion, where prompts are trained too (`completion_only_loss: false`).
@@ -75,13 +76,26 @@ class WeightColumn(Method):
                 "per='token' for one per trained token (SFT)."
             )
         values = run.column(self.column)
+        if len(infinite := np.flatnonzero(np.isinf(values))):
+            raise ValueError(
+                f"Column {self.column!r} holds {values[infinite[0]]} at row {run.rows.positions[infinite[0]]}, but a "
+                "weight is a finite number: 0 leaves an example out."
+            )
+        if missing := int(np.isnan(values).sum()):
+            run.tell(
+                f"{self.name}:missing",
+                f"{self.name!r}: {missing} of {len(values)} rows have no value in column {self.column!r}; they count "
+                "as 0, so nothing is learned from them.",
+                logging.WARNING,
+            )
         negative = np.flatnonzero(values < 0)
         if len(negative) and not self.allow_negative:
             raise ValueError(
                 f"Column {self.column!r} has {len(negative)} negative weights, the first {values[negative[0]]} at row "
-                f"{negative[0]}. Set allow_negative=True (with normalize='none') if training against them is meant."
+                f"{run.rows.positions[negative[0]]}. Set allow_negative=True (with normalize='none') if training "
+                "against them is meant."
             )
-        if not np.any(np.nan_to_num(values, posinf=0.0, neginf=0.0)):
+        if not np.any(np.nan_to_num(values)):
             raise ValueError(f"Column {self.column!r} is zero everywhere: nothing would be trained.")
 
     def _check_lists(self, run: Run) -> None:
