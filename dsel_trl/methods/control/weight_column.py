@@ -24,10 +24,11 @@ class WeightColumn(Method):
     What: the gradient of each pair or conversation is multiplied by its value; 0 drops it. With `normalize: mean1` the
     weights are divided by their mean over the optimizer step, so that the learning rate keeps its meaning. A missing
     value (NaN, null) counts as 0, which is said once; in a stream, whose values are known only as they come, it is an
-    error, and so is a first step of zeros. For SFT the column may hold lists: `per: turn` takes one weight for each assistant turn that
-    is trained (each run of trained tokens), `per: token` one for each trained token, the end token included; a list is
-    cut where its row was truncated, and one that does not fit its row is an error. `per: part` takes two weights, of
-    the prompt and of the completion, where prompts are trained too (`completion_only_loss: false`).
+    error, and so is a first step of zeros. For SFT the column may hold lists: `per: turn` takes one weight for each
+    assistant turn that is trained (each run of trained tokens), `per: token` one for each trained token, the end token
+    included; a list is cut where its row was truncated, and one that does not fit its row is an error. `per: part`
+    takes two weights, of the prompt and of the completion, where prompts are trained too (`completion_only_loss:
+    false`).
     When not: a negative weight trains against an example; it is refused unless `allow_negative` says that it is meant.
     """
 
