@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.method import Method, Run
 from ..core.parameters import REFRESHES, Reads, check_choice, check_range, check_refresh, unless, when
 from ..functional.pacing import competence, difficulty_cdf, eligible_by_competence, pacing_size
-from ..functional.ranking import band, gumbel_top_k, keep_count, rank_order, selectable, top_k
+from ..functional.ranking import band_ranks, gumbel_top_k, keep_count, rank_order, selectable, top_k
 from ..signals.batch import Batch
 from .unseen import is_constant, stand_ins, with_unseen
 
@@ -28,6 +28,12 @@ def known_scores(run: Run, name: str) -> np.ndarray:
     return run.ledger[name]
 
 
+def shared(ordered: np.ndarray) -> np.ndarray:
+    """Which of some scores in their order, `(n,)`, are equal to another one."""
+    equal = ordered[1:] == ordered[:-1]
+    return (np.append(equal, False) | np.insert(equal, 0, False))[: len(ordered)]
+
+
 def untied(scores: np.ndarray, rng: np.random.Generator, second: np.ndarray | None = None) -> np.ndarray:
     """
     Scores of which no two are equal: those that are follow a `second` score, and then a draw.
@@ -38,11 +44,10 @@ def untied(scores: np.ndarray, rng: np.random.Generator, second: np.ndarray | No
     known = np.flatnonzero(selectable(scores))
     values = scores[known]
     order = np.argsort(values)
-    equal = np.diff(values[order]) == 0
-    if not equal.any():
-        return scores
     # Only those that are equal to a neighbour are sorted again: of millions of live scores they are few.
-    tied = np.concatenate([[False], equal]) | np.concatenate([equal, [False]])
+    tied = shared(values[order])
+    if not tied.any():
+        return scores
     among = order[tied]
     keys = [rng.random(len(scores))[known[among]]]
     if second is not None:
@@ -73,8 +78,7 @@ def tell_ties(run: Run, name: str, scores: np.ndarray, second: str | None = None
         return
     # Enough to tell whether scores are shared, without sorting tens of millions of them for a line in the log.
     values = values[:LOOKED_AT]
-    equal = np.diff(np.sort(values)) == 0
-    tied = int(np.count_nonzero(np.append(equal, False) | np.insert(equal, 0, False)))
+    tied = int(np.count_nonzero(shared(np.sort(values))))
     run.log({f"{name}_tied": tied})
     if tied:
         decides = f"a draw (seed {run.seed})" if second is None else f"{second}, then a draw (seed {run.seed}),"
@@ -119,16 +123,22 @@ def keep_band(scores: np.ndarray, low: float, high: float, ties: np.random.Gener
     Equal scores are ranked as `ties` draws them; without it, by id.
     """
     mask = np.zeros(len(scores), dtype=bool)
-    inside = band(scores, low, high)
-    mask[inside] = True
-    if ties is None or not len(inside):
+    values = scores[selectable(scores)]
+    first, last = band_ranks(low, high, len(values))
+    if first == last:
         return mask
-    # Which of several equal scores are inside is a question at the two ends only.
-    for end in {float(scores[inside[0]]), float(scores[inside[-1]])}:
-        at = np.flatnonzero(scores == end)
-        count = int(np.count_nonzero(mask[at]))
-        mask[at] = False
-        mask[at[np.argsort(ties.random(len(scores))[at])][:count]] = True
+    # A cut at both ends in place of a sort; which of several equal scores are inside is a question there only.
+    cuts = np.partition(values, [first, last - 1])
+    bottom, top = cuts[first], cuts[last - 1]
+    mask = (scores > bottom) & (scores < top)
+    draws = None
+    for end in dict.fromkeys((bottom, top)):
+        at, below = np.flatnonzero(scores == end), int(np.count_nonzero(values < end))
+        start, count = max(first - below, 0), min(last, below + len(at)) - max(first, below)
+        if ties is not None and count < len(at):
+            draws = ties.random(len(scores)) if draws is None else draws
+            at, start = at[np.argsort(draws[at])], 0
+        mask[at[start : start + count]] = True
     return mask
 
 
@@ -136,12 +146,20 @@ def in_order(scores: np.ndarray, ids: np.ndarray, ties: np.random.Generator | No
     """`ids` by descending score, unselectable ones last; equal scores as `ties` draws them, without it by id."""
     if ties is None:
         ids = np.sort(ids)
-    else:
-        wanted = np.zeros(len(scores), dtype=bool)
-        wanted[ids] = True
-        drawn = ties.permutation(len(scores))
-        ids = drawn[wanted[drawn]]
-    return ids[rank_order(scores[ids], descending=True)]
+        return ids[rank_order(scores[ids], descending=True)]
+    ids = ids[rank_order(scores[ids], descending=True)]
+    values = scores[ids]
+    known = int(np.count_nonzero(selectable(values)))
+    # Only those that are equal to a neighbour, and those without a score, are put in another order.
+    tied = np.flatnonzero(shared(values[:known]))
+    if len(tied) or known < len(ids):
+        draws = ties.random(len(scores))
+        among, equal = ids[tied], values[tied]
+        # Equal ones stand together: the number of their group before the point, the draw behind it.
+        group = np.cumsum(np.append(0, equal[1:] != equal[:-1])[: len(tied)])
+        ids[tied] = among[np.argsort(group + draws[among])]
+        ids[known:] = ids[known:][np.argsort(draws[ids[known:]])]
+    return ids
 
 
 def paced(

@@ -163,14 +163,20 @@ def band(scores: ArrayLike, low: float, high: float) -> Ids:
 
     Returns `np.ndarray` of int64, lowest score first. Raises `ValueError` unless `0 <= low < high <= 1`.
     """
+    n_valid = int(np.count_nonzero(selectable(scores)))
+    first, last = band_ranks(low, high, n_valid)
+    return rank_order(scores, descending=False)[:n_valid][first:last]
+
+
+def band_ranks(low: float, high: float, n_valid: int) -> tuple[int, int]:
+    """The ranks that [`band`] keeps of `n_valid` ones, from 0: the first, and the one after the last."""
     if not 0 <= low < high <= 1:
         raise ValueError(f"a band needs 0 <= low < high <= 1, but got low={low}, high={high}")
-    n_valid = int(np.count_nonzero(selectable(scores)))
     first, last = -_guarded_floor(-low * n_valid), -_guarded_floor(-high * n_valid)
     if first == last and n_valid:
         first = min(first, n_valid - 1)
         last = first + 1
-    return rank_order(scores, descending=False)[:n_valid][first:last]
+    return first, last
 
 
 def threshold(scores: ArrayLike, quantile: float) -> float:

@@ -20,6 +20,7 @@ from dsel_trl.bases.scored import (
 )
 from dsel_trl.core.ledger import Ledger
 from dsel_trl.functional.pacing import pacing_size
+from dsel_trl.functional.ranking import band
 from tests.runs import make_run
 
 NAN, INF = float("nan"), float("inf")
@@ -346,3 +347,31 @@ def test_a_choice_made_once_is_kept_over_a_resume():
 def test_parameters_are_checked(parameters, message):
     with pytest.raises(ValueError, match=message):
         Scored(**parameters)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_band_cut_at_its_ends_is_the_ranked_one(seed):
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(0, rng.choice([2, 5, 50]), 30) / 7).astype(np.float32)
+    scores[rng.random(30) < 0.2] = rng.choice([np.nan, np.inf])
+    low, high = sorted(rng.choice([0.0, 0.2, 0.25, 0.5, 0.51, 0.9, 1.0], 2, replace=False))
+    inside = band(scores, low, high)
+    assert np.flatnonzero(keep_band(scores, low, high)).tolist() == sorted(inside.tolist())
+    drawn = keep_band(scores, low, high, np.random.default_rng(1))
+    assert sorted(scores[drawn]) == sorted(scores[inside])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_an_order_draws_between_equal_scores_however_the_ids_come(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 6, 40).astype(np.float32)
+    scores[rng.random(40) < 0.2] = np.nan
+    ids = rng.permutation(40)[:30]
+    order = in_order(scores, ids, np.random.default_rng(1))
+    known = int(np.isfinite(scores[ids]).sum())
+    assert sorted(order) == sorted(ids)
+    assert np.isnan(scores[order][known:]).all()
+    assert (np.diff(scores[order][:known]) <= 0).all()
+    assert order.tolist() == in_order(scores, ids[::-1], np.random.default_rng(1)).tolist()
+    others = [in_order(scores, ids, np.random.default_rng(k)).tolist() for k in range(2, 6)]
+    assert any(other != order.tolist() for other in others)
