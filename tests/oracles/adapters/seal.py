@@ -41,7 +41,7 @@ def evaluate(oracle):
                 optimizer.zero_grad()
                 total.backward()
                 optimizer.step()
-                told += [float(total), float((weights * task.detach().numpy()).mean())]
+                told += [float(total.detach()), float((weights * task.detach().numpy()).mean())]
                 gradient = selector_gradient(logits, ids, task.detach().numpy(), activation)
                 if adam:
                     logits, moments = adam_update(logits, gradient, moments, rate, tuple(betas))
