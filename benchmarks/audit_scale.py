@@ -8,7 +8,7 @@ of reading and tokenizing, text checks, probe, trees, fusion, verdicts, table an
 process above what it held before, the features among it. Seconds of cores do not depend on what else the machine does;
 where nothing else runs, those of the wall lie between them and their part for each core.
 
-    OMP_NUM_THREADS=2 python benchmarks/audit_scale.py --pairs 100000 --workers 2 --output audit_scale.json
+    OMP_NUM_THREADS=2 python -m benchmarks.audit_scale --pairs 100000 --workers 2 --output audit_scale.json
 """
 
 import argparse

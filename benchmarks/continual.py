@@ -7,7 +7,7 @@ stages so far. A stage ends with the step that reaches its tokens, the same ones
 rate is constant: what is equal is what was trained, to within a batch. A cell that is done is not run again, and one
 that was cut off goes on from its last checkpoint.
 
-    PYTHONPATH=. python benchmarks/continual.py --stream FILE --model MODEL --output continual.json --workers 8
+    python -m benchmarks.continual --stream FILE --model MODEL --output continual.json --workers 8
 """
 
 import argparse

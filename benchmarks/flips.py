@@ -8,8 +8,8 @@ the engine has to reproduce. It also says how far the engine's products of the l
 very run. The settings of in-run Shapley are compared on the seeds of `--choose`, and all is reported on those of
 `--seeds`. Cells that are finished are skipped, so a run that was stopped goes on.
 
-    python benchmarks/flips.py --output flips.json --workers 4
-    python benchmarks/flips.py --output flips.json --report
+    python -m benchmarks.flips --output flips.json --workers 4
+    python -m benchmarks.flips --output flips.json --report
 """
 
 import argparse

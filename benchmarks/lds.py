@@ -8,8 +8,8 @@ what came, averaged over the queries. 0 is chance. Beside the methods: the cosin
 draw. The methods' scores are per query: of in-run Shapley the products with each query's own gradient, of LESS every
 query as a subtask. Cells that are finished are skipped, so a run that was stopped goes on.
 
-    python benchmarks/lds.py --data DATA --model MODEL --output lds.json --workers 4
-    python benchmarks/lds.py --data DATA --model MODEL --output lds.json --report
+    python -m benchmarks.lds --data DATA --model MODEL --output lds.json --workers 4
+    python -m benchmarks.lds --data DATA --model MODEL --output lds.json --report
 
 DATA holds sft_domains_{train,test}.parquet. The interval is a bootstrap over queries and halves.
 """

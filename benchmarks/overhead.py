@@ -4,7 +4,7 @@ What attaching costs: step time and peak memory with a method attached, against 
 The trainers take turns, one optimizer step each, so that whatever else the machine does hits all of them alike. A step
 is everything between two step ends: fetching, forward, backward, optimizer, ledger. Prints a table and writes JSON.
 
-    python benchmarks/overhead.py --pairs 40 --output overhead.json
+    python -m benchmarks.overhead --pairs 40 --output overhead.json
 """
 
 import argparse
@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ VARIANTS = {
     "uniform": ("uniform", {}),
     "margin (weights)": ("margin", {"action": "weight"}),
 }
+ROOT = Path(__file__).parents[1]
 LIMITS = {"uniform": 1.01, "margin (weights)": 1.02}
 MEMORY_LIMIT = 1.01
 VOCABULARY, PROMPT, COMPLETION, BATCH = 2048, 64, 192, 8
@@ -161,10 +163,12 @@ def own_peak() -> int:
 
 def peak_memory(variant: str, model: str) -> int:
     """Peak resident memory in KiB of a process that trains this variant for 4 steps."""
-    command = [sys.executable, __file__, "--memory-of", variant, "--model", model]
+    command = [sys.executable, "-m", "benchmarks.overhead", "--memory-of", variant, "--model", model]
     # Without these the C allocator keeps freed tensors by its own lights, and the same run differs by 8%.
     allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, **allocator})
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, **allocator}, cwd=ROOT
+    )
     return int(done.stdout.split()[-1])
 
 

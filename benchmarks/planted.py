@@ -6,8 +6,8 @@ another prompt, or the same response with half of its words shuffled. For each s
 audit finds them, and what each recipe makes of the noisy pairs at equal optimizer steps, beside a training on clean
 labels and the stock one. Cells that are finished are skipped, so a run that was stopped goes on.
 
-    python benchmarks/planted.py --data DATA --model MODEL --output planted.json --workers 4
-    python benchmarks/planted.py --data DATA --model MODEL --output planted.json --report
+    python -m benchmarks.planted --data DATA --model MODEL --output planted.json --workers 4
+    python -m benchmarks.planted --data DATA --model MODEL --output planted.json --report
 
 DATA holds sft_alpaca_{train,validation,test}.parquet. The recipe is chosen on the seeds of `--choose`, and reported on
 those of `--seeds`.

@@ -5,7 +5,7 @@ Each method, stock and a random choice of the same share are trained with and wi
 from the same model, and judged on held-out pairs. Prints both tables and writes JSON. With `--work` a run that was
 stopped goes on.
 
-    python benchmarks/real_pairs.py --train TRAIN.parquet --test TEST.parquet --model MODEL --seeds 0,1,2,3,4
+    python -m benchmarks.real_pairs --train TRAIN.parquet --test TEST.parquet --model MODEL --seeds 0,1,2,3,4
 """
 
 import argparse

@@ -6,7 +6,7 @@ but for the data, the model, the number of steps and what speaks of the demo cor
 not compared here: so few steps of so small a model show that a recipe works, not that its method helps. Prints a table
 and writes JSON.
 
-    python benchmarks/real_recipes.py --pairs PAIRS.parquet --completions COMPLETIONS.parquet --model MODEL
+    python -m benchmarks.real_recipes --pairs PAIRS.parquet --completions COMPLETIONS.parquet --model MODEL
 """
 
 import argparse

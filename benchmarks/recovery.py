@@ -13,7 +13,7 @@ score columns, or the model alone), and not all of them are meant for label nois
 
 A cell is one table, row and seed, a process with one thread, on the GPU where there is one.
 
-    python benchmarks/recovery.py --tables settings defaults --seeds 3 --workers 8 --output recovery.json
+    python -m benchmarks.recovery --tables settings defaults --seeds 3 --workers 8 --output recovery.json
 """
 
 import argparse

@@ -75,33 +75,33 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "overhead",
-            ("benchmarks/overhead.py", "--pairs", "40", "--output", "{output}"),
+            ("-m", "benchmarks.overhead", "--pairs", "40", "--output", "{output}"),
             seeds=(),
             table=tables.overhead,
             brief=briefs.overhead,
         ),
         Benchmark(
             "gpu",
-            ("benchmarks/gpu.py", "--output", "{output}"),
+            ("-m", "benchmarks.gpu", "--output", "{output}"),
             seeds=(0,),
             table=tables.gpu,
             brief=briefs.gpu,
         ),
         Benchmark(
             "scale",
-            ("benchmarks/scale.py", "--examples", "10000000", "--output", "{output}"),
+            ("-m", "benchmarks.scale", "--examples", "10000000", "--output", "{output}"),
             seeds=(1,),
             brief=briefs.scale,
         ),
         Benchmark(
             "scale_plans",
-            ("benchmarks/scale_plans.py", "--examples", "1000000", "--output", "{output}"),
+            ("-m", "benchmarks.scale_plans", "--examples", "1000000", "--output", "{output}"),
             seeds=(0,),
         ),
         Benchmark(
             "recovery",
             (
-                *("benchmarks/recovery.py", "--tables", "settings", "defaults", "--seeds", "3"),
+                *("-m", "benchmarks.recovery", "--tables", "settings", "defaults", "--seeds", "3"),
                 *("--output", "{work}/recovery.json"),
             ),
             seeds=(0, 1, 2),
@@ -111,14 +111,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "flips",
-            ("benchmarks/flips.py", "--output", "{work}/flips.json"),
+            ("-m", "benchmarks.flips", "--output", "{work}/flips.json"),
             seeds=(0, 1, 2, 3, 4, 5, 6),
             table=tables.flips,
             result="{work}/flips.json",
         ),
         Benchmark(
             "lds",
-            ("benchmarks/lds.py", "--data", "{data}", "--model", MODEL, "--output", "{work}/lds.json"),
+            ("-m", "benchmarks.lds", "--data", "{data}", "--model", MODEL, "--output", "{work}/lds.json"),
             seeds=(0, 1, 2),
             table=tables.lds,
             brief=briefs.lds,
@@ -127,7 +127,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "influence",
-            ("benchmarks/influence.py", "--output", "{work}/influence.json"),
+            ("-m", "benchmarks.influence", "--output", "{work}/influence.json"),
             seeds=(),
             table=tables.influence,
             brief=briefs.influence,
@@ -135,7 +135,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "target",
-            ("benchmarks/target.py", "--data", "{data}", "--model", MODEL, "--output", "{work}/target.json"),
+            ("-m", "benchmarks.target", "--data", "{data}", "--model", MODEL, "--output", "{work}/target.json"),
             seeds=(0, 1, 2),
             table=tables.target,
             brief=briefs.target,
@@ -144,7 +144,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "safety",
-            ("benchmarks/safety.py", "--data", "{data}", "--model", MODEL, "--output", "{work}/safety.json"),
+            ("-m", "benchmarks.safety", "--data", "{data}", "--model", MODEL, "--output", "{work}/safety.json"),
             seeds=(2, 3, 4, 5, 6),
             table=tables.safety,
             brief=briefs.safety,
@@ -154,13 +154,8 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "continual",
             (
-                "benchmarks/continual.py",
-                "--stream",
-                "{data}/continual_stream.parquet",
-                "--model",
-                MODEL,
-                "--output",
-                "{work}/continual.json",
+                *("-m", "benchmarks.continual", "--stream", "{data}/continual_stream.parquet"),
+                *("--model", MODEL, "--output", "{work}/continual.json"),
                 *("--methods", "adapt_inf", "sequential", "random replay"),
             ),
             seeds=(0, 1, 2),
@@ -170,7 +165,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "zip",
-            ("benchmarks/zip_speed.py", "--data", "{data}/docs_varlen.parquet", "--out", "{output}"),
+            ("-m", "benchmarks.zip_speed", "--data", "{data}/docs_varlen.parquet", "--out", "{output}"),
             seeds=(),
             table=tables.compression,
             brief=briefs.compression,
@@ -179,7 +174,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "vsl",
             (
-                *("benchmarks/vsl.py", "--documents", "{data}/docs_varlen.parquet", "--model", MODEL),
+                *("-m", "benchmarks.vsl", "--documents", "{data}/docs_varlen.parquet", "--model", MODEL),
                 *("--max-length", "4096", "--turns", "8", "--steps", "2", "--output", "{output}"),
             ),
             seeds=(0,),
@@ -190,7 +185,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "vsl_pairs",
             (
-                *("benchmarks/vsl.py", "--pairs", "{data}/pref_alpacaeval_train.parquet"),
+                *("-m", "benchmarks.vsl", "--pairs", "{data}/pref_alpacaeval_train.parquet"),
                 *("{data}/pref_hh_harmless_train.parquet", "--model", MODEL),
                 *("--max-length", "1024", "--turns", "12", "--steps", "4", "--output", "{output}"),
             ),
@@ -206,7 +201,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "real_pairs",
             (
-                *("benchmarks/real_pairs.py", "--train", "{data}/pref_alpacaeval_short_train.parquet"),
+                *("-m", "benchmarks.real_pairs", "--train", "{data}/pref_alpacaeval_short_train.parquet"),
                 *("--test", "{data}/pref_alpacaeval_short_test.parquet", "--model", MODEL),
                 *("--train-rows", "600", "--test-rows", "300", "--steps", "40", "--seeds", "0,1,2,3,4"),
                 *("--work", "{work}", "--output", "{output}"),
@@ -222,7 +217,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "real_recipes",
             (
-                *("benchmarks/real_recipes.py", "--pairs", "{data}/pref_alpacaeval_short_train.parquet"),
+                *("-m", "benchmarks.real_recipes", "--pairs", "{data}/pref_alpacaeval_short_train.parquet"),
                 *("--completions", "{data}/sft_alpacaeval_train.parquet", "--model", MODEL),
                 *("--output", "{output}"),
             ),
@@ -236,14 +231,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "audit_scale",
-            ("benchmarks/audit_scale.py", "--pairs", "100000", "--workers", "2", "--output", "{output}"),
+            ("-m", "benchmarks.audit_scale", "--pairs", "100000", "--workers", "2", "--output", "{output}"),
             seeds=(0,),
             brief=briefs.audit_scale,
         ),
         Benchmark(
             "planted",
             (
-                *("benchmarks/planted.py", "--data", "{data}", "--model", MODEL),
+                *("-m", "benchmarks.planted", "--data", "{data}", "--model", MODEL),
                 *("--output", "{work}/planted.json", "--workers", "2", "--rates", "0.4", "0.2"),
                 *("--recipes", "audit_soft", "stock", "audit_flip", "audit_keep_60", "audit_keep_40", "audit_weight"),
                 *("robust_dpo", "random_60"),
@@ -257,7 +252,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "judges",
             (
-                *("benchmarks/judges.py", "--data", "{data}", "--packages", "{packages}"),
+                *("-m", "benchmarks.judges", "--data", "{data}", "--packages", "{packages}"),
                 *("--work", "{work}", "--output", "{output}", "--variants", "default"),
             ),
             seeds=(0, 1, 2, 3, 4),

@@ -7,7 +7,7 @@ trusted set: the refusals of the validation file. Says how well the method's sco
 share in the mixture. Labels are for judging only: no method sees them. Each method and seed is a process of its own;
 finished ones are skipped.
 
-    PYTHONPATH=. python benchmarks/safety.py --data FOLDER --model MODEL --output safety.json --workers 8
+    python -m benchmarks.safety --data FOLDER --model MODEL --output safety.json --workers 8
 """
 
 import argparse

@@ -3,7 +3,7 @@ Memory and time of the ledger and the plans at 10 million examples, on one core.
 
 Prints a table and writes JSON.
 
-    python benchmarks/scale.py --examples 10000000 --output scale.json
+    python -m benchmarks.scale --examples 10000000 --output scale.json
 """
 
 import argparse
@@ -12,8 +12,8 @@ import time
 import tracemalloc
 
 import numpy as np
-from scale_plans import plans
 
+from benchmarks.scale_plans import plans
 from dsel_trl.bases.scored import keep_top
 from dsel_trl.bases.unseen import with_unseen
 from dsel_trl.core.composition import Composition

@@ -4,7 +4,7 @@ Time and memory of the planners that read texts, embeddings, losses and scores, 
 Each runs in a process of its own on made-up inputs: texts of 8 to 60 words, vectors of 64 numbers. Prints a table and
 writes JSON; `benchmarks/scale.py` adds the rows to its own.
 
-    OMP_NUM_THREADS=1 python benchmarks/scale_plans.py --examples 1000000 --output scale_plans.json
+    OMP_NUM_THREADS=1 python -m benchmarks.scale_plans --examples 1000000 --output scale_plans.json
 """
 
 import argparse

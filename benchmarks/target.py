@@ -6,7 +6,7 @@ of the candidates and trains on them for as many optimizer steps as the others. 
 domain among what was trained, and the loss on that domain's test rows, beside a random 20% and all candidates of the
 right domain (which no method is told). Each cell is a process of its own; finished ones are skipped.
 
-    PYTHONPATH=. python benchmarks/target.py --data FOLDER --model MODEL --output target.json --workers 8
+    python -m benchmarks.target --data FOLDER --model MODEL --output target.json --workers 8
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """
 Trained tokens per second: batches that fit their lengths against TRL's own.
 
-    python benchmarks/vsl.py --documents documents.parquet --pairs pairs.parquet more_pairs.parquet --model MODEL
+    python -m benchmarks.vsl --documents documents.parquet --pairs pairs.parquet more_pairs.parquet --model MODEL
 
 For each file the trainers take turns, some optimizer steps each, so that whatever else the machine does hits all of
 them alike. Only real tokens count, padding does not: both sides of a pair, prompts included. On a CPU the seconds are

@@ -1,6 +1,6 @@
 """ZIP: the same selection as a plain re-implementation of the published loop, and how much faster.
 
-    python benchmarks/zip_speed.py --data documents.parquet --out zip_speed.json
+    python -m benchmarks.zip_speed --data documents.parquet --out zip_speed.json
 
 The plain loop serialises and compresses "everything selected so far + candidate" anew for every candidate. The package
 serialises each example once, keeps the compressor of what is selected, and copies it for each candidate. Both run in
