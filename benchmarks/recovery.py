@@ -119,6 +119,8 @@ TRAINER: dict[str, dict[str, Any]] = {
 }
 # Methods that do not plan, but pick their examples out of larger batches: what they never took counts as dropped.
 PICKING = ("rho_loss", "select_k_of_b", "jest")
+# Drops other pairs in every epoch, and none in the last.
+ANEW = ("infobatch",)
 LOWEST = 0.3
 # What is said of methods that choose and of those that weigh, and by what they are judged.
 COLUMNS = {
@@ -180,11 +182,11 @@ def run(options: argparse.Namespace, table: str, name: str, size: str, seed: int
     found = {"table": table, "name": name, "seed": seed, "steps": float(trainer.state.global_step)}
     found |= {"flipped": float(flipped.mean()), "pairs": float(len(rows))}
     if kind == "drops":
-        dropped = callback.ledger.visits == 0 if method_name in PICKING else callback.ledger.dropped
+        out = left_out(callback.ledger, method_name, epochs)
         return found | {
-            "dropped": float(dropped.mean()),
-            "flipped_among_dropped": float(flipped[dropped].mean()) if dropped.any() else float("nan"),
-            "flipped_among_kept": float(flipped[~dropped].mean()),
+            "dropped": float(out.mean()),
+            "flipped_among_dropped": float(np.average(flipped, weights=out)) if out.any() else float("nan"),
+            "flipped_among_kept": float(np.average(flipped, weights=1 - out)),
         }
     seen = weights.counts > 0
     mean = weights.sums[seen] / weights.counts[seen]
@@ -195,6 +197,13 @@ def run(options: argparse.Namespace, table: str, name: str, size: str, seed: int
         "weight_clean": float(mean[~flipped[seen]].mean()),
         "flipped_among_lowest": float(flipped[seen][order[: round(LOWEST * len(mean))]].mean()),
     }
+
+
+def left_out(ledger: Any, method: str, epochs: int) -> np.ndarray:
+    """Share of the epochs that each pair was left out of; of most methods the last choice, which is 0 or 1."""
+    if method in ANEW:
+        return 1 - np.minimum(ledger.visits / epochs, 1)
+    return (ledger.visits == 0 if method in PICKING else ledger.dropped).astype(float)
 
 
 def model_folder(options: argparse.Namespace) -> Path:
