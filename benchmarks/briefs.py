@@ -12,6 +12,12 @@ def quickstart(result: dict[str, Any]) -> Lines:
     return [(f"held-out accuracy of the quickstart, 30% flipped labels, {seeds} seeds: {names}", means)]
 
 
+def equal_compute(result: dict[str, Any]) -> Lines:
+    """The same with as many floating-point operations for all, those of the selection charged."""
+    ((what, means),) = quickstart(result)
+    return [(what.replace("of the quickstart,", "at equal computation, selection's own charged,"), means)]
+
+
 def overhead(result: dict[str, Any]) -> Lines:
     rows = {name: row for name, row in result["variants"].items() if name != "stock"}
     names = " / ".join(f"`{name}`" for name in rows)

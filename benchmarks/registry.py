@@ -6,6 +6,7 @@ README or `benchmarks/README.md` shall show its table, two markers go there, `<!
 `<!-- benchmark NAME: end -->`, and `python -m benchmarks NAME` fills what is between them.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,14 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 # The small pretrained model beside the real data.
 MODEL = "{models}/tiny128"
+# At equal computation: a method that reads scores, one that trains helpers, and one that makes forwards beforehand.
+COMPARED = json.dumps(
+    {
+        "margin": {"name": "margin", "source": "explicit", "keep": 0.5},
+        "selective_dpo": {"name": "selective_dpo", "keep": 0.5},
+        "audit": {"name": "audit"},
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,17 @@ BENCHMARKS: dict[str, Benchmark] = {
             seeds=(42, 1, 2),
             table=tables.ablation,
             brief=briefs.quickstart,
+            result="{work}/ablation.json",
+        ),
+        Benchmark(
+            "equal_compute",
+            (
+                *("-m", "dsel_trl", "ablate", "--config", "recipes/quickstart.yaml", "--methods", COMPARED),
+                *("--equal", "flops", "--seeds", "0,1,2", "--workers", "2", "--output_dir", "{work}"),
+            ),
+            seeds=(0, 1, 2),
+            table=tables.ablation,
+            brief=briefs.equal_compute,
             result="{work}/ablation.json",
         ),
         Benchmark(

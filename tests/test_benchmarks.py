@@ -102,6 +102,7 @@ ZIPPED = {"documents": 2000, "k1": 1000, "k2": 200, "k3": 100, "budget": 200, "p
     ("name", "result", "in_table", "in_brief"),
     [
         ("quickstart", {"rows": [ABLATED]}, "| 75.0% ± 1.0 | +2.0 [+2.0, +2.0] | 90.0% |", "75.0%"),
+        ("equal_compute", {"rows": [ABLATED]}, "| 75.0% ± 1.0 |", "75.0%"),
         ("real_pairs", {"rows": [{"tuning": "LoRA", **ABLATED}], "standard_error": 0.029}, "| LoRA | 0.40 |", None),
         (
             "real_recipes",
