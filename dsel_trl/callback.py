@@ -214,8 +214,12 @@ class SelectionCallback(TrainerCallback):
     def begin_run(self, checkpoint: str | None) -> None:
         """Sets the methods up, or takes up the checkpoint; called by `train` before anything else happens."""
         self._attempted, self._checkpoint = False, checkpoint
-        if self not in self.trainer.callback_handler.callbacks:
+        callbacks = self.trainer.callback_handler.callbacks
+        if self not in callbacks:
             self.trainer.add_callback(self)
+        # Added twice it would count every step twice.
+        for _ in range(callbacks.count(self) - 1):
+            callbacks.remove(self)
         # The dataset may be another one than when the callback was made.
         check_run(self.trainer, self.kind, self.methods, self.training)
         for method in self.methods.methods:

@@ -47,6 +47,21 @@ def test_training_works_without_adding_the_callback(make_trainer):
 # ---- What the ledger hears ----
 
 
+def test_a_callback_that_was_added_twice_acts_once(make_trainer):
+    runs = []
+    for times in (1, 2):
+        trainer = make_trainer("dpo", num_train_epochs=2)
+        callback = SelectionCallback(trainer, "margin", keep=0.5)
+        for _ in range(times):
+            trainer.add_callback(callback)
+        trainer.train()
+        assert trainer.callback_handler.callbacks.count(callback) == 1
+        runs.append((callback.ledger.visits.tolist(), tiny.weights_of(trainer)))
+    (once, weights), (twice, others) = runs
+    assert once == twice
+    tiny.assert_same_weights(weights, others)
+
+
 def test_a_callback_of_another_trainer_is_refused_before_the_first_step(make_trainer):
     callback, other = SelectionCallback(make_trainer("sft"), "uniform"), make_trainer("sft")
     other.add_callback(callback)
