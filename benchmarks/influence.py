@@ -53,6 +53,7 @@ GRIDS: dict[str, list[Cell]] = {
         ("6M", "sft", "full", 8, 256, "grand"),
         ("6M", "sft", "full", 8, 256, "el2n"),
         ("6M", "sft", "full", 8, 256, "greats"),
+        ("6M", "sft", "full", 8, 256, "less"),
     ],
     "cuda": [
         ("135M", "sft", "full", 16, 1024, SCORES),
@@ -68,7 +69,10 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "grand": {"keep": 1.0},
     "el2n": {"keep": 1.0},
     "greats": {},
+    "less": {"keep": 1.0, "warm_up": 0.5, "checkpoints": 1},
 }
+# Measure nothing in the ordinary step, but all examples at some moments.
+AT_MOMENTS = ("less",)
 
 
 class TimedTurns(Turns):
@@ -133,7 +137,9 @@ def build_trainer(cell: Cell, options: argparse.Namespace, model: str, steps: in
         how = dict(PARAMETERS[method])
         own = {parameter.name for parameter in get_method_card(method).parameters}
         if "target" in own:
-            how |= {"target": rows_of(kind, TARGET, length, 1), "target_refresh": options.refresh}
+            how["target"] = rows_of(kind, TARGET, length, 1)
+        if "target_refresh" in own:
+            how["target_refresh"] = options.refresh
         if "layers" in own:
             how["layers"] = "lora" if what == "lora" else "linear"
         trainer.add_callback(SelectionCallback(trainer, method, **how))
@@ -180,6 +186,28 @@ def measure(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
     gc.collect()
     peaks = [peak_memory(cell, options, model, scored) for scored in (False, True)]
     return row | {"stock_peak_mib": peaks[0], "peak_mib": peaks[1], "memory_ratio": peaks[1] / peaks[0]}
+
+
+def measure_moment(cell: Cell, options: argparse.Namespace) -> dict[str, Any]:
+    """What it takes to measure a batch of examples once, in stock steps: of whole runs, one with such a moment."""
+    model, (_, _, _, batch, _, _) = model_folder(Path(options.folder), cell[0]), cell
+    seconds = []
+    for scored in (False, True):
+        trainer = build_trainer(cell, options, model, 8, scored)
+        started = time.perf_counter()
+        trainer.train()
+        seconds.append(time.perf_counter() - started)
+    stock, batches = seconds[0] / 8, len(trainer.train_dataset) / batch + TARGET / batch
+    peaks = [peak_memory(cell, options, model, scored) for scored in (False, True)]
+    return {
+        "what": label(cell),
+        "stock_seconds": stock,
+        "limit": None,
+        "refresh_in_steps": (seconds[1] - seconds[0]) / batches / stock,
+        "stock_peak_mib": peaks[0],
+        "peak_mib": peaks[1],
+        "memory_ratio": peaks[1] / peaks[0],
+    }
 
 
 def peak_memory(cell: Cell, options: argparse.Namespace, model: str, scored: bool) -> float:
@@ -338,7 +366,7 @@ def main() -> None:
         for number in range(len(grid)) if options.cells is None else options.cells:
             if label(grid[number]) in done:
                 continue
-            row = measure(grid[number], options)
+            row = (measure_moment if grid[number][-1] in AT_MOMENTS else measure)(grid[number], options)
             if grid[number][1] == "sft" and grid[number][-1] == SCORES:
                 row["others"] = others(grid[number], options)
                 for way in ("loop", "vmap"):

@@ -357,7 +357,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=32)
     parser.add_argument("--halves", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=2, help="retrainings of each half, with seeds of their own")
-    parser.add_argument("--runs", type=int, default=3, help="runs on all rows, of which each gives scores")
+    parser.add_argument("--runs", type=int, default=2, help="runs on all rows, of which each gives scores")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-3)

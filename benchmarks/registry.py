@@ -139,7 +139,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(
             "lds",
             ("-m", "benchmarks.lds", "--data", "{data}", "--model", MODEL, "--output", "{work}/lds.json"),
-            seeds=(0, 1, 2),
+            seeds=(0, 1),
             table=tables.lds,
             brief=briefs.lds,
             needs=("{data}/sft_domains_train.parquet", "{data}/sft_domains_test.parquet", MODEL),

@@ -1,5 +1,6 @@
 """What a benchmark found, as Markdown."""
 
+import math
 from typing import Any
 
 
@@ -310,18 +311,25 @@ def influence(result: dict[str, Any]) -> str:
     rows = [
         [
             row["what"],
-            f"{row['ratio']:.3f} ({row['quartiles'][0]:.3f}-{row['quartiles'][1]:.3f})",
+            "{:.3f} ({:.3f}-{:.3f})".format(row["ratio"], *row["quartiles"]) if "ratio" in row else "-",
             "-" if row["limit"] is None else f"{row['limit']:g}",
-            "-" if row["control"] is None else f"{row['control']:.3f}",
-            f"{row['refresh_in_steps']:.2f}",
-            f"{row['mean_ratio_at'].get(at, float('nan')):.3f}",
+            "-" if row.get("control") is None else f"{row['control']:.3f}",
+            "-" if math.isnan(row["refresh_in_steps"]) else f"{row['refresh_in_steps']:.2f}",
+            f"{row['mean_ratio_at'][at]:.3f}" if at in row.get("mean_ratio_at", {}) else "-",
             f"{row['memory_ratio']:.2f}",
             other(row, "loop"),
             other(row, "vmap"),
         ]
         for row in result["rows"]
     ]
-    head = ["what", "step / stock (25%-75%)", "limit", "stock / stock", "a refresh, in steps", f"mean at {at}"]
+    head = [
+        "what",
+        "step / stock (25%-75%)",
+        "limit",
+        "stock / stock",
+        "a refresh or a batch, in steps",
+        f"mean at {at}",
+    ]
     table = markdown([*head, "peak memory / stock", "loop, in steps", "vmap, in steps"], rows)
     if "dattri" not in result:
         return table

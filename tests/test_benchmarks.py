@@ -91,6 +91,7 @@ RECOVERED = [
 MEASURED = {"what": "inrun_shapley: 6M sft, LoRA r=8, 8 x 256 tokens", "ratio": 1.051, "quartiles": [1.015, 1.104],
             "limit": 1.08, "control": 0.98, "refresh_in_steps": 0.99, "mean_ratio_at": {"20": 1.1},
             "memory_ratio": 1.01, "others": {"loop": {"in_steps": 0.85}, "vmap": {"error": "no"}}}  # fmt: skip
+OF_MOMENTS = {"what": "less: 6M", "limit": None, "refresh_in_steps": 1.2, "memory_ratio": 1.01}
 RIVAL = {"rank_correlation": 1.0, "dsel_trl": {"stock_seconds": 0.2, "ratio": 1.13},
          "dattri-llm": {"stock_seconds": 0.2, "ratio": 1.34}}  # fmt: skip
 FORETOLD = [{"method": name, "lds": 0.3, "interval": [0.2, 0.4]} for name in lds.METHODS]
@@ -126,6 +127,7 @@ ZIPPED = {"documents": 2000, "k1": 1000, "k2": 200, "k3": 100, "budget": 200, "p
             "0.30 [0.20, 0.40] / 0.30",
         ),
         ("influence", {"refresh": 20, "rows": [MEASURED]}, "| 0.85 | fails |", "1.05 / 1.10"),
+        ("influence", {"refresh": 20, "rows": [MEASURED, OF_MOMENTS]}, "| less: 6M | - | - | - | 1.20 |", "1.05"),
         ("influence", {"refresh": 20, "rows": [MEASURED], "dattri": RIVAL}, "| dattri-llm | 0.20 | 1.34 |", "1.05"),
         ("zip", {"rows": [ZIPPED, {**ZIPPED, "speed_ratio": 39.7}, {}]}, "| 14.8 | yes |", "15x to 40x"),
         ("scale", {"examples": 10**7, "rows": {"ledger MB": 340.0, "rank and plan s": 0.553}}, "340", "0.55 s"),
