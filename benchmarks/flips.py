@@ -33,13 +33,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "in-run, first order": ("inrun_shapley", {}),
     "in-run, second order": ("inrun_shapley", {"taylor": 2}),
     "in-run, plain": ("inrun_shapley", {"scale": "plain"}),
-    "in-run, plain, adam": ("inrun_shapley", {"scale": "plain", "precondition": "adam"}),
     "in-run, cosine": ("inrun_shapley", {"scale": "cosine"}),
     "in-run, cosine, adam": ("inrun_shapley", {"scale": "cosine", "precondition": "adam"}),
-    "in-run, last block, cosine, adam": (
-        "inrun_shapley",
-        {"scale": "cosine", "layers": "last-1", "precondition": "adam"},
-    ),
     "in-run, norms, plain": ("inrun_shapley", {"layers": "norms", "scale": "plain"}),
     "in-run, norms, cosine": ("inrun_shapley", {"layers": "norms", "scale": "cosine"}),
     "in-run, norms, cosine, adam": ("inrun_shapley", {"layers": "norms", "scale": "cosine", "precondition": "adam"}),
