@@ -34,12 +34,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "in-run, second order": ("inrun_shapley", {"taylor": 2}),
     "in-run, plain": ("inrun_shapley", {"scale": "plain"}),
     "in-run, cosine": ("inrun_shapley", {"scale": "cosine"}),
-    "in-run, cosine, adam": ("inrun_shapley", {"scale": "cosine", "precondition": "adam"}),
-    "in-run, norms, plain": ("inrun_shapley", {"layers": "norms", "scale": "plain"}),
     "in-run, norms, cosine": ("inrun_shapley", {"layers": "norms", "scale": "cosine"}),
-    "in-run, norms, cosine, adam": ("inrun_shapley", {"layers": "norms", "scale": "cosine", "precondition": "adam"}),
     "GREATS": ("greats", {}),
-    "GREATS, cosine": ("greats", {"scale": "cosine"}),
     "LESS": ("less", {"warm_up": 0.5}),
 }
 # Which ones the best is chosen among.
