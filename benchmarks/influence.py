@@ -49,7 +49,6 @@ GRIDS: dict[str, list[Cell]] = {
     "cpu": [
         ("6M", "sft", "full", 8, 256, SCORES),
         ("6M", "sft", "lora", 8, 256, SCORES),
-        ("6M", "dpo", "lora", 8, 256, SCORES),
         ("6M", "sft", "full", 8, 256, "grand"),
         ("6M", "sft", "full", 8, 256, "el2n"),
         ("6M", "sft", "full", 8, 256, "greats"),
