@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--refresh", type=int, default=20, help="steps for which one gradient of the target serves")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--cells", type=int, nargs="+", help="which rows of the grid, from 0 (default: all)")
+    parser.add_argument("--cells", type=int, nargs="*", help="which rows of the grid, from 0 (default: all)")
     parser.add_argument("--checkpointing", action="store_true", help="with gradient checkpointing, as TRL has it")
     parser.add_argument("--dattri", help="the Python of an environment with dattri-llm")
     parser.add_argument("--output", default="influence.json")
