@@ -27,7 +27,8 @@ class Grand(OverVisits):
     When: many epochs over clean labels. When not: alone, for instruction tuning: short answers have large gradients,
     and the loss says nearly as much for nothing. Norms at the very start (an untrained model) do not reproduce.
     Memory: the positions of a batch in pairs, or one layer's gradients, whichever is less work, in pieces of 512 MiB.
-    Scores are live: the first epoch's choice is random.
+    Scores are live: the first epoch's choice is random. Measured (`benchmarks/influence.py`, SFT of 8 x 256 tokens, a
+    Llama of 6 million parameters, one core): 1.26 times a stock step, 1.00 times its peak memory.
     """
 
     layers: str | Sequence[str] = field(default="linear", metadata={"help": LAYERS})

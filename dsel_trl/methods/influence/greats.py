@@ -35,7 +35,9 @@ class Greats(FollowsGradient):
     that are not chosen count as seen: an epoch has `1 / factor` of the steps.
     When: a small clean target, a mixed or noisy pool. When not: where the passes cost more than they gain: each
     candidate has a forward and a backward of its own.
-    Memory: inputs and output gradients of the layers for all candidates at once.
+    Memory: inputs and output gradients of the layers for all candidates at once. Measured (`benchmarks/influence.py`,
+    SFT of 8 x 256 tokens, a Llama of 6 million parameters, one core, `factor: 2`): 3.8 times a stock step, 1.5 times
+    its peak memory.
     """
 
     factor: int = field(default=2, metadata={"help": "candidates drawn for one trained example, at least 2"})

@@ -35,14 +35,15 @@ class InRunShapley(FollowsGradient, ByScore):
     A weight that another method gives is taken out again; an example of weight 0 has no value in that step.
     When: a small clean target is at hand and the training set is mixed or partly mislabelled. To find flipped labels,
     rather than to share out what a run has gained, `scale: cosine` is better: the value counts a step by its learning
-    rate. (Of 640 pairs with 30% flips, one run: AUROC 0.71 by the value, 0.76 by the cosine, 0.83 by the cosine over
-    `layers: norms`, 0.77 by backward passes of all parameters; the implicit margin alone has 0.81.)
+    rate (`benchmarks/flips.py`).
     When not: as a judgement of one example after one visit, which is noisy; under an optimizer far from SGD, for which
     the value stands in for its own (`precondition: adam` is nearer).
     Memory: the target's gradient in float32 (that of the layers' parameters; in a checkpoint too where
     `target_refresh` > 1); `taylor: 2` holds the layers' inputs and output gradients of a step, and a copy of the
-    parameters. Time: 1.3 times a step over all linear layers (DPO of 135 million parameters in bf16 on an H100); with
-    LoRA there, where a step is the launching of small kernels, 1.6 times. Plan lag: as for every live score.
+    parameters. Time between two gradients of the target: 1.3 times a step over all linear layers (DPO of 135 million
+    parameters in bf16 on an H100); with LoRA there, where a step is the launching of small kernels, 1.6 times; on a
+    CPU core (`benchmarks/influence.py`) 1.16 and 1.05 times, and 1.02 and 1.01 times the peak memory. A gradient of a
+    target of 8 takes a step. Plan lag: as for every live score.
     """
 
     taylor: int = field(
