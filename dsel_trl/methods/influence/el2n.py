@@ -32,6 +32,8 @@ class El2n(OverVisits):
     When: many epochs over clean labels, of which the easy ones teach little any more. When not: alone, for
     instruction tuning, it is often no better than a random choice; with flipped labels the highest scores are the
     flipped ones (take `keep_bottom` or a `band`). Scores are live: the first epoch's choice is random.
+    Memory: measured (`benchmarks/influence.py`, SFT of 8 x 256 tokens, a Llama of 6 million parameters, one core):
+    1.09 times a stock step, 1.00 times its peak memory.
     """
 
     form: str | None = field(
