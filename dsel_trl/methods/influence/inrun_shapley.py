@@ -35,8 +35,9 @@ class InRunShapley(FollowsGradient, ByScore):
     A weight that another method gives is taken out again; an example of weight 0 has no value in that step.
     When: a small clean target is at hand and the training set is mixed or partly mislabelled. To find flipped labels,
     rather than to share out what a run has gained, `scale: cosine` is better: the value counts a step by its learning
-    rate (`benchmarks/flips.py`, 640 pairs with 30% flips, five seeds: AUROC 0.75 by the value, 0.79 by the cosine, 0.84
-    by the cosine over `layers: norms`; 0.77 by backward passes of all parameters, 0.80 by the implicit margin alone).
+    rate (`benchmarks/flips.py`, 640 pairs with 30% flips, five seeds: AUROC 0.75 by the value, 0.79 by the cosine,
+    0.84 by the cosine over `layers: norms`; 0.77 by backward passes of all parameters, 0.80 by the implicit margin
+    alone).
     When not: as a judgement of one example after one visit, which is noisy; under an optimizer far from SGD, for which
     the value stands in for its own (`precondition: adam` is nearer).
     Memory: the target's gradient in float32 (that of the layers' parameters; in a checkpoint too where
