@@ -28,6 +28,7 @@ from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from benchmarks.cells import add_options, circumstances, run_cells, training
+from benchmarks.tables import RECOVERED
 from dsel_trl import Method, SelectionCallback, create_method
 from dsel_trl.data.demo.corpus import demo_preferences
 from dsel_trl.data.demo.model import build_demo_model
@@ -122,11 +123,7 @@ PICKING = ("rho_loss", "select_k_of_b", "jest")
 # Drops other pairs in every epoch, and none in the last.
 ANEW = ("infobatch",)
 LOWEST = 0.3
-# What is said of methods that choose and of those that weigh, and by what they are judged.
-COLUMNS = {
-    "drops": ("dropped", "flipped_among_dropped", "flipped_among_kept"),
-    "weighs": ("weight_flipped", "weight_clean", "flipped_among_lowest"),
-}
+# By what methods that choose and those that weigh are judged.
 JUDGED = {"drops": "flipped_among_dropped", "weighs": "flipped_among_lowest"}
 
 
@@ -231,7 +228,7 @@ def verdict(cells: list[dict[str, float]], key: str) -> str:
 def summary(table: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per method, best first, those that choose before those that weigh: mean over seeds, half of the spread."""
     found = []
-    for kind, keys in COLUMNS.items():
+    for kind, keys in RECOVERED.items():
         judged = JUDGED[kind]
         lines = []
         for name in [name for name in TABLES[table] if TABLES[table][name][2] == kind]:
@@ -274,7 +271,7 @@ def main() -> None:
         print(f"\n{table}: {options.seeds} seeds; mean and half of the spread.")
         for row in found:
             values = "  ".join(
-                f"{key} {row[key][0]:.3f} ± {row[key][1]:.3f}" for key in COLUMNS[row["kind"]] if row[key]
+                f"{key} {row[key][0]:.3f} ± {row[key][1]:.3f}" for key in RECOVERED[row["kind"]] if row[key]
             )
             print(f"{row['name']:<28}{row['steps']:>6.0f} steps  {values}  {row['verdict']}")
 

@@ -175,6 +175,13 @@ def judges(result: dict[str, Any]) -> str:
     return markdown([*head, "labels right before / after flips", "calibration error, labels / truth"], rows)
 
 
+# What is said of methods that choose and of those that weigh.
+RECOVERED = {
+    "drops": ("dropped", "flipped_among_dropped", "flipped_among_kept"),
+    "weighs": ("weight_flipped", "weight_clean", "flipped_among_lowest"),
+}
+
+
 def recovery(result: dict[str, Any]) -> str:
     """What became of flipped pairs, table by table: the methods that choose, and those that weigh."""
 
@@ -185,17 +192,13 @@ def recovery(result: dict[str, Any]) -> str:
         "drops": ["dropped", "flipped among the dropped", "flipped among the kept"],
         "weighs": ["mean weight of flipped pairs", "of clean pairs", "flipped among the lowest-weighted 30%"],
     }
-    keys = {
-        "drops": ("dropped", "flipped_among_dropped", "flipped_among_kept"),
-        "weighs": ("weight_flipped", "weight_clean", "flipped_among_lowest"),
-    }
     parts = []
     for table, found in result["tables"].items():
         for kind, head in heads.items():
             rows = [
                 [
                     *(f"`{row['name']}`", row["uses"], f"{row['steps']:,.0f}"),
-                    *(cell(row[key]) for key in keys[kind]),
+                    *(cell(row[key]) for key in RECOVERED[kind]),
                     row["verdict"],
                 ]
                 for row in found

@@ -144,10 +144,11 @@ def keep_band(scores: np.ndarray, low: float, high: float, ties: np.random.Gener
 
 def in_order(scores: np.ndarray, ids: np.ndarray, ties: np.random.Generator | None = None) -> np.ndarray:
     """`ids` by descending score, unselectable ones last; equal scores as `ties` draws them, without it by id."""
-    if ties is None:
-        ids = np.sort(ids)
-        return ids[rank_order(scores[ids], descending=True)]
+    # Ties of a ranking stay in the order in which they come.
+    ids = np.sort(ids) if ties is None else ids
     ids = ids[rank_order(scores[ids], descending=True)]
+    if ties is None:
+        return ids
     values = scores[ids]
     known = int(np.count_nonzero(selectable(values)))
     # Only those that are equal to a neighbour, and those without a score, are put in another order.
