@@ -59,6 +59,13 @@ def training(options: argparse.Namespace, folder: str, seed: int, **own: Any) ->
     }
 
 
+def demo_model(options: argparse.Namespace) -> str:
+    """The folder of the demo model, which is built beside the cells once."""
+    from dsel_trl.data.demo.model import build_demo_model
+
+    return str(build_demo_model(Path(options.output).with_suffix("") / "model"))
+
+
 def cell_path(options: argparse.Namespace, cell: Cell) -> Path:
     """The file of a finished cell."""
     name = "-".join(str(part) for part in cell)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.cells import add_options, circumstances, run_cells, training
+from benchmarks.cells import add_options, circumstances, demo_model, run_cells, training
 from dsel_trl.data.files import write_json
 
 BATCH, TARGET = 32, 64
@@ -88,7 +88,7 @@ def run(options: argparse.Namespace, setting: str, size: int, seed: int) -> dict
     data = demo_preferences(seed, train_size=size, test_size=512)
     truth = np.array(data["train"]["truth_flipped"], dtype=bool)
     followed = data["test"].select(range(TARGET)).select_columns(["prompt", "chosen", "rejected"])
-    model = str(model_folder(options))
+    model = demo_model(options)
     # What the brute force is compared with: the same products of the linear layers.
     name, parameters = SETTINGS[setting] or ("inrun_shapley", {"scale": "plain"})
     with tempfile.TemporaryDirectory() as folder:
@@ -127,12 +127,6 @@ def run(options: argparse.Namespace, setting: str, size: int, seed: int) -> dict
 
 
 # ---- Cells ----
-
-
-def model_folder(options: argparse.Namespace) -> Path:
-    from dsel_trl.data.demo.model import build_demo_model
-
-    return Path(build_demo_model(Path(options.output).with_suffix("") / "model"))
 
 
 def cells(options: argparse.Namespace) -> list[tuple[str, int, int]]:
@@ -182,7 +176,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.brute:
         options.settings = [BRUTE]
-    model_folder(options)
+    demo_model(options)
     wanted = cells(options)
     rows = run_cells(run, wanted, options)
     found = report(options, rows) | circumstances(options, wanted, rows)

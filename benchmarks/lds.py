@@ -52,7 +52,6 @@ METHODS = {
     "length": "length",
     "random": "random",
 }
-OF_A_RUN = ("inrun_first", "inrun_second", "inrun_adam", "less", "cosine_after", "cosine_before")
 
 
 def read(options: argparse.Namespace, split: str, size: int) -> Dataset:

@@ -27,11 +27,10 @@ import torch
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from benchmarks.cells import add_options, circumstances, run_cells, training
+from benchmarks.cells import add_options, circumstances, demo_model, run_cells, training
 from benchmarks.tables import RECOVERED
 from dsel_trl import Method, SelectionCallback, create_method
 from dsel_trl.data.demo.corpus import demo_preferences
-from dsel_trl.data.demo.model import build_demo_model
 from dsel_trl.data.files import write_json
 
 KEEP = 0.7
@@ -171,7 +170,7 @@ def run(options: argparse.Namespace, table: str, name: str, size: str, seed: int
         how = training(options, folder, seed, num_train_epochs=epochs, max_length=128)
         args = DPOConfig(**{**how, **TRAINER[table]})
         torch.manual_seed(seed)
-        trainer = DPOTrainer(str(model_folder(options)), args=args, train_dataset=rows)
+        trainer = DPOTrainer(demo_model(options), args=args, train_dataset=rows)
         trainer.remove_callback(PrinterCallback)
         weights = MeanWeight()
         callback = SelectionCallback(trainer, [create_method(method_name, **parameters), weights])
@@ -201,11 +200,6 @@ def left_out(ledger: Any, method: str, epochs: int) -> np.ndarray:
     if method in ANEW:
         return 1 - np.minimum(ledger.visits / epochs, 1)
     return (ledger.visits == 0 if method in PICKING else ledger.dropped).astype(float)
-
-
-def model_folder(options: argparse.Namespace) -> Path:
-    """The demo model, built once."""
-    return Path(build_demo_model(Path(options.output).with_suffix("") / "model"))
 
 
 def verdict(cells: list[dict[str, float]], key: str) -> str:
@@ -262,7 +256,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=None, help="rows of the tables; default all")
     add_options(parser)
     options = parser.parse_args()
-    model_folder(options)
+    demo_model(options)
     wanted = cells(options)
     rows = run_cells(run, wanted, options)
     tables = {table: summary(table, rows) for table in options.tables}
